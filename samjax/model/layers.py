@@ -1,0 +1,140 @@
+"""Layers shared by the encoder and the decoder, initialised as PyTorch does (the reference has no own scheme)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Buffer(nnx.Variable):
+    """A fixed array that belongs to the model and its checkpoints but is never trained."""
+
+
+def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what torch gives weights and biases of linear and conv layers."""
+    bound = fan_in**-0.5
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
+    """N(0, 1): what torch gives embeddings."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def bias_like(bias: jax.Array, ndim: int) -> jax.Array:
+    """`bias` with leading axes of length 1 up to `ndim` axes."""
+    return bias.reshape((1,) * (ndim - bias.ndim) + bias.shape)
+
+
+class Linear(nnx.Module):
+    """y = x W + b over the last axis."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.kernel = uniform(rngs, (inputs, outputs), inputs)
+        self.bias = uniform(rngs, (outputs,), inputs)
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum('...I,IO->...O', x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y + bias_like(self.bias[...].astype(self.dtype), y.ndim)
+
+
+class Mlp(nnx.Module):
+    """Linear layers with `activation` between them; `widths` names every width from input to output."""
+
+    def __init__(self, widths: tuple[int, ...], activation, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.layers = nnx.List([Linear(i, o, dtype, rngs) for i, o in zip(widths, widths[1:], strict=False)])
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over channels, in float32 with a two-pass variance, returned in `dtype`.
+
+    The reference uses eps 1e-6 everywhere but in the two-way transformer, where it is torch's 1e-5.
+    """
+
+    def __init__(self, channels: int, eps: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        y = x * bias_like(self.scale[...], x.ndim) + bias_like(self.bias[...], x.ndim)
+        return y.astype(self.dtype)
+
+
+class PatchConv(nnx.Module):
+    """Convolution whose stride equals its kernel: (..., H, W, I) -> (..., H/p, W/p, O)."""
+
+    def __init__(self, patch: int, inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        fan_in = patch * patch * inputs
+        self.kernel = uniform(rngs, (patch, patch, inputs, outputs), fan_in)
+        self.bias = uniform(rngs, (outputs,), fan_in)
+        self.patch = patch
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        *lead, height, width, channels = x.shape
+        p = self.patch
+        x = x.reshape(*lead, height // p, p, width // p, p, channels)
+        y = jnp.einsum('...hpwqI,pqIO->...hwO', x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y + bias_like(self.bias[...].astype(self.dtype), y.ndim)
+
+
+class PatchDeconv(nnx.Module):
+    """Transposed convolution whose stride equals its kernel: (..., h, w, I) -> (..., h p, w p, O)."""
+
+    def __init__(self, patch: int, inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        fan_in = patch * patch * outputs  # torch counts the other way round for transposed convolutions
+        self.kernel = uniform(rngs, (patch, patch, inputs, outputs), fan_in)
+        self.bias = uniform(rngs, (outputs,), fan_in)
+        self.patch = patch
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        *lead, height, width, _ = x.shape
+        p = self.patch
+        y = jnp.einsum('...hwI,pqIO->...hpwqO', x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        y = y + bias_like(self.bias[...].astype(self.dtype), y.ndim)
+        return y.reshape(*lead, height * p, width * p, y.shape[-1])
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU of the reference; JAX's default is the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def softmax(logits: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Softmax in float32, returned in `dtype`."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=axes).astype(dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of the entries and scales up the rest; the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path(x_BhwD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a residual branch for a share `rate` of the images (stochastic depth)."""
+    if key is None or rate == 0:
+        return x_BhwD
+    keep_B111 = jax.random.bernoulli(key, 1 - rate, (x_BhwD.shape[0], 1, 1, 1))
+    return jnp.where(keep_B111, x_BhwD / (1 - rate), 0).astype(x_BhwD.dtype)
+
+
+def split(key: jax.Array | None, count: int) -> list:
+    """`count` keys from one, or that many times None."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

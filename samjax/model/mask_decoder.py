@@ -1,0 +1,161 @@
+"""Mask decoder: a two-way transformer between prompt tokens and image, then masks by dynamic linear heads (paper §A)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from samjax.model.layers import (
+    LayerNorm,
+    Mlp,
+    PatchDeconv,
+    bias_like,
+    dropout,
+    gelu,
+    normal,
+    softmax,
+    split,
+    uniform,
+)
+from samjax.structs import Prediction
+
+MASK_TOKENS = 4
+
+
+class MaskDecoder(nnx.Module):
+    """Image embedding and encoded prompts -> masks and the IoU each is expected to have."""
+
+    def __init__(self, config, rngs: nnx.Rngs):
+        c, dtype = config.channels, config.dtype
+        self.iou_token_1C = normal(rngs, (1, c))
+        self.mask_tokens_4C = normal(rngs, (MASK_TOKENS, c))
+        self.transformer = TwoWayTransformer(config, rngs)
+        self.upscale1 = PatchDeconv(2, c, c // 4, dtype, rngs)
+        self.upscale_norm = LayerNorm(c // 4, 1e-6, dtype)
+        self.upscale2 = PatchDeconv(2, c // 4, c // 8, dtype, rngs)
+        self.mask_heads = nnx.List([Mlp((c, c, c, c // 8), jax.nn.relu, dtype, rngs) for _ in range(MASK_TOKENS)])
+        self.iou_head = Mlp((c, config.iou_hidden, config.iou_hidden, MASK_TOKENS), jax.nn.relu, dtype, rngs)
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        embed_BhwC: jax.Array,
+        positions_hwC: jax.Array,
+        sparse_BNPC: jax.Array,
+        present_BNP: jax.Array,
+        dense_BNhwC: jax.Array,
+        masks: tuple[int, ...],
+        key: jax.Array | None,
+    ) -> Prediction:
+        b, n, h, w, c = dense_BNhwC.shape
+        own_5C = jnp.concatenate([self.iou_token_1C[...], self.mask_tokens_4C[...]])
+        own_BN5C = jnp.broadcast_to(own_5C[None, None], (b, n, 1 + MASK_TOKENS, c))
+        tokens_BNTC = jnp.concatenate([own_BN5C, sparse_BNPC], 2).astype(self.dtype)
+        present_BNT = jnp.pad(present_BNP, ((0, 0), (0, 0), (1 + MASK_TOKENS, 0)), constant_values=True)
+        image_BNLC = (embed_BhwC[:, None].astype(self.dtype) + dense_BNhwC).reshape(b, n, h * w, c)
+        image_pe_LC = positions_hwC.reshape(h * w, c).astype(self.dtype)
+
+        tokens_BNTC, image_BNLC = self.transformer(tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, key)
+
+        up_BNhwU = gelu(self.upscale_norm(self.upscale1(image_BNLC.reshape(b, n, h, w, c))))
+        up_BNyxU = gelu(self.upscale2(up_BNhwU))
+        heads_BNMU = jnp.stack([self.mask_heads[m](tokens_BNTC[:, :, 1 + m]) for m in masks], 2)
+        logits_BNMyx = jnp.einsum('BNMU,BNyxU->BNMyx', heads_BNMU, up_BNyxU, preferred_element_type=jnp.float32)
+        iou_BN4 = self.iou_head(tokens_BNTC[:, :, 0]).astype(jnp.float32)
+        return Prediction(logits_BNMyx, jnp.stack([iou_BN4[..., m] for m in masks], -1))
+
+
+class TwoWayTransformer(nnx.Module):
+    """Blocks that update tokens and image in turn, then one last look of the tokens at the image."""
+
+    def __init__(self, config, rngs: nnx.Rngs):
+        self.blocks = nnx.List([TwoWayBlock(config, rngs) for _ in range(config.decoder_depth)])
+        self.final_attention = Attention(config.channels, config.channels // 2, config.decoder_heads, config.dtype, rngs)
+        self.final_norm = LayerNorm(config.channels, 1e-5, config.dtype)
+        self.dropout_rate = config.dropout
+
+    def __call__(self, tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, key):
+        token_pe_BNTC = tokens_BNTC
+        image_pe_11LC = image_pe_LC[None, None]
+        *keys, last_key = split(key, len(self.blocks) + 1)
+        for i, (block, block_key) in enumerate(zip(self.blocks, keys, strict=True)):
+            # The first block has nothing yet to add its self-attention to: positions are the tokens themselves.
+            attend_self = block.replace_by_self_attention if i == 0 else block.add_self_attention
+            tokens_BNTC, image_BNLC = block(
+                attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, block_key
+            )
+        update_BNTC = self.final_attention(tokens_BNTC + token_pe_BNTC, image_BNLC + image_pe_11LC, image_BNLC)
+        tokens_BNTC = tokens_BNTC + dropout(update_BNTC, self.dropout_rate, last_key)
+        return self.final_norm(tokens_BNTC), image_BNLC
+
+
+class TwoWayBlock(nnx.Module):
+    """Self-attention of tokens, tokens look at the image, MLP on tokens, the image looks at tokens."""
+
+    def __init__(self, config, rngs: nnx.Rngs):
+        c, heads, dtype = config.channels, config.decoder_heads, config.dtype
+        self.self_attention = Attention(c, c, heads, dtype, rngs)
+        self.norm1 = LayerNorm(c, 1e-5, dtype)
+        self.token_to_image = Attention(c, c // 2, heads, dtype, rngs)
+        self.norm2 = LayerNorm(c, 1e-5, dtype)
+        self.mlp = Mlp((c, config.decoder_mlp, c), jax.nn.relu, dtype, rngs)
+        self.norm3 = LayerNorm(c, 1e-5, dtype)
+        self.image_to_token = Attention(c, c // 2, heads, dtype, rngs)
+        self.norm4 = LayerNorm(c, 1e-5, dtype)
+        self.dropout_rate = config.dropout
+
+    def __call__(self, attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, key):
+        keys = split(key, 4)
+
+        def drop(x, i):
+            return dropout(x, self.dropout_rate, keys[i])
+
+        tokens_BNTC = self.norm1(attend_self(tokens_BNTC, token_pe_BNTC, present_BNT, lambda x: drop(x, 0)))
+
+        query_BNTC, key_BNLC = tokens_BNTC + token_pe_BNTC, image_BNLC + image_pe_11LC
+        update_BNTC = self.token_to_image(query_BNTC, key_BNLC, image_BNLC)
+        tokens_BNTC = self.norm2(tokens_BNTC + drop(update_BNTC, 1))
+
+        tokens_BNTC = self.norm3(tokens_BNTC + drop(self.mlp(tokens_BNTC), 2))
+
+        update_BNLC = self.image_to_token(key_BNLC, tokens_BNTC + token_pe_BNTC, tokens_BNTC, present_BNT)
+        image_BNLC = self.norm4(image_BNLC + drop(update_BNLC, 3))
+        return tokens_BNTC, image_BNLC
+
+    def replace_by_self_attention(self, tokens_BNTC, token_pe_BNTC, present_BNT, drop):
+        del token_pe_BNTC  # the tokens of the first block already are their positions
+        return drop(self.self_attention(tokens_BNTC, tokens_BNTC, tokens_BNTC, present_BNT))
+
+    def add_self_attention(self, tokens_BNTC, token_pe_BNTC, present_BNT, drop):
+        query_BNTC = tokens_BNTC + token_pe_BNTC
+        return tokens_BNTC + drop(self.self_attention(query_BNTC, query_BNTC, tokens_BNTC, present_BNT))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention whose inner width may be smaller than its channels."""
+
+    def __init__(self, channels: int, inner: int, heads: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        shape = (heads, inner // heads)
+        self.w_q_CAE, self.b_q_AE = uniform(rngs, (channels, *shape), channels), uniform(rngs, shape, channels)
+        self.w_k_CAE, self.b_k_AE = uniform(rngs, (channels, *shape), channels), uniform(rngs, shape, channels)
+        self.w_v_CAE, self.b_v_AE = uniform(rngs, (channels, *shape), channels), uniform(rngs, shape, channels)
+        self.w_out_AEC, self.b_out_C = uniform(rngs, (*shape, channels), inner), uniform(rngs, (channels,), inner)
+        self.dtype = dtype
+
+    def __call__(self, query_BNQC, key_BNKC, value_BNKC, present_BNK=None) -> jax.Array:
+        def project(x_BNKC, w_CAE, b_AE):
+            x_BNKAE = jnp.einsum('BNKC,CAE->BNKAE', x_BNKC, w_CAE[...].astype(self.dtype))
+            return x_BNKAE + bias_like(b_AE[...].astype(self.dtype), 5)
+
+        q_BNQAE = project(query_BNQC, self.w_q_CAE, self.b_q_AE)
+        k_BNKAE = project(key_BNKC, self.w_k_CAE, self.b_k_AE)
+        v_BNKAE = project(value_BNKC, self.w_v_CAE, self.b_v_AE)
+        scale = q_BNQAE.shape[-1] ** -0.5
+        logits_BNAQK = jnp.einsum('BNQAE,BNKAE->BNAQK', q_BNQAE * scale, k_BNKAE)
+        if present_BNK is not None:
+            logits_BNAQK = jnp.where(present_BNK[:, :, None, None], logits_BNAQK, -1e30)
+        weights_BNAQK = softmax(logits_BNAQK, (-1,), self.dtype)
+        out_BNQAE = jnp.einsum('BNAQK,BNKAE->BNQAE', weights_BNAQK, v_BNKAE)
+        out_BNQC = jnp.einsum('BNQAE,AEC->BNQC', out_BNQAE, self.w_out_AEC[...].astype(self.dtype))
+        return out_BNQC + bias_like(self.b_out_C[...].astype(self.dtype), 4)

@@ -1,0 +1,36 @@
+"""Bilinear resizing exactly as PyTorch's `interpolate(align_corners=False, antialias=False)` does it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def upsample(x: jax.Array, factor: int) -> jax.Array:
+    """(..., y, x) -> (..., y factor, x factor) by linear interpolation of neighbours; cheap and exact."""
+    return jnp.swapaxes(_upsample_last(jnp.swapaxes(_upsample_last(x, factor), -1, -2), factor), -1, -2)
+
+
+def _upsample_last(x: jax.Array, factor: int) -> jax.Array:
+    n = x.shape[-1]
+    left = jnp.concatenate([x[..., :1], x[..., :-1]], -1)
+    right = jnp.concatenate([x[..., 1:], x[..., -1:]], -1)
+    # Output pixel j of input pixel i lies at i + offset[j]: between i and a neighbour.
+    offsets = (np.arange(factor) + 0.5) / factor - 0.5
+    phases = [
+        (1 - abs(o)) * x + abs(o) * (left if o < 0 else right) if o else x for o in offsets.astype(np.float32).tolist()
+    ]
+    return jnp.stack(phases, -1).reshape(*x.shape[:-1], n * factor)
+
+
+def matrix(n_in: int, n_out: int) -> np.ndarray:
+    """float32 (n_out, n_in) matrix that resizes one axis: `matrix(H, y) @ low_yx @ matrix(W, x).T`."""
+    position = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0)
+    low = np.minimum(position.astype(int), n_in - 1)
+    high = np.minimum(low + 1, n_in - 1)
+    weight = (position - low).astype(np.float32)
+    result = np.zeros((n_out, n_in), np.float32)
+    np.add.at(result, (np.arange(n_out), low), 1 - weight)
+    np.add.at(result, (np.arange(n_out), high), weight)
+    return result

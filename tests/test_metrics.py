@@ -1,0 +1,56 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from samjax import metrics
+from samjax.metrics import Mean
+
+
+def test_mask_iou_by_hand():
+    a = np.array([[1, 1, 0], [1, 1, 0]], bool)
+    b = np.array([[0, 1, 1], [0, 1, 1]], bool)
+    nothing = np.zeros((2, 3), bool)
+    assert metrics.mask_iou(a, b) == pytest.approx(2 / 6)
+    assert metrics.mask_iou(a, a) == 1
+    assert metrics.mask_iou(a, nothing) == 0
+    assert metrics.mask_iou(nothing, nothing) == 1
+
+
+def test_mask_iou_broadcasts_over_leading_axes():
+    truth_NHW = np.array([[[1, 1]], [[0, 1]]], bool)
+    masks_NMHW = np.array([[[[1, 1]], [[1, 0]], [[0, 0]]], [[[1, 1]], [[1, 0]], [[0, 1]]]], bool)
+    np.testing.assert_allclose(
+        metrics.mask_iou(masks_NMHW, truth_NHW[:, None]), [[1, 0.5, 0], [0.5, 0, 1]]
+    )
+
+
+def test_means_of_parts_add_up_to_the_mean_of_all():
+    values = [0.25, 0.5, 1.0, 0.125]
+    assert Mean.of(values[:1]) + Mean.of(values[1:]) == Mean.of(values)
+    assert Mean.of(values).value == 0.46875
+    assert Mean.of([]) + Mean.of(values) == Mean.of(values)
+
+
+def test_mean_of_nothing_is_nan():
+    assert math.isnan(Mean().value)
+
+
+def test_correlations_by_hand():
+    assert metrics.pearson([0, 1, 2], [1, 3, 5]) == pytest.approx(1)
+    assert metrics.spearman([0, 1, 2], [5, 4, -9]) == pytest.approx(-1)
+    assert metrics.spearman([1, 2, 3, 4], [1, 8, 27, 1000]) == pytest.approx(1)
+    assert metrics.pearson([1, 2, 3, 4], [1, 8, 27, 1000]) < 0.9
+
+
+def test_spearman_shares_ranks_of_ties():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, 40), rng.integers(0, 5, 40)
+    assert metrics.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+@pytest.mark.parametrize('pairs', [([], []), ([1.0], [1.0]), ([1, 1, 1], [1, 2, 3])])
+def test_correlation_without_variation_is_nan(pairs):
+    assert math.isnan(metrics.pearson(*pairs))
+    assert math.isnan(metrics.spearman(*pairs))
