@@ -1,0 +1,245 @@
+"""A training run on disk: numbered checkpoints and the config they belong to.
+
+    workdir/config.json            every option of the run
+    workdir/checkpoints/<step>/    params     parameters and buffers
+                                   opt_state  optimiser and step
+                                   data       position of the data iterator, one file per process
+                                   config     the options again, so that a copied checkpoint explains itself
+
+A checkpoint appears under its number only when it is complete; whatever an interrupted save leaves behind is ignored
+and removed at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from samjax import sharding
+from samjax.errors import SamjaxError
+from samjax.model.layers import Buffer
+from samjax.model.sam import Sam, sam_config
+from samjax.step import TrainState
+
+ITEMS = ('params', 'opt_state', 'data', 'config')
+# Options that may change when a run continues: they touch neither the state nor the order of the data.
+FREE = (
+    'train.steps',
+    'train.log_every',
+    'train.save_every',
+    'train.eval_every',
+    'train.keep',
+    'data.eval_path',
+    'data.eval_images',
+    'data.cache',
+    'data.workers',
+    'data.prefetch',
+    'eval.',
+)
+
+
+class Checkpoints:
+    """The checkpoints of one run; saving waits until they are written, because the state is donated to the next step."""
+
+    def __init__(self, workdir: str, keep: int, config: ConfigDict):
+        """Claims `workdir` for `config`; the newest `keep` checkpoints stay.
+
+        Raises:
+            SamjaxError: `workdir` holds a run with other options than `config`.
+        """
+        claim(workdir, config)
+        self._config = config
+        self._folder = _folder(workdir)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._folder, item_names=ITEMS, options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
+        """Writes `state` and the position of `data` under the state's step, unless that checkpoint exists.
+
+        Raises:
+            SamjaxError: the files cannot be written; earlier checkpoints stay as they are.
+        """
+        step = int(jax.device_get(state.step))
+        before = self.latest
+        if step == before:
+            return
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave({'params': state.params, 'buffers': state.buffers}),
+            opt_state=ocp.args.StandardSave({'opt_state': state.opt_state, 'step': state.step}),
+            data=grain.checkpoint.CheckpointSave(data),
+            config=ocp.args.JsonSave(_plain(self._config)),
+        )
+        try:
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:  # Orbax and TensorStore raise many kinds for one full disk
+            back = 'from the beginning' if before is None else f'from step {before}'
+            raise SamjaxError(
+                f'checkpoint {self._folder / str(step)} cannot be written ({_first_line(error)}): '
+                f'make room and run the same command, it continues {back}'
+            ) from error
+
+    def restore(self, abstract: TrainState, data: grain.DatasetIterator) -> TrainState:
+        """The newest state, on the shardings of `abstract`; moves `data` to where it was.
+
+        Raises:
+            SamjaxError: the checkpoint cannot be read or holds a model of other shapes.
+        """
+        params = {'params': abstract.params, 'buffers': abstract.buffers}
+        rest = {'opt_state': abstract.opt_state, 'step': abstract.step}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params),
+            opt_state=ocp.args.StandardRestore(rest),
+            data=grain.checkpoint.CheckpointRestore(data),
+        )
+        restored = _restore(self._manager, self._folder, self._config, params, items)
+        return TrainState(**restored.params, **restored.opt_state)
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.State, int]:
+    """params, buffers and step of the newest checkpoint, on all devices; the optimiser is not read.
+
+    Raises:
+        SamjaxError: there is no checkpoint, it cannot be read, or `config.model` has other shapes.
+    """
+    folder = _folder(workdir)
+    if not folder.is_dir():
+        raise SamjaxError(f'{workdir} holds no checkpoint: name the --workdir of a run that has saved one')
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, item_names=ITEMS, options=options) as manager:
+        if manager.latest_step() is None:
+            raise SamjaxError(f'{workdir} holds no complete checkpoint: train there until the first one is saved')
+        model = nnx.eval_shape(lambda: Sam(sam_config(**config.model), nnx.Rngs(0)))
+        params = abstract_on(
+            {'params': nnx.state(model, nnx.Param), 'buffers': nnx.state(model, Buffer)},
+            sharding.replicated(sharding.make_mesh()),
+        )
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(params))
+        restored = _restore(manager, folder, config, params, items)
+        return restored.params['params'], restored.params['buffers'], manager.latest_step()
+
+
+def abstract_on(tree, placement: jax.sharding.Sharding):
+    """Shapes and dtypes of `tree` with `placement` on each."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), tree)
+
+
+def claim(workdir: str, config: ConfigDict) -> None:
+    """Writes `config` to workdir/config.json; only the options in `FREE` may differ from what is there.
+
+    Raises:
+        SamjaxError: others differ.
+    """
+    path = pathlib.Path(workdir) / 'config.json'
+    new = _plain(config)
+    if path.exists():
+        old = _flat(json.loads(path.read_text()))
+        differing = [
+            f'{key} is {_shown(old, key)} there and {_shown(_flat(new), key)} here'
+            for key in sorted(old.keys() | _flat(new).keys())
+            if _shown(old, key) != _shown(_flat(new), key) and not key.startswith(FREE)
+        ]
+        if differing:
+            raise SamjaxError(
+                f'{workdir} belongs to a run with another config ({"; ".join(differing)}): '
+                f'choose another --workdir, or give the same options'
+            )
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(new, indent=2) + '\n')
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """The options of the run in `workdir`.
+
+    Raises:
+        SamjaxError: nothing was trained there.
+    """
+    path = pathlib.Path(workdir) / 'config.json'
+    if not path.exists():
+        raise SamjaxError(f'{path} does not exist: name the --workdir of a training run')
+    return ConfigDict(_with_tuples(json.loads(path.read_text()))).lock()
+
+
+def _folder(workdir: str) -> pathlib.Path:
+    return (pathlib.Path(workdir) / 'checkpoints').absolute()
+
+
+def _restore(manager, folder: pathlib.Path, config: ConfigDict, params, items: ocp.args.Composite):
+    """Restores `items` of the newest step after comparing its shapes with `params`."""
+    path = folder / str(manager.latest_step())
+    try:
+        stored = _shapes(manager.item_metadata(manager.latest_step()).params.tree)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    wanted = _shapes(params)
+    for name in sorted(stored.keys() | wanted.keys()):
+        if _shown(stored, name) != _shown(wanted, name):
+            saved = manager.restore(
+                manager.latest_step(), args=ocp.args.Composite(config=ocp.args.JsonRestore())
+            )
+            model = saved.config['model']
+            raise SamjaxError(
+                f'checkpoint {path} holds a {model["size"]!r} for {tuple(model["image_size"])} px and the config asks '
+                f'for a {config.model.size!r} for {tuple(config.model.image_size)} px ({name} is '
+                f'{_shown(stored, name)} there and {_shown(wanted, name)} here): set --config.model.size and '
+                f'--config.model.image_size as they were, or choose another --workdir'
+            )
+    try:
+        return manager.restore(manager.latest_step(), args=items)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> SamjaxError:
+    return SamjaxError(
+        f'checkpoint {path} cannot be read ({_first_line(error)}): remove that folder to continue from the one before'
+    )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _plain(config: ConfigDict) -> dict:
+    """`config` as JSON would give it back."""
+    return json.loads(config.to_json())
+
+
+def _flat(tree: dict) -> dict:
+    """{'a': {'b': 1}} -> {'a.b': 1}"""
+    flat = {}
+    for key, value in tree.items():
+        below = {f'{key}.{k}': v for k, v in _flat(value).items()} if isinstance(value, dict) else {key: value}
+        flat |= below
+    return flat
+
+
+def _with_tuples(tree):
+    if isinstance(tree, dict):
+        return {key: _with_tuples(value) for key, value in tree.items()}
+    return tuple(tree) if isinstance(tree, list) else tree
+
+
+def _shown(table: dict, key: str) -> str:
+    return repr(table[key]) if key in table else 'absent'
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split('\n')[0][:200]

@@ -59,7 +59,7 @@ def test_equal_errors_give_a_negative_click():
 
 
 def test_without_error_the_farthest_background_is_clicked():
-    assert clicks.next_click(L_SHAPE, L_SHAPE) == ((7, 0), NEGATIVE)
+    assert clicks.next_click(L_SHAPE, L_SHAPE) == ((4, 0), NEGATIVE)  # 3 px from both arms
     full = np.ones((3, 3), bool)
     assert clicks.next_click(full, full) == ((1, 1), POSITIVE)
 

@@ -1,0 +1,396 @@
+"""Evaluation of segmenters: simulated clicks and boxes in, scores out (arXiv 2304.02643, section 7.1).
+
+A *segmenter* is the model or a classical baseline; anything with
+
+    name                                          used in tables and file names
+    set_image(image_HW3)                          uint8 RGB; the next answers are about this image
+    answer(points_NP2, labels_NP, previous)       -> masks_NMHW, iou_NM, state
+
+`points_NP2` is float32 (x, y) in pixels of the image and `labels_NP` says what they are (codes of
+`samjax.structs`); all N objects of a call are prompted in the same way.  `masks_NMHW` is bool at the size of
+the image and `iou_NM` the IoU the segmenter expects.  M is 3 for a lone prompt (one point or one box), else
+1.  `state` is None or an array (N, M, ...): the entry of the mask that was chosen comes back as `previous` with
+the next click; `previous` is None at the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+from pycocotools import mask as coco_mask
+
+from samjax import clicks as user
+from samjax import resize
+from samjax.data import transforms
+from samjax.metrics import Mean, mask_iou, pearson, spearman
+from samjax.model.sam import Sam, SamConfig
+from samjax.structs import (
+    ABSENT,
+    BOX_BOTTOM_RIGHT,
+    BOX_TOP_LEFT,
+    MULTIMASK,
+    NOT_A_POINT,
+    SINGLE_MASK,
+    Example,
+    Prediction,
+    Prompts,
+)
+
+PICTURED_OBJECTS = 4  # per pictured image, spread over the sizes of its objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """How well one object was segmented."""
+
+    image: str
+    object: int  # index in the example
+    area: int  # px
+    iou_K: tuple[float, ...]  # of the confident answer after 1, 2, ... clicks
+    iou_M: tuple[float, ...]  # of each mask answered to the first click
+    predicted_M: tuple[float, ...]  # what the segmenter expected of them
+    area_M: tuple[float, ...]  # their share of the image
+    box: float  # IoU of the confident answer to the box
+
+    @property
+    def picked(self) -> int:
+        """The confident mask at the first click."""
+        return int(np.argmax(self.predicted_M))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What was asked and answered about one object, for `samjax.pictures`."""
+
+    row: Row
+    truth_HW: np.ndarray
+    points_K2: np.ndarray
+    labels_K: np.ndarray
+    masks_MHW: np.ndarray  # at the first click
+    answers_KHW: np.ndarray  # the confident answer after each click
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    image_HW3: np.ndarray
+    traces: list[Trace]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Everything an evaluation found; parts of one evaluation are joined by joining their lists."""
+
+    clicks: tuple[int, ...]  # after which mIoU is reported
+    rows: list[Row]
+    pictures: list[Picture]
+    images: int  # with objects
+    images_without_objects: int
+    seconds: float
+
+    def means(self) -> dict[str, Mean]:
+        """Scores as sums and counts over objects."""
+        iou_NK = np.array([row.iou_K for row in self.rows]).reshape(len(self.rows), -1)
+        means = {f'miou@{k}': Mean.of(iou_NK[:, k - 1 : k]) for k in self.clicks}
+        means['oracle@1'] = Mean.of([max(row.iou_M) for row in self.rows])
+        means['box'] = Mean.of([row.box for row in self.rows])
+        for slot in range(len(self.rows[0].iou_M) if self.rows else 0):
+            number = slot + 1
+            means[f'area@slot{number}'] = Mean.of([row.area_M[slot] for row in self.rows])
+            means[f'picked@slot{number}'] = Mean.of([row.picked == slot for row in self.rows])
+            means[f'best@slot{number}'] = Mean.of(
+                [np.argmax(row.iou_M) == slot for row in self.rows]
+            )
+        return means
+
+    def expected_and_achieved(self) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted and actual IoU of the confident mask at the first click, one pair per object."""
+        expected_N = np.array([row.predicted_M[row.picked] for row in self.rows])
+        achieved_N = np.array([row.iou_M[row.picked] for row in self.rows])
+        return expected_N, achieved_N
+
+    def values(self) -> Iterator[tuple[str, float]]:
+        """(name, value); areas are shares of the image, NaN stands for "cannot be said"."""
+        for name, mean in self.means().items():
+            yield name, mean.value
+        pairs = self.expected_and_achieved()
+        yield 'iou_spearman', spearman(*pairs)
+        yield 'iou_pearson', pearson(*pairs)
+        yield 'masks', len(self.rows)
+        yield 'images', self.images
+        yield 'images_without_objects', self.images_without_objects
+
+
+class Interactive:
+    """mIoU after k clicks: a deterministic user clicks on each object until `max(clicks)` clicks are made.
+
+    The first answer is the most confident of three masks.  From the second click on a segmenter answers with one
+    mask to all clicks so far and the state of its last answer.  A box around the object, the first and last
+    pixel of the mask in x and y, is answered on its own.
+
+    `first_click` is 'center' or 'random' (drawn from `seed` and the name of the image).  With `max_images` or
+    `max_objects` (per image) the same random choice is taken at every call; 0 takes all.  Objects without pixels
+    and images without objects are left out.  `object_batch` objects are asked about at once.
+    """
+
+    def __init__(
+        self,
+        source,
+        clicks: tuple[int, ...],
+        first_click: str,
+        object_batch: int,
+        pictures: int,
+        max_images: int,
+        max_objects: int,
+        seed: int,
+    ):
+        if not clicks or min(clicks) < 1:
+            raise ValueError(f'eval.clicks {tuple(clicks)} must name at least one click, from 1 up.')
+        if first_click not in ('center', 'random'):
+            raise ValueError(f"eval.first_click {first_click!r} must be 'center' or 'random'.")
+        self.source = source
+        self.clicks = tuple(sorted(clicks))
+        self.first_click = first_click
+        self.object_batch = object_batch
+        self.pictures = pictures
+        self.max_images = max_images
+        self.max_objects = max_objects
+        self.seed = seed
+
+    def run(self, segmenter) -> Iterator[tuple[str, float]]:
+        yield from self.measure(segmenter).values()
+
+    def measure(self, segmenter) -> Outcome:
+        rows, pictures, images, without, start = [], [], 0, 0, time.monotonic()
+        chosen = _choose(len(self.source), self.max_images, np.random.default_rng(self.seed))
+        progress = _Progress(segmenter.name, len(chosen))
+        for index in chosen:
+            example = self.source[index]
+            objects = self._objects(example)
+            if objects:
+                drawn = _spread(example, objects) if images < self.pictures else []
+                traces = []
+                segmenter.set_image(example.image_HW3)
+                for first in range(0, len(objects), self.object_batch):
+                    group = objects[first : first + self.object_batch]
+                    for row, trace in self._interact(segmenter, example, group, drawn):
+                        rows.append(row)
+                        traces += [trace] if trace else []
+                if drawn:
+                    pictures.append(Picture(example.image_HW3, traces))
+            images, without = images + bool(objects), without + (not objects)
+            progress.show(images + without, len(rows))
+        seconds = time.monotonic() - start
+        return Outcome(self.clicks, rows, pictures, images, without, seconds)
+
+    def _objects(self, example: Example) -> list[int]:
+        areas = coco_mask.area(example.rles) if example.rles else []
+        present = [i for i, area in enumerate(areas) if area > 0]
+        rng = self._rng(example)
+        return [present[i] for i in _choose(len(present), self.max_objects, rng)]
+
+    def _rng(self, example: Example, *more: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, zlib.crc32(example.name.encode()), *more))
+
+    def _interact(self, segmenter, example: Example, objects: list[int], drawn: list[int]):
+        """Yields (row, trace or None) for each object."""
+        truth_NHW = decode_masks([example.rles[i] for i in objects])
+        kept = [n for n, i in enumerate(objects) if i in drawn]
+        count, clicks = len(objects), self.clicks[-1]
+        points_NK2 = np.zeros((count, clicks, 2), np.float32)
+        labels_NK = np.zeros((count, clicks), np.int32)
+        iou_NK = np.zeros((count, clicks))
+        for n, i in enumerate(objects):
+            points_NK2[n, 0], labels_NK[n, 0] = (
+                user.first_click(truth_NHW[n])
+                if self.first_click == 'center'
+                else user.random_click(truth_NHW[n], self._rng(example, i))
+            )
+
+        previous, kept_answers = None, []
+        for k in range(clicks):
+            masks_NMHW, predicted_NM, state = segmenter.answer(
+                points_NK2[:, : k + 1], labels_NK[:, : k + 1], previous
+            )
+            answer_NHW, previous = _confident(masks_NMHW, predicted_NM, state)
+            iou_NK[:, k] = mask_iou(answer_NHW, truth_NHW)
+            kept_answers.append(answer_NHW[kept])
+            if k == 0:
+                predicted_first_NM, kept_masks = predicted_NM, masks_NMHW[kept]
+                iou_NM = mask_iou(masks_NMHW, truth_NHW[:, None])
+                area_NM = masks_NMHW.mean(axis=(-2, -1))
+            if k + 1 < clicks:
+                for n in range(count):
+                    points_NK2[n, k + 1], labels_NK[n, k + 1] = user.next_click(
+                        truth_NHW[n], answer_NHW[n]
+                    )
+
+        corners_N22 = np.stack([_box(truth_HW) for truth_HW in truth_NHW])
+        corner_labels_N2 = np.tile(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), (count, 1))
+        answer_NHW, _ = _confident(*segmenter.answer(corners_N22, corner_labels_N2, None))
+        box_N = mask_iou(answer_NHW, truth_NHW)
+
+        for n, i in enumerate(objects):
+            row = Row(
+                image=example.name,
+                object=i,
+                area=int(truth_NHW[n].sum()),
+                iou_K=tuple(iou_NK[n].tolist()),
+                iou_M=tuple(iou_NM[n].tolist()),
+                predicted_M=tuple(predicted_first_NM[n].tolist()),
+                area_M=tuple(area_NM[n].tolist()),
+                box=float(box_N[n]),
+            )
+            trace = None
+            if n in kept:
+                at = kept.index(n)
+                answers_KHW = np.stack([answer_NHW[at] for answer_NHW in kept_answers])
+                trace = Trace(
+                    row, truth_NHW[n], points_NK2[n], labels_NK[n], kept_masks[at], answers_KHW
+                )
+            yield row, trace
+
+
+class SamSegmenter:
+    """A SAM as segmenter.  Its state is the low-resolution logits, the mask prompt of the next click.
+
+    Images, objects and prompts are padded to one static shape, so that two programs are compiled, once, for all
+    images, objects and instances: encode one image, and decode `object_batch` objects with up to `max_clicks`
+    points or a box with `max_clicks - 1` points.
+    """
+
+    def __init__(
+        self, name, graphdef, params, buffers, config: SamConfig, object_batch: int, max_clicks: int
+    ):
+        self.name = name
+        self._model = graphdef, params, buffers
+        self._config = config
+        self._object_batch = object_batch
+        self._slots = max_clicks + 1  # one for NOT_A_POINT, or for the second corner of a box
+
+    def set_image(self, image_HW3: np.ndarray) -> None:
+        height, width = image_HW3.shape[:2]
+        framed_HW3, (new_h, new_w) = transforms.frame_image(image_HW3, self._config.image_size)
+        size_B2 = np.array([[new_h, new_w]], np.int32)
+        self._embed_BhwC = _encode(*self._model, framed_HW3[None], size_B2)
+        self._scale_2 = np.array([new_w / width, new_h / height], np.float32)
+        # Low resolution -> frame -> cut off the padding -> original size, as one matrix per axis.
+        (low_y, low_x), (frame_h, frame_w) = self._config.low_size, self._config.image_size
+        self._rows_Hy = resize.matrix(new_h, height) @ resize.matrix(low_y, frame_h)[:new_h]
+        self._columns_xW = (resize.matrix(new_w, width) @ resize.matrix(low_x, frame_w)[:new_w]).T
+
+    def answer(self, points_NP2, labels_NP, previous_Nyx):
+        """See the module.  Raises ValueError if there are more objects or points than there is room for."""
+        count, prompts = len(points_NP2), self._prompts(points_NP2, labels_NP, previous_Nyx)
+        prediction = _decode(*self._model, self._embed_BhwC, prompts)
+        tokens = list(MULTIMASK if _is_lone(labels_NP) else SINGLE_MASK)
+        low_NMyx = np.asarray(prediction.logits_BNMyx)[0, :count, tokens].swapaxes(0, 1)
+        iou_NM = np.asarray(prediction.iou_BNM)[0, :count, tokens].swapaxes(0, 1)
+        height, width = len(self._rows_Hy), self._columns_xW.shape[1]
+        masks_NMHW = np.empty((*iou_NM.shape, height, width), bool)
+        for n, m in np.ndindex(iou_NM.shape):  # one at a time: full-size logits are large
+            masks_NMHW[n, m] = self._rows_Hy @ low_NMyx[n, m] @ self._columns_xW > 0
+        return masks_NMHW, iou_NM, low_NMyx
+
+    def _prompts(self, points_NP2, labels_NP, previous_Nyx) -> Prompts:
+        count, used = labels_NP.shape
+        boxed = BOX_TOP_LEFT in labels_NP
+        if count > self._object_batch or used + (not boxed) > self._slots:
+            raise ValueError(
+                f'{count} objects with {used} prompts do not fit into {self._object_batch} objects with '
+                f'{self._slots} slots; ask in parts or make the segmenter larger.'
+            )
+        points_BNP2 = np.zeros((1, self._object_batch, self._slots, 2), np.float32)
+        labels_BNP = np.full(points_BNP2.shape[:3], ABSENT, np.int32)
+        points_BNP2[0, :count, :used] = points_NP2 * self._scale_2
+        labels_BNP[0, :count, :used] = labels_NP
+        if not boxed:
+            labels_BNP[0, :count, used] = NOT_A_POINT
+        mask_BNyx = np.zeros((1, self._object_batch, *self._config.low_size), np.float32)
+        if previous_Nyx is not None:
+            mask_BNyx[0, :count] = previous_Nyx
+        has_mask_BN = np.zeros((1, self._object_batch), bool)
+        has_mask_BN[0, :count] = previous_Nyx is not None
+        return Prompts(points_BNP2, labels_BNP, mask_BNyx, has_mask_BN)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graphdef, params, buffers, image_BHW3, size_B2) -> jax.Array:
+    sam: Sam = nnx.merge(graphdef, params, buffers)
+    return sam.encode(image_BHW3, size_B2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(graphdef, params, buffers, embed_BhwC, prompts: Prompts) -> Prediction:
+    sam: Sam = nnx.merge(graphdef, params, buffers)
+    return sam.decode(embed_BhwC, prompts)
+
+
+def decode_masks(rles: list[dict]) -> np.ndarray:
+    """COCO compressed RLEs of one image -> bool (N, H, W)."""
+    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1)).astype(bool)
+
+
+def _is_lone(labels_NP: np.ndarray) -> bool:
+    """Whether the prompt is ambiguous: one point or one box, whatever mask comes with it."""
+    prompts = labels_NP.shape[1]
+    return prompts == 1 or (prompts == 2 and BOX_TOP_LEFT in labels_NP)
+
+
+def _confident(masks_NMHW, predicted_NM, state_NM):
+    """(masks, states or None) of the mask each object's segmenter trusts most."""
+    each_N, picked_N = np.arange(len(predicted_NM)), predicted_NM.argmax(axis=1)
+    state_N = None if state_NM is None else state_NM[each_N, picked_N]
+    return masks_NMHW[each_N, picked_N], state_N
+
+
+def _box(truth_HW: np.ndarray) -> np.ndarray:
+    """float32 ((x, y), (x, y)): the first and the last pixel of a mask."""
+    rows, columns = np.flatnonzero(truth_HW.any(axis=1)), np.flatnonzero(truth_HW.any(axis=0))
+    return np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
+
+
+def _choose(length: int, limit: int, rng: np.random.Generator) -> list[int]:
+    """`limit` of `length` indices in order, or all if `limit` is 0."""
+    if not limit or limit >= length:
+        return list(range(length))
+    return sorted(rng.permutation(length)[:limit].tolist())
+
+
+def _spread(example: Example, objects: list[int]) -> list[int]:
+    """Up to PICTURED_OBJECTS of the objects, from the largest to the smallest."""
+    by_area = sorted(objects, key=lambda i: -coco_mask.area(example.rles[i]))
+    places = np.linspace(0, len(by_area) - 1, min(PICTURED_OBJECTS, len(by_area)))
+    return [by_area[i] for i in places.round().astype(int)]
+
+
+class _Progress:
+    """One line on stderr: images done, masks per second, time left."""
+
+    def __init__(self, name: str, images: int):
+        self._name, self._images = name, images
+        self._start = self._shown = time.monotonic()
+
+    def show(self, images: int, masks: int) -> None:
+        now = time.monotonic()
+        if now - self._shown < 5 and images < self._images:
+            return
+        self._shown = now
+        seconds = max(now - self._start, 1e-9)
+        left = math.ceil(seconds * (self._images - images) / images)
+        end = '\r' if sys.stderr.isatty() and images < self._images else '\n'
+        print(
+            f'evaluate {self._name}: {images}/{self._images} images, {masks} masks, '
+            f'{masks / seconds:.1f} masks/s, {left // 60}:{left % 60:02d} left ',
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )

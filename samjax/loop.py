@@ -1,0 +1,142 @@
+"""The training loop: restore or initialise, then evaluate -> save -> next batch -> step -> log until done."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import pathlib
+import signal
+
+import jax
+from ml_collections import ConfigDict
+
+from samjax import log as logs
+from samjax import optimizer, pictures, sharding
+from samjax.checkpoint import Checkpoints, abstract_on
+from samjax.data import pipeline
+from samjax.errors import SamjaxError
+from samjax.evaluators import Interactive, SamSegmenter
+from samjax.losses import LossOptions
+from samjax.model.sam import SamConfig, sam_config
+from samjax.prompts import Simulation
+from samjax.step import TrainState, graphdef, init_params, init_state, train_step
+
+
+def train(config: ConfigDict, workdir: str) -> TrainState:
+    """Trains until update `config.train.steps` and returns the last state; the same call continues a stopped run.
+
+    Files: see `samjax.checkpoint` and `samjax.log`; pictures of each evaluation in workdir/pictures.
+
+    Raises:
+        SamjaxError: a setting or file is wrong, the loss is not finite, or the disk is full.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+    """
+    model = sam_config(**config.model)
+    mesh = sharding.make_mesh()
+    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    local_batch = sharding.local_batch_size(config.train.batch, mesh)
+    options = optimizer.Options(**config.optimizer)
+    rate = optimizer.schedule(options.lr, options.warmup, options.milestones)
+    shapes, _ = jax.eval_shape(functools.partial(init_params, model, config.seed))
+    tx = optimizer.make_optimizer(options, shapes, model.depth)
+    init = functools.partial(init_state, model, tx, config.seed)
+    step = functools.partial(
+        train_step,
+        graphdef=graphdef(model),
+        tx=tx,
+        simulation=Simulation(**config.prompts),
+        loss=LossOptions(**config.loss),
+        seed=config.seed,
+    )
+
+    checkpoints = Checkpoints(workdir, config.train.keep, config)
+    batches = pipeline.train_loader(config, local_batch)
+    evaluation = Evaluation(config, model, workdir)
+
+    # Restore or initialise.
+    if checkpoints.latest is None:
+        state = jax.jit(init, out_shardings=replicated)()
+    else:
+        state = checkpoints.restore(abstract_on(jax.eval_shape(init), replicated), batches)
+    step = jax.jit(
+        step,
+        in_shardings=(replicated, split),
+        out_shardings=(replicated, replicated),
+        donate_argnums=0,
+    )
+    start, steps = int(state.step), config.train.steps
+    log = logs.Log(workdir, start, steps, config.train.log_every, config.train.batch)
+    log.say(logs.parameter_table(state.params))
+    log.say(f'{logs.device_line()}; {config.train.batch} images per step')
+    log.say(f'{"continues" if start else "starts"} at step {start} of {steps} in {workdir}')
+
+    # Contract.  `done` updates lie behind the state.  Before the next batch is taken, the scores of this state are in
+    # the log and the state is on disk, if they are due; so what a restored run finds is what it would have made.
+    # Metrics of a step are read after the next one is dispatched, but before anything is saved: a state is saved only
+    # if the loss and gradient that made it are finite.  Between batch and dispatch nothing moves between host and
+    # device unless it says so.
+    pending = Pending(log, rate, workdir, checkpoints)
+    with _interrupts() as interrupted, contextlib.closing(log), contextlib.closing(checkpoints):
+        for done in range(start, steps):
+            due_evaluation = done > start and done % config.train.eval_every == 0
+            due_save = interrupted() or done > start and done % config.train.save_every == 0
+            if due_evaluation or due_save:
+                pending.settle()
+                with log.untimed():
+                    if due_evaluation:
+                        log.values(done, evaluation(state))
+                    if due_save:
+                        checkpoints.save(state, batches)
+            if interrupted():
+                raise KeyboardInterrupt(f'stopped and saved at step {done}; the same command continues')
+            with jax.transfer_guard('disallow'):
+                batch = sharding.to_global(next(batches), mesh)
+                state, metrics = step(state, batch)
+            pending.settle()
+            pending.add(done + 1, metrics)
+        pending.settle()
+        if start < steps:
+            log.values(steps, evaluation(state))
+            checkpoints.save(state, batches)
+        log.say(f'done: {logs.draw_curves(workdir)}')
+    return state
+
+
+class Pending:
+    """The metrics of the last dispatched step, not yet read from the device."""
+
+    def __init__(self, log: logs.Log, rate, workdir: str, checkpoints: Checkpoints):
+        self._log, self._rate, self._workdir, self._checkpoints = log, rate, workdir, checkpoints
+        self._step, self._metrics = 0, None
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of update `step`, which may still be computed."""
+        self._step, self._metrics = step, metrics
+
+    def settle(self) -> None:
+        """Waits for the metrics and logs them.
+
+        Raises:
+            SamjaxError: loss or gradient is not finite.
+        """
+        if self._metrics is None:
+            return
+        metrics = {name: float(value) for name, value in jax.device_get(self._metrics).items()}
+        self._metrics = None
+        for name in ('loss', 'grad_norm'):
+            if not math.isfinite(metrics[name]):
+                last = self._checkpoints.latest
+                kept = 'no checkpoint exists yet' if last is None else f'the last good checkpoint is step {last}'
+                raise SamjaxError(
+                    f'{name} is {metrics[name]} at step {self._step} and training in {self._workdir} stops ({kept}): '
+                    f'lower optimizer.lr or set optimizer.clip'
+                )
+        self._log.step(self._step, metrics, float(self._rate(self._step - 1)))
+
+
+class Evaluation:
+    """Scores and pictures of a state on the evaluation images."""
+
+    def __init__(self, config: ConfigDict, model: SamConfig, workdir: str):
+        self._interactive = ...

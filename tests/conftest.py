@@ -1,0 +1,37 @@
+"""Eight simulated devices, strict ranks, and a tiny model and batch for every test."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+import numpy as np
+import pytest
+
+from samjax.model.sam import SIZES
+from samjax.structs import Batch
+
+
+@pytest.fixture
+def tiny_config():
+    """A SAM of 24 thousand parameters with a non-square 32 x 48 frame, 4 x 6 grid and 16 x 24 masks."""
+    return SIZES['test']
+
+
+@pytest.fixture
+def tiny_batch():
+    """Two images in a 32 x 48 frame: one full width, one narrower; three rectangles, the last object is padding."""
+    rng = np.random.default_rng(0)
+    size_B2 = np.array([[32, 48], [32, 30]], np.int32)
+    image_BHW3 = rng.integers(0, 256, (2, 32, 48, 3), np.uint8)
+    image_BHW3[1, :, 30:] = 0
+    masks_BNHW = np.zeros((2, 2, 32, 48), bool)
+    masks_BNHW[0, 0, 4:20, 6:30] = True
+    masks_BNHW[0, 1, 10:14, 40:46] = True
+    masks_BNHW[1, 0, 8:30, 2:12] = True
+    valid_BN = np.array([[True, True], [True, False]])
+    return Batch(image_BHW3, masks_BNHW, valid_BN, size_B2)
