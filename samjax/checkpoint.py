@@ -12,8 +12,13 @@ and removed at the next start.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import json
+import logging
 import pathlib
+import sys
 
 import grain
 import jax
@@ -27,7 +32,9 @@ from samjax.model.layers import Buffer
 from samjax.model.sam import Sam, sam_config
 from samjax.step import TrainState
 
-ITEMS = ('params', 'opt_state', 'data', 'config')
+# An array that several devices hold is written in slices, one by each, if these are at least so large.  Every shape
+# that is sliced costs a compilation, half a minute for all the small ones of a model.
+SLICE_BYTES = 2**20
 # Options that may change when a run continues: they touch neither the state nor the order of the data.
 FREE = (
     'train.steps',
@@ -59,7 +66,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self._folder, item_names=ITEMS, options=options)
+        self._manager = _manager(self._folder, options)
 
     @property
     def latest(self) -> int | None:
@@ -77,19 +84,17 @@ class Checkpoints:
         if step == before:
             return
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave({'params': state.params, 'buffers': state.buffers}),
-            opt_state=ocp.args.StandardSave({'opt_state': state.opt_state, 'step': state.step}),
+            params=ocp.args.PyTreeSave({'params': state.params, 'buffers': state.buffers}),
+            opt_state=ocp.args.PyTreeSave({'opt_state': state.opt_state, 'step': state.step}),
             data=grain.checkpoint.CheckpointSave(data),
             config=ocp.args.JsonSave(_plain(self._config)),
         )
-        try:
+        back = 'from the beginning' if before is None else f'from step {before}'
+        with _one_error(
+            f'checkpoint {self._folder / str(step)} cannot be written',
+            f'make room and run the same command, it continues {back}',
+        ):
             self._manager.save(step, args=items, force=True)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for one full disk
-            back = 'from the beginning' if before is None else f'from step {before}'
-            raise SamjaxError(
-                f'checkpoint {self._folder / str(step)} cannot be written ({_first_line(error)}): '
-                f'make room and run the same command, it continues {back}'
-            ) from error
 
     def restore(self, abstract: TrainState, data: grain.DatasetIterator) -> TrainState:
         """The newest state, on the shardings of `abstract`; moves `data` to where it was.
@@ -100,8 +105,8 @@ class Checkpoints:
         params = {'params': abstract.params, 'buffers': abstract.buffers}
         rest = {'opt_state': abstract.opt_state, 'step': abstract.step}
         items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            opt_state=ocp.args.StandardRestore(rest),
+            params=_onto(params),
+            opt_state=_onto(rest),
             data=grain.checkpoint.CheckpointRestore(data),
         )
         restored = _restore(self._manager, self._folder, self._config, params, items)
@@ -121,7 +126,7 @@ def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.Sta
     if not folder.is_dir():
         raise SamjaxError(f'{workdir} holds no checkpoint: name the --workdir of a run that has saved one')
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, item_names=ITEMS, options=options) as manager:
+    with _manager(folder, options) as manager:
         if manager.latest_step() is None:
             raise SamjaxError(f'{workdir} holds no complete checkpoint: train there until the first one is saved')
         model = nnx.eval_shape(lambda: Sam(sam_config(**config.model), nnx.Rngs(0)))
@@ -129,7 +134,7 @@ def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.Sta
             {'params': nnx.state(model, nnx.Param), 'buffers': nnx.state(model, Buffer)},
             sharding.replicated(sharding.make_mesh()),
         )
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(params))
+        items = ocp.args.Composite(params=_onto(params))
         restored = _restore(manager, folder, config, params, items)
         return restored.params['params'], restored.params['buffers'], manager.latest_step()
 
@@ -180,13 +185,31 @@ def _folder(workdir: str) -> pathlib.Path:
     return (pathlib.Path(workdir) / 'checkpoints').absolute()
 
 
+def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    handlers = {
+        'params': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        'opt_state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        'data': grain.checkpoint.CheckpointHandler(),
+        'config': ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
+
+
+def _onto(tree) -> ocp.args.PyTreeRestore:
+    """Arguments that restore arrays with the shapes, dtypes and shardings of `tree`."""
+    return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+
+
 def _restore(manager, folder: pathlib.Path, config: ConfigDict, params, items: ocp.args.Composite):
     """Restores `items` of the newest step after comparing its shapes with `params`."""
     path = folder / str(manager.latest_step())
-    try:
-        stored = _shapes(manager.item_metadata(manager.latest_step()).params.tree)
-    except Exception as error:
-        raise _unreadable(path, error) from error
+    readable = functools.partial(
+        _one_error, f'checkpoint {path} cannot be read', 'remove that folder to continue from the one before'
+    )
+    with readable():
+        stored = _shapes(manager.item_metadata(manager.latest_step())['params'].tree)
     wanted = _shapes(params)
     for name in sorted(stored.keys() | wanted.keys()):
         if _shown(stored, name) != _shown(wanted, name):
@@ -200,16 +223,31 @@ def _restore(manager, folder: pathlib.Path, config: ConfigDict, params, items: o
                 f'{_shown(stored, name)} there and {_shown(wanted, name)} here): set --config.model.size and '
                 f'--config.model.image_size as they were, or choose another --workdir'
             )
-    try:
+    with readable():
         return manager.restore(manager.latest_step(), args=items)
+
+
+@contextlib.contextmanager
+def _one_error(what: str, mend: str):
+    """Turns whatever Orbax raises inside into one SamjaxError.
+
+    Orbax and TensorStore know many kinds of error for one full disk, log a traceback for every array, and writes that
+    they gave up complain until the process ends: all of that is kept from the terminal, after an error for good.
+    """
+    logger, hook = logging.getLogger('absl'), sys.unraisablehook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
     except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> SamjaxError:
-    return SamjaxError(
-        f'checkpoint {path} cannot be read ({_first_line(error)}): remove that folder to continue from the one before'
-    )
+        reason = ': '.join(str(error).strip().split('\n')[0].split(' [')[0].split(': ')[-2:])
+    else:
+        sys.unraisablehook = hook
+        logger.setLevel(level)
+        return
+    gc.collect()
+    raise SamjaxError(f'{what} ({reason}): {mend}')
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -240,6 +278,3 @@ def _with_tuples(tree):
 def _shown(table: dict, key: str) -> str:
     return repr(table[key]) if key in table else 'absent'
 
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n')[0][:200]

@@ -27,11 +27,13 @@ import jax
 import numpy as np
 from flax import nnx
 from pycocotools import mask as coco_mask
+from scipy import sparse
 
 from samjax import clicks as user
 from samjax import resize
 from samjax.data import transforms
-from samjax.metrics import Mean, mask_iou, pearson, spearman
+from samjax.errors import SamjaxError
+from samjax.metrics import Mean, mask_area, mask_iou, pearson, spearman
 from samjax.model.sam import Sam, SamConfig
 from samjax.structs import (
     ABSENT,
@@ -98,17 +100,14 @@ class Outcome:
 
     def means(self) -> dict[str, Mean]:
         """Scores as sums and counts over objects."""
-        iou_NK = np.array([row.iou_K for row in self.rows]).reshape(len(self.rows), -1)
-        means = {f'miou@{k}': Mean.of(iou_NK[:, k - 1 : k]) for k in self.clicks}
+        means = {f'miou@{k}': Mean.of([row.iou_K[k - 1] for row in self.rows]) for k in self.clicks}
         means['oracle@1'] = Mean.of([max(row.iou_M) for row in self.rows])
         means['box'] = Mean.of([row.box for row in self.rows])
         for slot in range(len(self.rows[0].iou_M) if self.rows else 0):
             number = slot + 1
             means[f'area@slot{number}'] = Mean.of([row.area_M[slot] for row in self.rows])
             means[f'picked@slot{number}'] = Mean.of([row.picked == slot for row in self.rows])
-            means[f'best@slot{number}'] = Mean.of(
-                [np.argmax(row.iou_M) == slot for row in self.rows]
-            )
+            means[f'best@slot{number}'] = Mean.of([np.argmax(row.iou_M) == slot for row in self.rows])
         return means
 
     def expected_and_achieved(self) -> tuple[np.ndarray, np.ndarray]:
@@ -152,10 +151,10 @@ class Interactive:
         max_objects: int,
         seed: int,
     ):
-        if not clicks or min(clicks) < 1:
-            raise ValueError(f'eval.clicks {tuple(clicks)} must name at least one click, from 1 up.')
+        if not clicks or not all(isinstance(k, int) and k > 0 for k in clicks):
+            raise SamjaxError(f'eval.clicks {tuple(clicks)} must be whole numbers from 1 up, at least one')
         if first_click not in ('center', 'random'):
-            raise ValueError(f"eval.first_click {first_click!r} must be 'center' or 'random'.")
+            raise SamjaxError(f"eval.first_click {first_click!r} must be 'center' or 'random'.")
         self.source = source
         self.clicks = tuple(sorted(clicks))
         self.first_click = first_click
@@ -217,21 +216,17 @@ class Interactive:
 
         previous, kept_answers = None, []
         for k in range(clicks):
-            masks_NMHW, predicted_NM, state = segmenter.answer(
-                points_NK2[:, : k + 1], labels_NK[:, : k + 1], previous
-            )
+            masks_NMHW, predicted_NM, state = segmenter.answer(points_NK2[:, : k + 1], labels_NK[:, : k + 1], previous)
             answer_NHW, previous = _confident(masks_NMHW, predicted_NM, state)
             iou_NK[:, k] = mask_iou(answer_NHW, truth_NHW)
             kept_answers.append(answer_NHW[kept])
             if k == 0:
                 predicted_first_NM, kept_masks = predicted_NM, masks_NMHW[kept]
                 iou_NM = mask_iou(masks_NMHW, truth_NHW[:, None])
-                area_NM = masks_NMHW.mean(axis=(-2, -1))
+                area_NM = mask_area(masks_NMHW) / truth_NHW[0].size
             if k + 1 < clicks:
                 for n in range(count):
-                    points_NK2[n, k + 1], labels_NK[n, k + 1] = user.next_click(
-                        truth_NHW[n], answer_NHW[n]
-                    )
+                    points_NK2[n, k + 1], labels_NK[n, k + 1] = user.next_click(truth_NHW[n], answer_NHW[n])
 
         corners_N22 = np.stack([_box(truth_HW) for truth_HW in truth_NHW])
         corner_labels_N2 = np.tile(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), (count, 1))
@@ -253,9 +248,7 @@ class Interactive:
             if n in kept:
                 at = kept.index(n)
                 answers_KHW = np.stack([answer_NHW[at] for answer_NHW in kept_answers])
-                trace = Trace(
-                    row, truth_NHW[n], points_NK2[n], labels_NK[n], kept_masks[at], answers_KHW
-                )
+                trace = Trace(row, truth_NHW[n], points_NK2[n], labels_NK[n], kept_masks[at], answers_KHW)
             yield row, trace
 
 
@@ -267,9 +260,7 @@ class SamSegmenter:
     points or a box with `max_clicks - 1` points.
     """
 
-    def __init__(
-        self, name, graphdef, params, buffers, config: SamConfig, object_batch: int, max_clicks: int
-    ):
+    def __init__(self, name, graphdef, params, buffers, config: SamConfig, object_batch: int, max_clicks: int):
         self.name = name
         self._model = graphdef, params, buffers
         self._config = config
@@ -282,10 +273,12 @@ class SamSegmenter:
         size_B2 = np.array([[new_h, new_w]], np.int32)
         self._embed_BhwC = _encode(*self._model, framed_HW3[None], size_B2)
         self._scale_2 = np.array([new_w / width, new_h / height], np.float32)
-        # Low resolution -> frame -> cut off the padding -> original size, as one matrix per axis.
+        # Low resolution -> frame -> cut off the padding -> original size, as one matrix per axis.  Each has three
+        # numbers per row that are not 0 (up to four when it shrinks).
         (low_y, low_x), (frame_h, frame_w) = self._config.low_size, self._config.image_size
-        self._rows_Hy = resize.matrix(new_h, height) @ resize.matrix(low_y, frame_h)[:new_h]
-        self._columns_xW = (resize.matrix(new_w, width) @ resize.matrix(low_x, frame_w)[:new_w]).T
+        rows_Hy = resize.matrix(new_h, height) @ resize.matrix(low_y, frame_h)[:new_h]
+        columns_Wx = resize.matrix(new_w, width) @ resize.matrix(low_x, frame_w)[:new_w]
+        self._rows_Hy, self._columns_Wx = sparse.csr_array(rows_Hy), sparse.csr_array(columns_Wx)
 
     def answer(self, points_NP2, labels_NP, previous_Nyx):
         """See the module.  Raises ValueError if there are more objects or points than there is room for."""
@@ -294,10 +287,11 @@ class SamSegmenter:
         tokens = list(MULTIMASK if _is_lone(labels_NP) else SINGLE_MASK)
         low_NMyx = np.asarray(prediction.logits_BNMyx)[0, :count, tokens].swapaxes(0, 1)
         iou_NM = np.asarray(prediction.iou_BNM)[0, :count, tokens].swapaxes(0, 1)
-        height, width = len(self._rows_Hy), self._columns_xW.shape[1]
-        masks_NMHW = np.empty((*iou_NM.shape, height, width), bool)
+        size = self._rows_Hy.shape[0], self._columns_Wx.shape[0]
+        masks_NMHW = np.empty((*iou_NM.shape, *size), bool)
         for n, m in np.ndindex(iou_NM.shape):  # one at a time: full-size logits are large
-            masks_NMHW[n, m] = self._rows_Hy @ low_NMyx[n, m] @ self._columns_xW > 0
+            wide_yW = np.ascontiguousarray((self._columns_Wx @ low_NMyx[n, m].T).T)
+            masks_NMHW[n, m] = self._rows_Hy @ wide_yW > 0
         return masks_NMHW, iou_NM, low_NMyx
 
     def _prompts(self, points_NP2, labels_NP, previous_Nyx) -> Prompts:
@@ -367,7 +361,7 @@ def _choose(length: int, limit: int, rng: np.random.Generator) -> list[int]:
 
 def _spread(example: Example, objects: list[int]) -> list[int]:
     """Up to PICTURED_OBJECTS of the objects, from the largest to the smallest."""
-    by_area = sorted(objects, key=lambda i: -coco_mask.area(example.rles[i]))
+    by_area = sorted(objects, key=lambda i: coco_mask.area(example.rles[i]), reverse=True)
     places = np.linspace(0, len(by_area) - 1, min(PICTURED_OBJECTS, len(by_area)))
     return [by_area[i] for i in places.round().astype(int)]
 

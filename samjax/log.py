@@ -18,6 +18,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 import tensorboardX
 
 LOSSES = ('loss', 'focal', 'dice', 'iou')
@@ -26,13 +27,13 @@ LOSSES = ('loss', 'focal', 'dice', 'iou')
 class Log:
     """Collects the metrics of each step and tells their means once per interval."""
 
-    def __init__(self, workdir: str, start: int, steps: int, every: int, batch: int):
+    def __init__(self, workdir: str, start: int, steps: int, every: int, batch: int, rate: optax.Schedule):
         """Continues after update `start` of `steps`: what the files hold of later steps is dropped.
 
-        A line is told every `every` steps; `batch` is the number of images per step.
+        A line is told every `every` steps; `batch` is the number of images per step, `rate` the learning rate.
         """
         self._speaks = jax.process_index() == 0
-        self._steps, self._every, self._batch = steps, every, batch
+        self._steps, self._every, self._batch, self._rate = steps, every, batch, rate
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._count = 0
         self._timed = 0  # steps since `_since`
@@ -45,7 +46,7 @@ class Log:
             self._path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
             self._events = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
 
-    def step(self, step: int, metrics: dict[str, float], lr: float) -> None:
+    def step(self, step: int, metrics: dict[str, float]) -> None:
         """Takes the metrics of update `step`; at the end of an interval tells their means since the last line."""
         for name, value in metrics.items():
             self._sums[name] += value
@@ -55,7 +56,7 @@ class Log:
         else:
             self._timed += 1
         if step % self._every == 0 or step == self._steps:
-            self._tell(step, lr)
+            self._tell(step)
 
     def values(self, step: int, values: dict[str, float]) -> None:
         """Writes values measured after `step` updates to the files."""
@@ -64,7 +65,7 @@ class Log:
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step} | values) + '\n')
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.add_scalar(name.replace('@', '_'), value, step)  # TensorBoard allows no @
         self._events.flush()
 
     def say(self, line: str) -> None:
@@ -83,8 +84,9 @@ class Log:
         if self._speaks:
             self._events.close()
 
-    def _tell(self, step: int, lr: float) -> None:
+    def _tell(self, step: int) -> None:
         means = {name: total / self._count for name, total in self._sums.items()}
+        lr = float(self._rate(step - 1))
         now = time.perf_counter()
         per_second = self._timed / (now - self._since) if self._timed else math.nan
         self._sums.clear()

@@ -12,13 +12,12 @@ import jax
 from ml_collections import ConfigDict
 
 from samjax import log as logs
-from samjax import optimizer, pictures, sharding
+from samjax import optimizer, pictures, report, sharding
 from samjax.checkpoint import Checkpoints, abstract_on
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
-from samjax.evaluators import Interactive, SamSegmenter
 from samjax.losses import LossOptions
-from samjax.model.sam import SamConfig, sam_config
+from samjax.model.sam import sam_config
 from samjax.prompts import Simulation
 from samjax.step import TrainState, graphdef, init_params, init_state, train_step
 
@@ -35,13 +34,13 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     model = sam_config(**config.model)
     mesh = sharding.make_mesh()
     replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    local_batch = sharding.local_batch_size(config.train.batch, mesh)
+    sharding.check_batch(config.train.batch, mesh)
     options = optimizer.Options(**config.optimizer)
     rate = optimizer.schedule(options.lr, options.warmup, options.milestones)
     shapes, _ = jax.eval_shape(functools.partial(init_params, model, config.seed))
     tx = optimizer.make_optimizer(options, shapes, model.depth)
     init = functools.partial(init_state, model, tx, config.seed)
-    step = functools.partial(
+    update = functools.partial(
         train_step,
         graphdef=graphdef(model),
         tx=tx,
@@ -49,10 +48,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         loss=LossOptions(**config.loss),
         seed=config.seed,
     )
-
     checkpoints = Checkpoints(workdir, config.train.keep, config)
-    batches = pipeline.train_loader(config, local_batch)
-    evaluation = Evaluation(config, model, workdir)
+    batches = open_batches(config)
+    evaluation = Evaluation(config, workdir)
 
     # Restore or initialise.
     if checkpoints.latest is None:
@@ -60,13 +58,13 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     else:
         state = checkpoints.restore(abstract_on(jax.eval_shape(init), replicated), batches)
     step = jax.jit(
-        step,
+        update,
         in_shardings=(replicated, split),
         out_shardings=(replicated, replicated),
         donate_argnums=0,
     )
     start, steps = int(state.step), config.train.steps
-    log = logs.Log(workdir, start, steps, config.train.log_every, config.train.batch)
+    log = logs.Log(workdir, start, steps, config.train.log_every, config.train.batch, rate)
     log.say(logs.parameter_table(state.params))
     log.say(f'{logs.device_line()}; {config.train.batch} images per step')
     log.say(f'{"continues" if start else "starts"} at step {start} of {steps} in {workdir}')
@@ -76,8 +74,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # Metrics of a step are read after the next one is dispatched, but before anything is saved: a state is saved only
     # if the loss and gradient that made it are finite.  Between batch and dispatch nothing moves between host and
     # device unless it says so.
-    pending = Pending(log, rate, workdir, checkpoints)
-    with _interrupts() as interrupted, contextlib.closing(log), contextlib.closing(checkpoints):
+    pending = Pending(log, checkpoints)
+    with _interrupts() as interrupted, contextlib.closing(log), contextlib.closing(batches):
         for done in range(start, steps):
             due_evaluation = done > start and done % config.train.eval_every == 0
             due_save = interrupted() or done > start and done % config.train.save_every == 0
@@ -106,8 +104,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 class Pending:
     """The metrics of the last dispatched step, not yet read from the device."""
 
-    def __init__(self, log: logs.Log, rate, workdir: str, checkpoints: Checkpoints):
-        self._log, self._rate, self._workdir, self._checkpoints = log, rate, workdir, checkpoints
+    def __init__(self, log: logs.Log, checkpoints: Checkpoints):
+        self._log, self._checkpoints = log, checkpoints
         self._step, self._metrics = 0, None
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -129,14 +127,64 @@ class Pending:
                 last = self._checkpoints.latest
                 kept = 'no checkpoint exists yet' if last is None else f'the last good checkpoint is step {last}'
                 raise SamjaxError(
-                    f'{name} is {metrics[name]} at step {self._step} and training in {self._workdir} stops ({kept}): '
-                    f'lower optimizer.lr or set optimizer.clip'
+                    f'{name} is {metrics[name]} at step {self._step}, training stops ({kept}): '
+                    f'lower --config.optimizer.lr or set --config.optimizer.clip'
                 )
-        self._log.step(self._step, metrics, float(self._rate(self._step - 1)))
+        self._log.step(self._step, metrics)
 
 
 class Evaluation:
-    """Scores and pictures of a state on the evaluation images."""
+    """Scores of a state on the evaluation images; draws workdir/pictures/step_<step>.png."""
 
-    def __init__(self, config: ConfigDict, model: SamConfig, workdir: str):
-        self._interactive = ...
+    def __init__(self, config: ConfigDict, workdir: str):
+        self._config = config
+        self._interactive = report.open_interactive(config, config.eval.max_images, config.eval.max_objects)
+        self._folder = pathlib.Path(workdir) / 'pictures'
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        segmenter = report.sam_segmenter('sam', self._config, state.params, state.buffers)
+        outcome = self._interactive.measure(segmenter)
+        if outcome.pictures and jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            pictures.mask_grid(self._folder / f'step_{int(state.step):06d}.png', outcome.pictures)
+        return {f'eval/{name}': value for name, value in outcome.values() if math.isfinite(value)}
+
+
+def open_batches(config: ConfigDict) -> pipeline.Batches:
+    """This process's share of the training batches, from the first one on."""
+    frame = tuple(config.model.image_size)
+    source = pipeline.open_source(
+        config.data.path,
+        seed=config.seed,
+        image_size=frame,
+        length=config.data.train_images,
+        cache=config.data.cache,
+        max_bad_share=config.data.max_bad_share,
+    )
+    return pipeline.train_loader(
+        source,
+        seed=config.seed,
+        frame=frame,
+        batch=config.train.batch,
+        max_objects=config.data.max_objects,
+        max_area=config.data.max_area,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+
+
+@contextlib.contextmanager
+def _interrupts():
+    """Yields a function that says whether Ctrl-C was pressed; pressed again it stops at once."""
+    pressed = []
+
+    def press(number, frame):
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+        print('Ctrl-C: saves after this step; press again to stop at once', flush=True)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

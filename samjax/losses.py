@@ -7,6 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from samjax.errors import SamjaxError
+
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
@@ -28,7 +30,7 @@ class LossOptions:
             ('iou_supervision', ('selected', 'all')),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f'loss.{name} {getattr(self, name)!r} is neither {choices[0]!r} nor {choices[1]!r}.')
+                raise SamjaxError(f'loss.{name} {getattr(self, name)!r} is neither {choices[0]!r} nor {choices[1]!r}.')
 
 
 def sam_loss(

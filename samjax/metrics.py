@@ -35,9 +35,16 @@ def mask_iou(a_HW: np.ndarray, b_HW: np.ndarray) -> np.ndarray:
 
     Two empty masks agree: 1.
     """
-    both = np.count_nonzero(a_HW & b_HW, axis=(-2, -1))
-    either = np.count_nonzero(a_HW | b_HW, axis=(-2, -1))
+    both = mask_area(a_HW & b_HW)
+    either = mask_area(a_HW) + mask_area(b_HW) - both
     return np.where(either, both / np.maximum(either, 1), 1.0)
+
+
+def mask_area(mask_HW: np.ndarray) -> np.ndarray:
+    """Pixels of bool masks, over the last two axes."""
+    lead, pixels = mask_HW.shape[:-2], mask_HW.shape[-2] * mask_HW.shape[-1]
+    # Counting one mask at a time is many times faster than a sum over axes.
+    return np.array([np.count_nonzero(m) for m in mask_HW.reshape(-1, pixels)], int).reshape(lead)
 
 
 def pearson(a_N: np.ndarray, b_N: np.ndarray) -> float:

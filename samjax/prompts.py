@@ -6,8 +6,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from samjax.errors import SamjaxError
 from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE, Prompts
 
 
@@ -25,9 +25,9 @@ class Simulation:
 
     def __post_init__(self):
         if self.rounds < 1:
-            raise ValueError(f'prompts.rounds is {self.rounds}; a simulation needs at least 1.')
+            raise SamjaxError(f'prompts.rounds is {self.rounds}; a simulation needs at least 1.')
         if self.box_noise not in ('gaussian', 'uniform'):
-            raise ValueError(f"prompts.box_noise {self.box_noise!r} is neither 'gaussian' nor 'uniform'.")
+            raise SamjaxError(f"prompts.box_noise {self.box_noise!r} is neither 'gaussian' nor 'uniform'.")
 
     @property
     def clicks(self) -> int:
@@ -112,7 +112,7 @@ def error_click(predicted_BNHW, masks_BNHW, inside_BHW, key) -> tuple[jax.Array,
     candidates_BNHW = jnp.where(any_BN[..., None, None], errors_BNHW, ~masks_BNHW & inside_BNHW)
     click_BN2 = sample_pixel(candidates_BNHW, key)
     x_BN, y_BN = click_BN2[..., 0].astype(int), click_BN2[..., 1].astype(int)
-    b_B1, n_1N = np.ogrid[: masks_BNHW.shape[0], : masks_BNHW.shape[1]]
+    b_B1, n_1N = jnp.ogrid[: masks_BNHW.shape[0], : masks_BNHW.shape[1]]
     return click_BN2, jnp.where(masks_BNHW[b_B1, n_1N, y_BN, x_BN], POSITIVE, NEGATIVE)
 
 
@@ -127,7 +127,7 @@ def sample_pixel(masks_BNHW: jax.Array, key: jax.Array) -> jax.Array:
     rank_BN = jax.random.randint(key, total_BN.shape, 0, jnp.maximum(total_BN, 1))
     y_BN = (ends_BNH <= rank_BN[..., None]).sum(2)
     y_BN = jnp.where(total_BN > 0, y_BN, 0)
-    b_B1, n_1N = np.ogrid[: masks_BNHW.shape[0], : masks_BNHW.shape[1]]
+    b_B1, n_1N = jnp.ogrid[: masks_BNHW.shape[0], : masks_BNHW.shape[1]]
     rank_in_row_BN = rank_BN - (ends_BNH - rows_BNH)[b_B1, n_1N, y_BN]
     row_BNW = jnp.cumsum(masks_BNHW[b_B1, n_1N, y_BN], 2, dtype=jnp.int32)
     x_BN = jnp.where(total_BN > 0, (row_BNW <= rank_in_row_BN[..., None]).sum(2), 0)

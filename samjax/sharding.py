@@ -26,18 +26,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def local_batch_size(batch: int, mesh: Mesh) -> int:
-    """Images of a global batch that this process loads.
-
-    Raises:
-        SamjaxError: the devices cannot share the batch evenly.
-    """
-    if batch % mesh.size:
+def check_batch(batch: int, mesh: Mesh) -> None:
+    """Raises SamjaxError if the devices cannot share `batch` images evenly."""
+    if batch < 1 or batch % mesh.size:
         raise SamjaxError(
             f'train.batch={batch} cannot be split evenly over {mesh.size} devices: '
             f'set --config.train.batch to a multiple of {mesh.size}'
         )
-    return batch // jax.process_count()
 
 
 def to_global(local, mesh: Mesh):

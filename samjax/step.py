@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from samjax import losses, prompts, resize
+from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
 from samjax.model.layers import Buffer
 from samjax.model.sam import Sam, SamConfig, inside
@@ -88,7 +89,7 @@ def batch_loss(
     n = batch.valid_BN.shape[1]
     chunk = min(simulation.object_chunk, n)
     if n % chunk:
-        raise ValueError(f'data.max_objects {n} is not a multiple of prompts.object_chunk {chunk}; make it one.')
+        raise SamjaxError(f'data.max_objects {n} is not a multiple of prompts.object_chunk {chunk}; make it one.')
 
     def chunks(x_BN):  # (B, N, ...) -> (N / chunk, B, chunk, ...)
         return jnp.moveaxis(x_BN.reshape(x_BN.shape[0], n // chunk, chunk, *x_BN.shape[2:]), 1, 0)

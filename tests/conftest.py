@@ -3,6 +3,7 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'  # compile faster; tests run little
 
 import jax
 

@@ -21,9 +21,7 @@ def test_mask_iou_by_hand():
 def test_mask_iou_broadcasts_over_leading_axes():
     truth_NHW = np.array([[[1, 1]], [[0, 1]]], bool)
     masks_NMHW = np.array([[[[1, 1]], [[1, 0]], [[0, 0]]], [[[1, 1]], [[1, 0]], [[0, 1]]]], bool)
-    np.testing.assert_allclose(
-        metrics.mask_iou(masks_NMHW, truth_NHW[:, None]), [[1, 0.5, 0], [0.5, 0, 1]]
-    )
+    np.testing.assert_allclose(metrics.mask_iou(masks_NMHW, truth_NHW[:, None]), [[1, 0.5, 0], [0.5, 0, 1]])
 
 
 def test_means_of_parts_add_up_to_the_mean_of_all():

@@ -1,9 +1,10 @@
 """Scenes: the embedded default data set, drawn on the fly from a seed; no file, no network.
 
-A scene is a lit, noisy picture of a few things on a cluttered background.  Every thing is a whole with
-parts, and parts have sub-parts (a car, its door, the door's window), each with a mask of its own, so
-one click has up to three right answers.  Colours come from one small palette per scene: neighbours
-mostly differ, but things, parts and background share colours, and most surfaces have two tones.
+A scene is a lit, noisy picture of a few things on a cluttered background.  Every thing is a whole
+with parts, and parts have sub-parts (a car, its door, the door's window), each with a mask of its
+own, so one click has up to three right answers.  Colours come from one small palette per scene:
+neighbours mostly differ, but things, parts and background share colours, and most surfaces have two
+tones.
 
 Suffixes: H W the image, h w the cut-out a shape is drawn in, N the masks.
 """
@@ -22,7 +23,7 @@ from pycocotools import mask as coco
 from samjax.structs import Example
 
 MIN_SIDE = 32  # px; in smaller images most sub-parts are under a pixel
-MIN_AREA = 12 / 128**2  # share of the image a piece must show to be labelled
+MIN_AREA = 12 / 128**2  # of the short side squared: what a piece must show to be labelled
 MAX_SHARE = 0.85  # of its parent that a piece may cover and still be labelled
 WHOLES = (3, 7)  # per scene, upper end excluded
 WHOLE_SIDE = (0.17, 0.6)  # of the image's short side
@@ -42,9 +43,7 @@ class Scenes:
         if length < 1:
             raise ValueError(f'Scenes: length is {length}; give at least 1.')
         if len(image_size) != 2 or min(image_size) < MIN_SIDE:
-            raise ValueError(
-                f'Scenes: image_size is {image_size}; give (height, width) of {MIN_SIDE} px or more.'
-            )
+            raise ValueError(f'Scenes: image_size is {image_size}; give (height, width), {MIN_SIDE} px or more.')
         self.seed, self.length, self.image_size = seed, length, tuple(image_size)
 
     def __len__(self) -> int:
@@ -80,7 +79,7 @@ def draw(rng: np.random.Generator, image_size: tuple[int, int]):
 class Canvas:
     """What has been drawn: a colour for each pixel and the number of the piece on top (0: none).
 
-    Pieces are numbered from 1 in pre-order, so a piece n and all that belongs to it are n .. last[n].
+    Pieces are numbered from 1 in pre-order: a piece n and all that belongs to it are n .. last[n].
     """
 
     def __init__(self, rng: np.random.Generator, image_size: tuple[int, int]):
@@ -106,14 +105,14 @@ class Canvas:
         shown_N = np.bincount(self.top_HW.ravel(order='K'), minlength=len(last_N)).cumsum()
         area_N = shown_N[last_N] - np.roll(shown_N, 1)
         area_N[0] = self.top_HW.size
-        keep_N = (area_N >= MIN_AREA * self.top_HW.size) & (area_N <= MAX_SHARE * area_N[parent_N])
+        keep_N = (area_N >= MIN_AREA * self.side**2) & (area_N <= MAX_SHARE * area_N[parent_N])
         kept = np.flatnonzero(keep_N)
         top_WH = self.top_HW.T
         masks_NWH = np.stack([(top_WH >= n) & (top_WH <= self.last[n]) for n in kept])
         return masks_NWH.view(np.uint8).transpose(0, 2, 1), [self.level[n] for n in kept]
 
 
-# ---- what is in a scene ---------------------------------------------------------------------------
+# ---- what is in a scene ------------------------------------------------------------------------
 
 
 def draw_background(canvas: Canvas) -> None:
@@ -149,7 +148,7 @@ def draw_lines(canvas: Canvas, count: int) -> None:
 
 
 def draw_things(canvas: Canvas) -> None:
-    """Wholes, roughly from large to small and away from each other, so few are hidden altogether."""
+    """Wholes, roughly from large to small and away from each other, so that few are hidden."""
     rng = canvas.rng
     sides = np.sort(rng.uniform(*WHOLE_SIDE, rng.integers(*WHOLES)))[::-1]
     sides = (sides * rng.uniform(0.8, 1.25, sides.shape)).clip(*WHOLE_SIDE)
@@ -169,7 +168,7 @@ def draw_things(canvas: Canvas) -> None:
 
 
 def draw_piece(canvas: Canvas, piece: Piece, around: Frame, parent: int, ground_3) -> None:
-    """Draws a piece within the frame `around`, on the colour `ground_3`, and all that belongs to it."""
+    """Draws a piece in the frame `around` on the colour `ground_3`, and all that belongs to it."""
     rng = canvas.rng
     number = canvas.add_piece(parent)
     frame = around.inner(piece, rng)
@@ -230,7 +229,7 @@ class Piece(NamedTuple):
     loose: float = 1.0  # how far it strays from its place
 
 
-# ---- paint ----------------------------------------------------------------------------------------
+# ---- paint -------------------------------------------------------------------------------------
 
 
 class Surface(NamedTuple):
@@ -238,7 +237,7 @@ class Surface(NamedTuple):
     second_3: np.ndarray
     pattern: Callable
     period: float  # px
-    slope_2: np.ndarray  # change of brightness towards x, y
+    slope_2: list[float]  # change of brightness from the centre to the right and to the bottom
     rim: float  # how much darker the border is
 
 
@@ -249,15 +248,12 @@ def pick_surface(canvas: Canvas, ground_3: np.ndarray | None) -> Surface:
     if ground_3 is not None and rng.random() > LIKE_GROUND:
         tones = tones[np.argsort(np.abs(tones - ground_3).sum(1) < 110, kind='stable')]
     tone_3 = tones[0] + rng.uniform(-12, 12, 3)
-    if rng.random() < 0.25:
-        second_3 = tones[1]
-    else:
-        second_3 = tone_3 + rng.choice((-1, 1)) * rng.uniform(15, 60)
+    brighter = rng.choice((-1, 1)) * rng.uniform(15, 60)
+    second_3 = tones[1] if rng.random() < 0.25 else tone_3 + brighter
     pattern = PATTERNS[rng.integers(len(PATTERNS))]
     period = max(3.0, rng.uniform(0.025, 0.09) * canvas.side)
-    slope_2 = rng.uniform(-0.2, 0.2, 2)
-    rim = rng.uniform(0.0, 0.4)
-    return Surface(tone_3, second_3, pattern, period, slope_2.tolist(), rim)
+    slope_2 = rng.uniform(-0.2, 0.2, 2).tolist()
+    return Surface(tone_3, second_3, pattern, period, slope_2, rim=rng.uniform(0.0, 0.4))
 
 
 def paint(canvas: Canvas, frame: Frame, shape, surface: Surface, number=0, above=0) -> None:
@@ -336,7 +332,7 @@ def value_noise(rng: np.random.Generator, image_size: tuple[int, int], cells: in
     return np.asarray(smooth)
 
 
-# ---- patterns: coordinates, wave number in rad/px, noise -> share of the second tone, 0 .. 1 ------
+# ---- patterns: coordinates, wave number in rad/px, noise -> share of the second tone, 0 .. 1 ----
 
 
 def plain(x_hw, y_hw, wave, blotches_hw):
@@ -370,7 +366,7 @@ def ramp(x_hw, y_hw, wave, blotches_hw):
 PATTERNS = (plain, plain, mottled, stripes, bands, checks, dots, ramp)
 
 
-# ---- shapes: coordinates from the centre and frame -> about the distance to the border in px, > 0 inside
+# ---- shapes: coordinates, frame -> roughly the distance to the border in px, > 0 is inside ------
 
 
 def ellipse(x_hw, y_hw, f: Frame):
@@ -437,7 +433,7 @@ def _wedge(x_hw, y_hw, f: Frame, top: float):
 FREE_SHAPES = (ellipse, blob, blob, petals, star, box, box, capsule, triangle, trapezoid)
 
 
-# ---- things: largest tilt in radians, and the whole with its parts ---------------------------------
+# ---- things: largest tilt in radians, and the whole with its parts ------------------------------
 
 
 def _disc(x, y, r, parts=(), **kwargs):
@@ -449,13 +445,14 @@ HALF_TURN = math.pi
 THINGS = (
     # car: cabin with window, door with window, wheels with hubs
     (0.3, Piece(box, 0, 0, 1, 0.4, (
-        Piece(trapezoid, 0, -1.3, 0.6, 0.8, (Piece(trapezoid, 0, 0, 0.65, 0.5, odds=0.8),), 'under'),
+        Piece(trapezoid, 0, -1.3, 0.6, 0.8, (
+            Piece(trapezoid, 0, 0, 0.65, 0.5, odds=0.8),), 'under'),
         Piece(box, 0.05, 0, 0.3, 0.75, (Piece(box, 0, -0.1, 0.6, 0.4, odds=0.7),), odds=0.8),
         Piece(ellipse, -0.6, 0.9, 0.26, 0.65, WHEEL, 'over'),
         Piece(ellipse, 0.6, 0.9, 0.26, 0.65, WHEEL, 'over', odds=0.8)))),
     # house: roof with attic window, door with pane, window with shutter
     (0.2, Piece(box, 0, 0.3, 0.75, 0.65, (
-        Piece(triangle, 0, -1.5, 1.25, 0.55, (_disc(0, 0.3, 0.28, odds=0.6),), 'over'),
+        Piece(triangle, 0, -1.4, 1.25, 0.55, (_disc(0, 0.3, 0.28, odds=0.6),), 'over'),
         Piece(box, 0, 0.3, 0.32, 0.7, (Piece(box, 0, -0.35, 0.6, 0.35, odds=0.7),)),
         Piece(box, 0.62, -0.2, 0.24, 0.3, (Piece(box, 0.4, 0, 0.5, 0.9, odds=0.3),), odds=0.6)))),
     # fish: tail, flank with spot, head with eye
@@ -468,8 +465,8 @@ THINGS = (
         Piece(capsule, -0.5, 0.95, 0.14, 0.65, (), 'under'),
         Piece(capsule, 0.5, 0.95, 0.14, 0.65, (), 'under', odds=0.7),
         Piece(blob, -0.05, 0, 0.45, 0.55, (Piece(blob, 0, 0, 0.45, 0.5),)),
-        Piece(ellipse, 0.95, -0.7, 0.45, 0.6, (_disc(0.2, -0.15, 0.3), _disc(0.7, 0.4, 0.35, odds=0.4)),
-              'over')))),
+        Piece(ellipse, 0.95, -0.7, 0.45, 0.6, (
+            _disc(0.2, -0.15, 0.3), _disc(0.7, 0.4, 0.35, odds=0.4)), 'over')))),
     # figure: arms, head with eyes, chest plate with badge
     (0.3, Piece(box, 0, 0.25, 0.45, 0.7, (
         Piece(capsule, -1.2, -0.1, 0.22, 0.8, (), 'under', turn=0.4, odds=0.7),
@@ -487,7 +484,8 @@ THINGS = (
         Piece(box, 0, 0.3, 1.0, 0.25, odds=0.7)))),
     # tree: crown with fruit, trunk with hole
     (0.2, Piece(box, 0, 0.5, 0.2, 0.5, (
-        Piece(blob, 0, -1.7, 3.8, 1.4, (_disc(0, 0, 0.3), _disc(-0.5, 0.2, 0.22, odds=0.5)), 'over'),
+        Piece(blob, 0, -1.7, 3.8, 1.4, (
+            _disc(0, 0, 0.3), _disc(-0.5, 0.2, 0.22, odds=0.5)), 'over'),
         Piece(ellipse, 0, 0.3, 0.5, 0.25, odds=0.5)))),
     # jar: lid, label with emblem, handle
     (0.5, Piece(box, 0, 0.1, 0.6, 0.8, (
@@ -506,6 +504,7 @@ THINGS = (
         Piece(None, -0.35, 0, 0.4, 0.55, (Piece(None, 0, 0, 0.5, 0.5, odds=0.8),), loose=2),
         Piece(None, 0.45, 0.1, 0.35, 0.45, (Piece(None, 0, 0, 0.5, 0.5, odds=0.6),), loose=2)))),
     (HALF_TURN, Piece(box, 0, 0, 0.95, 0.7, (
-        Piece(None, 0, 0, 0.5, 0.6, (Piece(None, -0.35, 0, 0.3, 0.4), Piece(None, 0.35, 0, 0.3, 0.4))),
+        Piece(None, 0, 0, 0.5, 0.6, (
+            Piece(None, -0.35, 0, 0.3, 0.4), Piece(None, 0.35, 0, 0.3, 0.4))),
         Piece(ellipse, -0.8, -0.7, 0.14, 0.2, odds=0.6)))),
 )  # fmt: skip

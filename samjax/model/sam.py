@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from samjax.errors import SamjaxError
 from samjax.model.image_encoder import ImageEncoder
 from samjax.model.mask_decoder import MaskDecoder
 from samjax.model.prompt_encoder import PromptEncoder
@@ -42,7 +43,7 @@ class SamConfig:
 
     def __post_init__(self):
         if any(side <= 0 or side % self.patch for side in self.image_size):
-            raise ValueError(
+            raise SamjaxError(
                 f'model.image_size {tuple(self.image_size)} must be multiples of the patch, {self.patch} px; '
                 f'round each side to one.'
             )
@@ -83,9 +84,9 @@ SIZES = {
 
 
 def sam_config(size: str, image_size, dtype: str, drop_path: float, dropout: float, remat: bool) -> SamConfig:
-    """A row of `SIZES` with the options of a config's `model` section.  Raises ValueError for an unknown row."""
+    """A row of `SIZES` with the options of a config's `model` section.  Raises SamjaxError for an unknown row."""
     if size not in SIZES:
-        raise ValueError(f'model.size {size!r} is not one of {", ".join(SIZES)}.')
+        raise SamjaxError(f'model.size {size!r} is not one of {", ".join(SIZES)}.')
     return dataclasses.replace(
         SIZES[size], image_size=tuple(image_size), dtype=dtype, drop_path=drop_path, dropout=dropout, remat=remat
     )

@@ -1,0 +1,146 @@
+"""The training input: a source of `Example`s -> endless, shuffled, batched `Batch`es through Grain.
+
+Batch s is made of the images s * batch, s * batch + 1, .. of one endless stream (epoch after epoch,
+each shuffled anew), and what is sampled from an image depends on its place in that stream.  So the
+data depend on the seed and the step alone: not on worker or process counts, nor on interruptions.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import weakref
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from samjax.data import sa1b
+from samjax.data.scenes import Scenes
+from samjax.data.transforms import sample_example
+from samjax.errors import SamjaxError
+from samjax.structs import Batch, Example
+
+ENDLESS = 2**48  # images; Grain's own endless repetition cannot be cut into batches of one
+
+
+def open_source(
+    path: str,
+    *,
+    seed: int,
+    image_size: tuple[int, int],
+    length: int,
+    cache: str | os.PathLike,
+    max_bad_share: float,
+) -> Scenes | sa1b.Source:
+    """`length` drawn scenes of `image_size` if `path` is 'scenes', else the images below `path`."""
+    if path == 'scenes':
+        return Scenes(seed, length, image_size)
+    return sa1b.open_source(path, cache, max_bad_share)
+
+
+def train_loader(
+    source,
+    *,
+    seed: int,
+    frame: tuple[int, int],
+    batch: int,
+    max_objects: int,
+    max_area: float,
+    workers: int,
+    prefetch: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> Batches:
+    """This process's share of each global batch, as numpy arrays: rows of process 0 come first.
+
+    frame: (height, width) in px; batch: images per step over all processes; max_objects, max_area:
+    see `sample_example`; workers: loader processes, 0 reads in a thread of this one; prefetch:
+    batches that each worker keeps ready.  The process defaults to what JAX says.
+    Raises SamjaxError if the batch cannot be shared out evenly or nothing would be prefetched.
+    """
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
+    if batch < 1 or batch % process_count:
+        raise SamjaxError(
+            f'train.batch is {batch}, it must be a positive multiple of the {process_count} processes'
+        )
+    if prefetch < 1:
+        raise SamjaxError(f'data.prefetch is {prefetch}, it must be at least 1')
+    sample = functools.partial(_sample, frame=frame, max_objects=max_objects, max_area=max_area)
+    epochs = ENDLESS // len(source) + 1
+    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs).random_map(sample)
+    batches = stream.batch(batch // process_count, batch_fn=_pack)[process_index::process_count]
+    return Batches(batches, frame[1], workers, prefetch)
+
+
+class Batches(grain.DatasetIterator):
+    """Iterator over a Grain dataset of packed batches; its state is the number of batches taken.
+
+    Grain's own state of several workers fits no other number of workers; this one does.
+    """
+
+    def __init__(self, batches: grain.MapDataset, width: int, workers: int, prefetch: int):
+        super().__init__()
+        self._batches, self._width = batches, width
+        self._workers, self._prefetch = workers, prefetch
+        self._taken = 0
+        self._readers = []  # the one at work, if any
+        weakref.finalize(self, _close, self._readers)  # at exit too, while Grain still can
+
+    def __next__(self) -> Batch:
+        self.start_prefetch()
+        batch = _unpack(next(self._readers[0]), self._width)
+        self._taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {'taken': self._taken}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._taken = state['taken']
+
+    def start_prefetch(self) -> None:
+        if not self._readers:
+            self._readers.append(iter(self._read(self._batches[self._taken :])))
+            self._readers[0].start_prefetch()
+
+    def close(self) -> None:
+        """Ends the workers; the next batch would start them again."""
+        while self._readers:
+            self._readers.pop().close()
+
+    def _read(self, batches: grain.MapDataset) -> grain.IterDataset:
+        if self._workers == 0:
+            return batches.to_iter_dataset(grain.ReadOptions(1, self._prefetch))
+        if not flags.FLAGS.is_parsed():  # outside of train.py; Grain asks for a flag of its own
+            flags.FLAGS.mark_as_parsed()
+        # Pipes, not shared memory: containers have little of that (a worker that runs out dies by a
+        # signal) and an interrupted run would leave it occupied.
+        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        read = batches.to_iter_dataset(grain.ReadOptions(0, 0))
+        read = grain.experimental.WithOptionsIterDataset(read, pipes)
+        return read.mp_prefetch(grain.MultiprocessingOptions(self._workers, self._prefetch))
+
+
+def _close(readers: list) -> None:
+    while readers:
+        readers.pop().close()
+
+
+def _sample(example: Example, rng: np.random.Generator, **options) -> Batch:
+    return sample_example(example, rng=rng, **options)
+
+
+def _pack(rows: list[Batch]) -> Batch:
+    """Rows as one batch with 8 pixels of a mask in a byte; 64 masks of 1024 x 1024 are 64 MiB else."""
+    batch = Batch(*map(np.stack, zip(*rows, strict=True)))
+    return batch._replace(masks_BNHW=np.packbits(batch.masks_BNHW, axis=-1))
+
+
+def _unpack(batch: Batch, width: int) -> Batch:
+    bits = np.unpackbits(batch.masks_BNHW, axis=-1, count=width)
+    return batch._replace(masks_BNHW=bits.view(bool))

@@ -1,0 +1,159 @@
+"""samjax.log: files without repeated steps, and lines a person can read."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from samjax import log as logs
+
+METRICS = {'loss': 3.0, 'focal': 0.1, 'dice': 0.5, 'iou': 0.5, 'mask_iou_first': 0.25, 'mask_iou_last': 0.5}
+
+
+def rate(count):
+    return 0.1 * (count + 1)
+
+
+def run(workdir, start, stop, steps=6):
+    """Logs updates start + 1 ... stop with loss = step, a line every 2 updates, and a score after update 4."""
+    log = logs.Log(str(workdir), start, steps, every=2, batch=8, rate=rate)
+    for step in range(start + 1, stop + 1):
+        log.step(step, METRICS | {'loss': float(step)})
+        if step == 4:
+            log.values(4, {'eval/miou@1': 0.5})
+    log.close()
+
+
+def test_lines_are_means_over_intervals(tmp_path):
+    run(tmp_path, 0, 6)
+    lines = logs.read_metrics(tmp_path)
+    assert [line['step'] for line in lines] == [2, 4, 4, 6]
+    assert [line['train/loss'] for line in lines if 'train/loss' in line] == [1.5, 3.5, 5.5]
+    assert lines[0]['train/lr'] == pytest.approx(0.2)  # of update 2
+    assert lines[0]['train/images_per_second'] > 0
+    assert lines[2] == {'step': 4, 'eval/miou@1': 0.5}
+
+
+def test_last_interval_may_be_short(tmp_path):
+    run(tmp_path, 0, 5, steps=5)
+    last = logs.read_metrics(tmp_path)[-1]
+    assert (last['step'], last['train/loss']) == (5, 5.0)
+
+
+def test_resumed_run_has_each_step_once(tmp_path):
+    run(tmp_path, 0, 6)
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 7, "trai')  # a crash in the middle of a line
+    run(tmp_path, 4, 6)
+    lines = logs.read_metrics(tmp_path)
+    assert [line['step'] for line in lines] == [2, 4, 4, 6]
+    assert lines[-1]['train/loss'] == 5.5
+
+
+def test_new_run_starts_an_empty_file(tmp_path):
+    run(tmp_path, 0, 6)
+    run(tmp_path, 0, 2)
+    assert [line['step'] for line in logs.read_metrics(tmp_path)] == [2]
+
+
+def test_events_say_the_same(tmp_path):
+    run(tmp_path, 0, 6)
+    values = [
+        (event.step, value.tag, value.simple_value)
+        for path in (tmp_path / 'tensorboard').iterdir()
+        for event in events(path)
+        for value in event.summary.value
+    ]
+    assert [v for v in values if v[1] == 'train/loss'] == [(2, 'train/loss', 1.5), (4, 'train/loss', 3.5),
+                                                           (6, 'train/loss', 5.5)]  # fmt: skip
+    assert (4, 'eval/miou_1', 0.5) in values
+
+
+def events(path):
+    """A TensorBoard file: uint64 length, 4 bytes, event, 4 bytes, and so on."""
+    data = path.read_bytes()
+    while data:
+        length = int.from_bytes(data[:8], 'little')
+        yield event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
+def test_progress_line_is_one_line_with_everything(capsys, tmp_path):
+    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch=8)
+    assert line == (
+        'step 50/200 | 4.0 images/s | loss 3.0000 (focal 0.1000, dice 0.5000, iou 0.5000) | '
+        'mask IoU 0.250 to 0.500 | lr 8.00e-04 | ETA 5 min 00 s'
+    )
+    run(tmp_path, 0, 4)
+    assert [line.split(' | ')[0] for line in capsys.readouterr().out.splitlines()] == ['step 2/6', 'step 4/6']
+
+
+def test_first_step_of_a_process_is_not_timed():
+    line = logs.progress(1, 200, METRICS, 8e-4, per_second=math.nan, batch=8)
+    assert '| - images/s |' in line
+    assert line.endswith('ETA -')
+
+
+def test_time_outside_training_does_not_count(tmp_path, monkeypatch):
+    clock = iter([10.0, 11.0, 51.0, 54.0])  # first step ends, evaluation begins, ends, second step ends
+    monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(clock))
+    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate)
+    log.step(1, METRICS)
+    with log.untimed():
+        pass
+    log.step(2, METRICS)
+    assert logs.read_metrics(tmp_path)[0]['train/images_per_second'] == pytest.approx(8 / 4)
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'), [(0.4, '0 s'), (62, '1 min 02 s'), (3599.6, '1 h 00 min'), (360_000, '100 h 00 min')]
+)
+def test_duration(seconds, text):
+    assert logs.duration(seconds) == text
+
+
+def test_parameter_table_counts_modules():
+    params = nnx.State(
+        {
+            'encoder': {'blocks': {0: {'w': nnx.Param(jnp.ones((30, 50)))}, 1: {'w': nnx.Param(jnp.ones(7))}}},
+            'token': nnx.Param(jnp.ones((2, 3))),
+        }
+    )
+    assert [line.split() for line in logs.parameter_table(params).splitlines()] == [
+        ['encoder/blocks', '1,507'],
+        ['token', '6'],
+        ['total', '1,513'],
+    ]
+
+
+def test_device_line_names_the_devices():
+    assert logs.device_line() == f'8 x {jax.devices()[0].device_kind} (cpu) in 1 process(es)'
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    run(tmp_path, 0, 6)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ''
+
+
+def test_values_are_json_of_the_standard(tmp_path):
+    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate)
+    log.values(3, {'eval/iou_spearman': 0.5})
+    assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 3, 'eval/iou_spearman': 0.5}
+
+
+def test_curves_are_drawn(tmp_path):
+    run(tmp_path, 0, 6)
+    path = logs.draw_curves(str(tmp_path))
+    assert path == tmp_path / 'pictures' / 'curves.png'
+    assert Image.open(path).size == (1440, 540)
+
+
+def test_curves_of_a_run_without_lines(tmp_path):
+    assert logs.draw_curves(str(tmp_path)).exists()

@@ -1,0 +1,147 @@
+"""samjax.optimizer: one AdamW step by hand, and which parameters decay and how fast they learn."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from samjax import optimizer
+from samjax.errors import SamjaxError
+from samjax.model.sam import SIZES
+from samjax.step import init_params
+
+OPTIONS = optimizer.Options(
+    lr=1e-2, warmup=2, milestones=(3, 5), b1=0.9, b2=0.99, weight_decay=0.1, decay='kernels', layer_decay=0.5, clip=0.0
+)
+
+
+def with_options(**changes):
+    return dataclasses.replace(OPTIONS, **changes)
+
+
+def tiny_params():
+    """One parameter for each layer of a depth-2 encoder, one of the neck, each with a kernel and a bias."""
+
+    def layer(value):
+        return {'kernel': nnx.Param(jnp.full((2, 2), value)), 'bias': nnx.Param(jnp.full(2, value))}
+
+    encoder = {'patch_embed': layer(1.0), 'blocks': {0: layer(2.0), 1: layer(3.0)}, 'neck': layer(4.0)}
+    encoder['pos_embed'] = nnx.Param(jnp.full((2, 2, 2), 5.0))
+    return nnx.State({'image_encoder': encoder})
+
+
+def names(tree):
+    """{'a/b': leaf}"""
+    return {
+        '/'.join(optimizer.parts(path)): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def test_schedule_warms_up_then_drops_to_a_tenth():
+    rate = optimizer.schedule(1.0, 4, (6, 8))
+    rates = [float(rate(count)) for count in range(10)]
+    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+
+
+def test_schedule_without_warmup_and_milestones_is_constant():
+    rate = optimizer.schedule(0.5, 0, ())
+    assert [float(rate(jnp.int32(count))) for count in (0, 7)] == [0.5, 0.5]
+
+
+def adamw(params, grads, rates, factor, decay):
+    """torch.optim.AdamW with lr = rate * factor, in float64: decay p -= lr * wd * p, then the Adam update."""
+    first = second = np.zeros_like(params)
+    for t, (g, rate) in enumerate(zip(grads, rates, strict=True), start=1):
+        lr = rate * factor
+        params = params * (1 - lr * decay)
+        first = 0.9 * first + 0.1 * g
+        second = 0.99 * second + 0.01 * g**2
+        params = params - lr * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.99**t)) + 1e-8)
+    return params
+
+
+def test_two_updates_equal_adamw_with_parameter_groups():
+    params = tiny_params()
+    tx = optimizer.make_optimizer(OPTIONS, params, depth=2)
+    state = tx.init(params)
+    rng = np.random.default_rng(0)
+    flat = {name: np.asarray(p, np.float64) for name, p in names(params).items()}
+    grads = [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params) for _ in range(2)]
+    for g in grads:
+        updates, state = jax.jit(tx.update)(g, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+    expected_factor_and_decay = {
+        'image_encoder/patch_embed/kernel': (0.125, 0.1),
+        'image_encoder/patch_embed/bias': (0.125, 0),
+        'image_encoder/pos_embed': (0.125, 0),
+        'image_encoder/blocks/0/kernel': (0.25, 0.1),
+        'image_encoder/blocks/0/bias': (0.25, 0),
+        'image_encoder/blocks/1/kernel': (0.5, 0.1),
+        'image_encoder/blocks/1/bias': (0.5, 0),
+        'image_encoder/neck/kernel': (1.0, 0.1),
+        'image_encoder/neck/bias': (1.0, 0),
+    }
+    after = names(params)
+    assert after.keys() == expected_factor_and_decay.keys()
+    for name, (factor, decay) in expected_factor_and_decay.items():
+        g = [np.asarray(names(g)[name], np.float64) for g in grads]
+        expected = adamw(flat[name], g, (0.005, 0.01), factor, decay)
+        np.testing.assert_allclose(after[name], expected, atol=2e-6, err_msg=name)
+
+
+def test_first_update_in_literal_numbers():
+    """Adam's first update is the sign of the gradient: 1 - 0.005 * (1 + 0.1 * 1) = 0.9945."""
+    params = nnx.State({'neck': {'kernel': nnx.Param(jnp.ones((1, 1)))}})
+    tx = optimizer.make_optimizer(OPTIONS, params, depth=2)
+    updates, _ = tx.update(jax.tree.map(lambda p: 7 * p, params), tx.init(params), params)
+    np.testing.assert_allclose(updates['neck']['kernel'], [[-0.0055]], rtol=1e-5)
+
+
+def test_clip_scales_gradients_to_the_norm():
+    """Adam hides the scale of a gradient, but not of the second one relative to the first: 3 after 30 is as 1 after 1."""
+    params = nnx.State({'neck': {'kernel': nnx.Param(jnp.zeros((1, 1)))}})
+
+    def after(clip, first, second):
+        tx = optimizer.make_optimizer(with_options(clip=clip), params, depth=2)
+        state = tx.init(params)
+        for g in (first, second):
+            updates, state = tx.update(jax.tree.map(lambda p, g=g: p + g, params), state, params)
+        return float(updates['neck']['kernel'][0, 0])
+
+    assert after(1.0, 30.0, 3.0) == pytest.approx(after(0.0, 1.0, 1.0))
+    assert after(0.0, 30.0, 3.0) != pytest.approx(after(0.0, 1.0, 1.0))
+
+
+def test_decay_reaches_the_kernels_of_the_model_and_nothing_else(tiny_config):
+    params, _ = jax.eval_shape(lambda: init_params(tiny_config, 0))
+    mask = names(optimizer.decay_mask(params, 'kernels'))
+    last = {decayed: {name.split('/')[-1] for name, m in mask.items() if m == decayed} for decayed in (True, False)}
+    assert last[True] == {
+        'kernel', 'project_DC', 'smooth_33CC', 'w_qkv_DsAE', 'w_out_AED',
+        'w_q_CAE', 'w_k_CAE', 'w_v_CAE', 'w_out_AEC',
+    }  # fmt: skip
+    assert last[False] == {
+        'bias', 'scale', 'b_qkv_sAE', 'b_out_D', 'b_q_AE', 'b_k_AE', 'b_v_AE', 'b_out_C',
+        'pos_embed', 'rel_h_RE', 'rel_w_RE',
+        'label_embed_4C', 'not_a_point_C', 'no_mask_C', 'iou_token_1C', 'mask_tokens_4C',
+    }  # fmt: skip
+    assert all(names(optimizer.decay_mask(params, 'all')).values())
+
+
+def test_unknown_decay_is_named():
+    with pytest.raises(SamjaxError, match="optimizer.decay='some'.*kernels, all"):
+        optimizer.make_optimizer(with_options(decay='some'), tiny_params(), depth=2)
+
+
+def test_layer_factors_of_vit_b():
+    params, _ = jax.eval_shape(lambda: init_params(SIZES['vit_b'], 0))
+    factor = names(optimizer.layer_factors(params, SIZES['vit_b'].depth, 0.6))
+    assert factor['image_encoder/pos_embed'] == factor['image_encoder/patch_embed/kernel'] == 0.6**13
+    assert factor['image_encoder/blocks/0/attention/w_qkv_DsAE'] == 0.6**12
+    assert factor['image_encoder/blocks/11/norm1/scale'] == 0.6
+    outside = {f for name, f in factor.items() if 'blocks' not in name.split('/')[1] and 'embed' not in name}
+    assert outside == {1.0}

@@ -1,0 +1,232 @@
+"""The training stream is a function of seed and step: not of workers, processes or interruptions."""
+
+import json
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from samjax.data import pipeline, sa1b
+from samjax.data.scenes import Scenes
+from samjax.errors import SamjaxError
+from samjax.structs import Batch, Example
+
+FRAME = (8, 12)
+
+
+class Numbered(NamedTuple):
+    """`count` images of 8 x 5 px whose first pixel is their number, with 9 one-pixel masks each."""
+
+    count: int
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        image_HW3 = np.full((8, 5, 3), index, np.uint8)
+        masks_HWN = np.asfortranarray(np.eye(40, 9, dtype=np.uint8).reshape(8, 5, 9))
+        return Example(str(index), image_HW3, coco.encode(masks_HWN))
+
+
+class Witness(Numbered):
+    """Writes into the image whether the process that reads it has started JAX."""
+
+    def __getitem__(self, index):
+        from jax._src import xla_bridge
+
+        started = xla_bridge.backends_are_initialized()
+        return (
+            super()
+            .__getitem__(index)
+            ._replace(image_HW3=np.full((8, 12, 3), int(started), np.uint8))
+        )
+
+
+class Broken(Numbered):
+    """Cannot be read."""
+
+    def __getitem__(self, index):
+        raise OSError('the disk is gone')
+
+
+def loader(source, **changes):
+    options = {
+        'seed': 0,
+        'frame': FRAME,
+        'batch': 4,
+        'max_objects': 3,
+        'max_area': 0.9,
+        'workers': 0,
+        'prefetch': 1,
+        'process_index': 0,
+        'process_count': 1,
+    }
+    return pipeline.train_loader(source, **(options | changes))
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def numbers(batches):
+    return [int(n) for batch in batches for n in batch.image_BHW3[:, 0, 0, 0]]
+
+
+def assert_equal(some, others):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_train_loader_makes_padded_batches():
+    batch = next(loader(Numbered(10), max_objects=12))
+    assert isinstance(batch, Batch)
+    assert batch.image_BHW3.shape == (4, 8, 12, 3)
+    assert batch.image_BHW3.dtype == np.uint8
+    assert batch.masks_BNHW.shape == (4, 12, 8, 12)
+    assert batch.masks_BNHW.dtype == bool
+    assert batch.valid_BN.tolist() == [[True] * 9 + [False] * 3] * 4
+    assert batch.size_B2.tolist() == [[8, 5]] * 4
+    assert batch.size_B2.dtype == np.int32
+    assert not batch.masks_BNHW[..., 5:].any()
+    np.testing.assert_array_equal(batch.masks_BNHW.any((2, 3)), batch.valid_BN)
+
+
+def test_train_loader_shows_every_image_once_per_epoch_in_new_order():
+    seen = numbers(take(loader(Numbered(12)), 9))
+    epochs = [seen[:12], seen[12:24], seen[24:]]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(12))
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_train_loader_depends_on_the_seed():
+    same, again, other = (take(loader(Numbered(12), seed=s), 3) for s in (5, 5, 6))
+    assert_equal(same, again)
+    assert numbers(same) != numbers(other)
+
+
+def test_train_loader_draws_other_masks_in_the_next_epoch():
+    first, second = take(loader(Numbered(1), batch=1), 2)
+    assert (first.masks_BNHW != second.masks_BNHW).any()
+
+
+def test_train_loader_repeats_a_source_smaller_than_the_batch():
+    assert sorted(numbers(take(loader(Numbered(3), batch=6), 2))) == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+        2,
+    ]
+    assert numbers(take(loader(Numbered(1), batch=2), 2)) == [0] * 4
+
+
+def test_two_processes_share_each_batch_and_together_make_the_whole():
+    whole = take(loader(Numbered(12)), 6)
+    halves = [
+        take(loader(Numbered(12), process_index=index, process_count=2), 6) for index in (0, 1)
+    ]
+    first_epoch = [set(numbers(half[:3])) for half in halves]
+    assert first_epoch[0].isdisjoint(first_epoch[1])
+    assert first_epoch[0] | first_epoch[1] == set(range(12))
+    joined = [
+        jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)
+    ]
+    assert_equal(joined, whole)
+
+
+def test_two_processes_stay_in_step_when_the_source_is_odd():
+    halves = [
+        take(loader(Numbered(7), batch=2, process_index=index, process_count=2), 7)
+        for index in (0, 1)
+    ]
+    both = sorted(numbers(halves[0]) + numbers(halves[1]))
+    assert both == sorted(list(range(7)) * 2)
+
+
+@pytest.mark.parametrize(('workers', 'later'), [(0, 0), (2, 2), (2, 0)])
+def test_resume_in_the_middle_of_an_epoch(workers, later):
+    source = Numbered(12)
+    expected = take(loader(source), 8)
+    batches = loader(source, workers=workers, prefetch=2)
+    assert_equal(take(batches, 5), expected[:5])
+    state = json.loads(json.dumps(batches.get_state()))
+    batches.close()
+    resumed = loader(source, workers=later)
+    resumed.set_state(state)
+    assert_equal(take(resumed, 3), expected[5:])
+    assert resumed.get_state() == {'taken': 8}
+    resumed.close()
+
+
+def test_state_counts_what_was_taken_not_what_was_prefetched():
+    batches = loader(Numbered(12), prefetch=4)
+    assert batches.get_state() == {'taken': 0}
+    expected = take(batches, 4)
+    batches.set_state({'taken': 1})
+    assert batches.get_state() == {'taken': 1}
+    assert_equal(take(batches, 3), expected[1:])
+
+
+def test_state_goes_through_a_checkpoint(tmp_path):
+    batches = loader(Numbered(12))
+    take(batches, 2)
+    handler = grain.checkpoint.CheckpointHandler()
+    handler.save(tmp_path, item=batches)
+    expected = take(batches, 2)
+    assert_equal(take(handler.restore(tmp_path, item=loader(Numbered(12))), 2), expected)
+
+
+def test_workers_do_not_start_jax():
+    jax.devices()  # as in training
+    batches = loader(Witness(4), workers=1)
+    assert numbers(take(batches, 1)) == [0] * 4
+    batches.close()
+    assert numbers(take(loader(Witness(4)), 1)) == [1] * 4
+
+
+def test_an_error_in_a_worker_reaches_the_loop():
+    batches = loader(Broken(12), workers=1)
+    with pytest.raises(OSError, match='the disk is gone'):
+        next(batches)
+    batches.close()
+
+
+def test_train_loader_refuses_what_it_cannot_do():
+    with pytest.raises(
+        ValueError, match='train.batch is 5, it must be a positive multiple of the 2'
+    ):
+        loader(Numbered(12), batch=5, process_count=2)
+    with pytest.raises(SamjaxError, match='train.batch is 0'):
+        loader(Numbered(12), batch=0)
+    with pytest.raises(SamjaxError, match='data.prefetch is 0, it must be at least 1'):
+        loader(Numbered(12), prefetch=0)
+
+
+def test_train_loader_asks_jax_which_process_this_is():
+    assert_equal(
+        take(loader(Numbered(12), process_index=None, process_count=None), 2),
+        take(loader(Numbered(12)), 2),
+    )
+
+
+def test_open_source_draws_scenes_or_opens_a_path(monkeypatch):
+    options = {'seed': 7, 'image_size': (64, 96), 'length': 3, 'cache': 'c', 'max_bad_share': 0.5}
+    scenes = pipeline.open_source('scenes', **options)
+    assert isinstance(scenes, Scenes)
+    assert len(scenes) == 3
+    assert scenes[0].image_HW3.shape == (64, 96, 3)
+    monkeypatch.setattr(sa1b, 'open_source', lambda *args: args)
+    assert pipeline.open_source('some/path', **options) == ('some/path', 'c', 0.5)

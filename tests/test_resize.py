@@ -1,0 +1,26 @@
+"""Bilinear resizing against a worked example and JAX's own."""
+
+import jax
+import numpy as np
+import pytest
+
+from samjax import resize
+
+
+def test_upsample_of_two_pixels():
+    np.testing.assert_allclose(resize.upsample(np.array([[0.0, 4.0]]), 2), [[0, 1, 3, 4]] * 2)
+
+
+@pytest.mark.parametrize('factor', [1, 2, 3, 4, 8])
+def test_upsample_equals_interpolation(factor):
+    x = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
+    expected = jax.image.resize(x, (2, 5 * factor, 7 * factor), 'bilinear', antialias=False)
+    np.testing.assert_allclose(resize.upsample(x, factor), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(13, 4), (5, 7), (3, 20), (1, 1)])
+def test_matrix_equals_interpolation_both_ways(size):
+    x = np.random.default_rng(1).normal(size=(5, 7)).astype(np.float32)
+    expected = jax.image.resize(x, size, 'bilinear', antialias=False)
+    actual = resize.matrix(5, size[0]) @ x @ resize.matrix(7, size[1]).T
+    np.testing.assert_allclose(actual, expected, atol=2e-6)

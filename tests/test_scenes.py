@@ -1,0 +1,160 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from samjax.data import scenes
+from samjax.data.scenes import Canvas, Frame, Piece, Scenes, Surface, draw_piece
+
+
+def masks_of(example):
+    return coco.decode(example.rles).transpose(2, 0, 1).astype(bool)
+
+
+def same(a, b):
+    return a.name == b.name and a.rles == b.rles and np.array_equal(a.image_HW3, b.image_HW3)
+
+
+def test_example_has_the_promised_types():
+    example = Scenes(3, 10, (96, 144))[4]
+    assert example.name == 'scene-3-4'
+    assert example.image_HW3.shape == (96, 144, 3)
+    assert example.image_HW3.dtype == np.uint8
+    assert all(rle['size'] == [96, 144] and isinstance(rle['counts'], bytes) for rle in example.rles)
+
+
+def test_scene_depends_on_seed_and_index_only():
+    assert same(Scenes(1, 5, (64, 64))[3], Scenes(1, 50, (64, 64))[np.int64(3)])
+    assert not same(Scenes(1, 5, (64, 64))[3], Scenes(2, 5, (64, 64))[3])
+    assert not same(Scenes(1, 5, (64, 64))[3], Scenes(1, 5, (64, 64))[2])
+
+
+def test_scenes_survive_pickle_and_threads():
+    source = Scenes(0, 12, (64, 80))
+    again = pickle.loads(pickle.dumps(source))
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(source.__getitem__, range(12)))
+    assert all(same(drawn[i], again[i]) for i in range(12))
+
+
+def test_iteration_ends_at_length():
+    source = Scenes(0, 3, (48, 48))
+    assert len(source) == 3
+    assert [example.name for example in source] == ['scene-0-0', 'scene-0-1', 'scene-0-2']
+
+
+@pytest.mark.parametrize('image_size', [(128, 128), (32, 32), (33, 300), (200, 40)])
+def test_every_scene_has_masks_of_the_least_area(image_size):
+    source = Scenes(0, 40, image_size)
+    least = 12 * (min(image_size) / 128) ** 2
+    for i in range(40):
+        areas = masks_of(source[i]).sum((1, 2))
+        assert len(areas) >= 1
+        assert areas.min() >= least
+
+
+def test_large_image_shows_the_same_scene():
+    small, large = Scenes(0, 9, (64, 64)), Scenes(0, 9, (512, 512))
+    small_N, large_N = masks_of(small[8]), masks_of(large[8])[:, 4::8, 4::8]
+    whole_small = small_N[np.array(small.levels(8)) == 0].any(0)
+    whole_large = large_N[np.array(large.levels(8)) == 0].any(0)
+    assert (whole_small & whole_large).sum() > 0.9 * (whole_small | whole_large).sum()
+
+
+def test_masks_are_disjoint_or_nested_and_levels_say_how_deep():
+    source = Scenes(2, 10, (128, 128))
+    for i in range(10):
+        masks, levels = masks_of(source[i]), source.levels(i)
+        assert len(masks) == len(levels)
+        for a in range(len(masks)):
+            for b in range(a):
+                common = (masks[a] & masks[b]).sum()
+                assert common in (0, min(masks[a].sum(), masks[b].sum()))
+                if common:
+                    inner, outer = sorted((a, b), key=lambda n: masks[n].sum())
+                    assert levels[inner] > levels[outer]
+
+
+def test_one_click_has_several_answers():
+    source = Scenes(0, 30, (128, 128))
+    levels = np.concatenate([source.levels(i) for i in range(30)])
+    assert set(levels) == {0, 1, 2}
+    deepest = [masks_of(source[i]).sum(0).max() for i in range(30)]
+    assert np.mean(np.array(deepest) >= 3) > 0.9  # somewhere three masks share their pixels
+    ambiguous = []  # share of the objects' pixels that belong to two masks or more
+    for i in range(30):
+        count_HW = masks_of(source[i]).sum(0)
+        ambiguous.append((count_HW > 1).sum() / (count_HW > 0).sum())
+    assert np.mean(ambiguous) > 0.35
+
+
+def plain_canvas(height, width):
+    return Canvas(np.random.default_rng(0), (height, width))
+
+
+def fixed(*args, **kwargs):
+    return Piece(*args, loose=0.0, **kwargs)
+
+
+def test_covered_pixels_are_not_in_the_mask():
+    canvas = plain_canvas(40, 60)
+    flat = Surface(np.full(3, 90.0), np.full(3, 90.0), scenes.plain, 5.0, [0.0, 0.0], 0.0)
+    back, front = canvas.add_piece(0), canvas.add_piece(0)
+    scenes.paint(canvas, Frame(20, 20, 0.0, 10, 10), scenes.box, flat, back)
+    scenes.paint(canvas, Frame(30, 20, 0.0, 10, 10), scenes.box, flat, front)
+    masks, levels = canvas.masks()
+    assert levels == [0, 0]
+    assert masks[0][20].nonzero()[0].tolist() == list(range(10, 20))
+    assert masks[1][20].nonzero()[0].tolist() == list(range(20, 40))
+
+
+def test_part_is_in_its_whole_and_inside_parts_are_cut_off():
+    canvas = plain_canvas(64, 64)
+    spot = fixed(scenes.box, 0, 0, 0.5, 0.5)
+    panel = fixed(scenes.box, 1, 0, 0.5, 0.5, (spot,))
+    arm = fixed(scenes.box, -1, 0, 0.5, 0.5, place='under')
+    draw_piece(canvas, fixed(scenes.box, 0, 0, 1, 1, (panel, arm)), Frame(32, 32, 0, 12, 12), 0, None)
+    masks, levels = canvas.masks()
+    assert levels == [0, 1, 1, 2]  # in the order drawn: whole, the arm under it, panel, spot
+    whole, arm, panel, spot = masks.astype(bool)
+    assert (whole | arm == whole).all()
+    assert (panel | spot == panel).all()
+    assert not (arm & panel).any()
+    assert panel[32].nonzero()[0].max() < 32 + 1.15 * 12  # the largest half-width of the body
+
+
+def test_part_that_is_nearly_all_of_its_parent_is_dropped():
+    canvas = plain_canvas(64, 64)
+    panel = fixed(scenes.box, 0, 0, 1.5, 1.5)
+    draw_piece(canvas, fixed(scenes.box, 0, 0, 1, 1, (panel,)), Frame(32, 32, 0, 12, 12), 0, None)
+    assert canvas.masks()[1] == [0]
+
+
+@pytest.mark.parametrize('shape', scenes.FREE_SHAPES)
+def test_shape_fills_its_frame_and_stays_within(shape):
+    canvas = plain_canvas(60, 100)
+    frame = Frame(50, 30, 0.0, 40, 20, bend=1.0)
+    rows, columns, x_hw, y_hw = scenes.cut_out(canvas, frame)
+    inside = shape(x_hw, y_hw, frame) > 0
+    ys, xs = inside.nonzero()
+    ys, xs = ys + rows.start, xs + columns.start
+    assert 10 <= ys.min() <= 16
+    assert 44 <= ys.max() <= 49
+    assert 10 <= xs.min() <= 18
+    assert 82 <= xs.max() <= 89
+    assert inside[30 - rows.start, 50 - columns.start]
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match='seed is -1'):
+        Scenes(-1, 5, (64, 64))
+    with pytest.raises(ValueError, match='length is 0'):
+        Scenes(0, 0, (64, 64))
+    with pytest.raises(ValueError, match='image_size is'):
+        Scenes(0, 5, (64, 16))
+    with pytest.raises(IndexError, match='index 5 is not within 0 .. 4'):
+        Scenes(0, 5, (64, 64))[5]
+    with pytest.raises(IndexError, match='index -1'):
+        Scenes(0, 5, (64, 64))[-1]

@@ -1,0 +1,197 @@
+"""The training step: what counts, what does not, and that it learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from samjax import losses, sharding, step
+from samjax.errors import SamjaxError
+from samjax.losses import LossOptions
+from samjax.model.sam import Sam
+from samjax.prompts import Simulation
+
+SIMULATION = Simulation(
+    rounds=5,
+    box_probability=0.5,
+    box_noise='gaussian',
+    box_noise_share=0.1,
+    box_noise_max=20.0,
+    detach_mask=False,
+    object_chunk=1,
+)
+LOSS = LossOptions(
+    focal=20.0,
+    dice=1.0,
+    iou=1.0,
+    focal_alpha=0.25,
+    focal_gamma=2.0,
+    resolution='frame',
+    padding='exclude',
+    iou_supervision='selected',
+)
+
+
+ONE_ROUND = dataclasses.replace(SIMULATION, rounds=1, box_probability=0.0)
+
+
+@functools.cache
+def compiled(config, simulation, loss):
+    """Gradients and loss parts as a function of (params, batch), compiled once for all tests."""
+    graphdef = step.graphdef(config)
+    _, buffers = step.init_params(config, 0)
+
+    @jax.jit
+    def run(params, batch):
+        def total(params):
+            sam = nnx.merge(graphdef, params, buffers)
+            parts = step.batch_loss(sam, batch, simulation, loss, jax.random.key(0))
+            return losses.total(loss, parts), parts
+
+        return jax.grad(total, has_aux=True)(params)
+
+    return run
+
+
+def loss_and_grads(config, batch, simulation=SIMULATION, loss=LOSS):
+    """Loss parts and gradients of a first step, with the parameters that start at zero made random."""
+    params, _ = step.init_params(config, 0)
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(1)
+    params = tree.unflatten([p + 0.02 * rng.standard_normal(p.shape).astype(np.float32) for p in leaves])
+    grads, parts = compiled(config, simulation, loss)(params, batch)
+    return parts, grads
+
+
+def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def test_padded_objects_change_nothing(tiny_config, tiny_batch):
+    _, grads = loss_and_grads(tiny_config, tiny_batch)
+    masks_BNHW = tiny_batch.masks_BNHW.copy()
+    masks_BNHW[1, 1, 3:9, 3:9] = True  # an object that is not valid
+    parts, other = loss_and_grads(tiny_config, tiny_batch._replace(masks_BNHW=masks_BNHW))
+    assert_trees_close(grads, other, rtol=0, atol=0)
+
+
+def test_batch_without_any_object_has_no_loss_and_no_gradient(tiny_config, tiny_batch):
+    empty = tiny_batch._replace(
+        valid_BN=np.zeros_like(tiny_batch.valid_BN), masks_BNHW=np.zeros_like(tiny_batch.masks_BNHW)
+    )
+    parts, grads = loss_and_grads(tiny_config, empty)
+    assert all(value == 0 for value in parts.values())
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_every_parameter_is_trained(tiny_config, tiny_batch):
+    _, grads = loss_and_grads(tiny_config, tiny_batch)
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.abs(leaf).sum() > 0
+    ]
+    assert still == []
+
+
+def test_pixels_on_padding_change_nothing(tiny_config, tiny_batch):
+    parts, _ = loss_and_grads(tiny_config, tiny_batch)
+    image_BHW3 = tiny_batch.image_BHW3.copy()
+    image_BHW3[1, :, 30:] = 255
+    other, _ = loss_and_grads(tiny_config, tiny_batch._replace(image_BHW3=image_BHW3))
+    assert_trees_close(parts, other, rtol=0, atol=0)
+
+
+def test_chunks_only_bound_memory(tiny_config, tiny_batch):
+    # Prompts without randomness (a point on a mask of one pixel): then chunks must not matter.
+    masks_BNHW = np.zeros_like(tiny_batch.masks_BNHW)
+    masks_BNHW[:, 0, 5, 7] = masks_BNHW[:, 1, 20, 11] = True
+    batch = tiny_batch._replace(masks_BNHW=masks_BNHW)
+    parts1, grads1 = loss_and_grads(tiny_config, batch, ONE_ROUND)
+    parts2, grads2 = loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, object_chunk=2))
+    assert_trees_close(parts1, parts2)
+    assert_trees_close(grads1, grads2, rtol=2e-3, atol=1e-5)
+
+
+def test_objects_must_fill_whole_chunks(tiny_config, tiny_batch):
+    batch = jax.tree.map(lambda x: x, tiny_batch)._replace(
+        masks_BNHW=np.zeros((2, 3, 32, 48), bool), valid_BN=np.zeros((2, 3), bool)
+    )
+    with pytest.raises(SamjaxError, match='multiple of prompts.object_chunk 2'):
+        loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, object_chunk=2))
+
+
+def test_encoder_rematerialisation_changes_no_number(tiny_config, tiny_batch):
+    parts1, grads1 = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
+    parts2, grads2 = loss_and_grads(dataclasses.replace(tiny_config, remat=True), tiny_batch, ONE_ROUND)
+    assert_trees_close(parts1, parts2)
+    assert_trees_close(grads1, grads2, rtol=2e-3, atol=1e-5)
+
+
+def test_detaching_the_fed_back_mask_changes_gradients_only(tiny_config, tiny_batch):
+    parts1, grads1 = loss_and_grads(tiny_config, tiny_batch)
+    parts2, grads2 = loss_and_grads(tiny_config, tiny_batch, dataclasses.replace(SIMULATION, detach_mask=True))
+    assert_trees_close(parts1, parts2)
+    difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), grads1, grads2)
+    assert max(jax.tree.leaves(difference)) > 1e-4
+
+
+@pytest.mark.parametrize('changes', [{'resolution': 'low'}, {'padding': 'include'}])
+def test_loss_options_reach_the_loss(tiny_config, tiny_batch, changes):
+    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
+    other, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, dataclasses.replace(LOSS, **changes))
+    assert abs(parts['dice'] - other['dice']) > 1e-5
+    assert all(np.isfinite(value) for value in other.values())
+
+
+def test_dropout_and_drop_path_act_in_training_only(tiny_config, tiny_batch):
+    noisy = dataclasses.replace(tiny_config, drop_path=0.5, dropout=0.1)
+    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
+    other, _ = loss_and_grads(noisy, tiny_batch, ONE_ROUND)
+    assert abs(parts['dice'] - other['dice']) > 1e-4
+    answers = [Sam(c, nnx.Rngs(0)).encode(tiny_batch.image_BHW3, tiny_batch.size_B2) for c in (tiny_config, noisy)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_bfloat16_is_close_to_float32(tiny_config, tiny_batch):
+    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
+    half = dataclasses.replace(tiny_config, dtype='bfloat16')
+    other, grads = loss_and_grads(half, tiny_batch, ONE_ROUND)
+    np.testing.assert_allclose(parts['dice'], other['dice'], rtol=0.02)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+
+
+TX = optax.adam(3e-3)
+
+
+def make_step(config):
+    return functools.partial(
+        step.train_step, graphdef=step.graphdef(config), tx=TX, simulation=SIMULATION, loss=LOSS, seed=0
+    )
+
+
+def test_loss_falls_and_eight_devices_equal_one(tiny_config, tiny_batch):
+    batch = jax.tree.map(lambda x: np.concatenate([x] * 4), tiny_batch)
+    mesh = sharding.make_mesh()
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    on_one = jax.jit(make_step(tiny_config))
+    on_eight = jax.jit(make_step(tiny_config), in_shardings=(everywhere, split), out_shardings=everywhere)
+
+    first, metrics = on_one(step.init_state(tiny_config, TX, 0), batch)
+    sharded, sharded_metrics = on_eight(step.init_state(tiny_config, TX, 0), sharding.to_global(batch, mesh))
+    assert len(sharded.step.sharding.device_set) == 8
+    assert_trees_close(metrics, sharded_metrics, rtol=1e-4)
+    assert_trees_close(first.opt_state[0].mu, sharded.opt_state[0].mu, rtol=2e-3, atol=1e-5)
+
+    state, history = first, [float(metrics['loss'])]
+    for _ in range(40):
+        state, metrics = on_one(state, batch)
+        history.append(float(metrics['loss']))
+    assert np.mean(history[-5:]) < 0.8 * np.mean(history[:5])
+    assert on_one._cache_size() == 1
