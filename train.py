@@ -7,39 +7,36 @@ import os
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from samjax import loop
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, one_line
 
-CONFIG = config_flags.DEFINE_config_file('config', 'configs/default.py', 'Options of the run.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
 
 
 def parse(argv):
     """Reads the command line; ml_collections says unknown options with a traceback, here it is one line."""
     try:
+        config_flags.DEFINE_config_file('config', 'configs/default.py', 'Options of the run.')
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        sys.exit(f'error: the config has no option {one_line(error.args[0])} See configs/default.py for all of them')
+        sys.exit(f'error: the config has no option {one_line(error)} See configs/default.py for all of them')
 
 
 def main(argv):
     try:
         if len(argv) > 1:
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
+        logging.set_verbosity(logging.WARNING)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
-        loop.train(CONFIG.value, WORKDIR.value)
+        loop.train(flags.FLAGS.config, WORKDIR.value)
     except (SamjaxError, OSError) as error:
         sys.exit(f'error: {one_line(error)}')
     except KeyboardInterrupt as interrupt:
         print(interrupt)
         sys.exit(130)
-
-
-def one_line(message) -> str:
-    return ' '.join(str(message).split())
 
 
 if __name__ == '__main__':

@@ -3,9 +3,33 @@
     python train.py --config configs/quickstart.py --workdir runs/quickstart
 """
 
+from ml_collections import ConfigDict
+
 from configs import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = default.get_config()
+    c.model.size = 'vit_xxs'
+    c.model.image_size = (128, 128)
+    c.model.dtype = 'float32'
+    c.model.drop_path = 0.0
+    c.model.dropout = 0.0
+    c.model.remat = False
+    c.data.max_objects = 8
+    c.data.workers = 1
+    c.prompts.rounds = 6
+    c.optimizer.lr = 1e-3
+    c.optimizer.warmup = 50
+    c.optimizer.milestones = (360, 430)
+    c.optimizer.weight_decay = 0.05
+    c.optimizer.layer_decay = 1.0
+    c.optimizer.clip = 1.0
+    c.train.batch = 8
+    c.train.steps = 450
+    c.train.log_every = 10
+    c.train.save_every = 150
+    c.train.eval_every = 150
+    c.eval.max_images = 20
+    c.eval.max_objects = 4
     return c

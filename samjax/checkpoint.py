@@ -52,21 +52,25 @@ FREE = (
 
 
 class Checkpoints:
-    """The checkpoints of one run; saving waits until they are written, because the state is donated to the next step."""
+    """The checkpoints of one run.  Saving waits until they are written: the next step takes the state's memory."""
 
     def __init__(self, workdir: str, keep: int, config: ConfigDict):
         """Claims `workdir` for `config`; the newest `keep` checkpoints stay.
 
         Raises:
-            SamjaxError: `workdir` holds a run with other options than `config`.
+            SamjaxError: `workdir` holds checkpoints of a run with other options than `config`.
         """
-        claim(workdir, config)
         self._config = config
         self._folder = _folder(workdir)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
         self._manager = _manager(self._folder, options)
+        path = pathlib.Path(workdir) / 'config.json'
+        if self.latest is not None and path.exists():
+            refuse_another(workdir, config)
+        if jax.process_index() == 0:
+            write(path, json.dumps(_plain(config), indent=2) + '\n')
 
     @property
     def latest(self) -> int | None:
@@ -144,29 +148,19 @@ def abstract_on(tree, placement: jax.sharding.Sharding):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), tree)
 
 
-def claim(workdir: str, config: ConfigDict) -> None:
-    """Writes `config` to workdir/config.json; only the options in `FREE` may differ from what is there.
-
-    Raises:
-        SamjaxError: others differ.
-    """
-    path = pathlib.Path(workdir) / 'config.json'
-    new = _plain(config)
-    if path.exists():
-        old = _flat(json.loads(path.read_text()))
-        differing = [
-            f'{key} is {_shown(old, key)} there and {_shown(_flat(new), key)} here'
-            for key in sorted(old.keys() | _flat(new).keys())
-            if _shown(old, key) != _shown(_flat(new), key) and not key.startswith(FREE)
-        ]
-        if differing:
-            raise SamjaxError(
-                f'{workdir} belongs to a run with another config ({"; ".join(differing)}): '
-                f'choose another --workdir, or give the same options'
-            )
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(new, indent=2) + '\n')
+def refuse_another(workdir: str, config: ConfigDict) -> None:
+    """Raises SamjaxError if workdir/config.json differs from `config` in options that are not in `FREE`."""
+    old, new = _flat(_plain(read_config(workdir))), _flat(_plain(config))
+    differing = [
+        f'{key} is {_shown(old, key)} there and {_shown(new, key)} here'
+        for key in sorted(old.keys() | new.keys())
+        if _shown(old, key) != _shown(new, key) and not key.startswith(FREE)
+    ]
+    if differing:
+        raise SamjaxError(
+            f'{workdir} belongs to a run with another config ({"; ".join(differing)}): '
+            f'choose another --workdir, or give the same options'
+        )
 
 
 def read_config(workdir: str) -> ConfigDict:
@@ -179,6 +173,13 @@ def read_config(workdir: str) -> ConfigDict:
     if not path.exists():
         raise SamjaxError(f'{path} does not exist: name the --workdir of a training run')
     return ConfigDict(_with_tuples(json.loads(path.read_text()))).lock()
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    unfinished = path.with_name(f'{path.name}.tmp')
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def _folder(workdir: str) -> pathlib.Path:
@@ -213,9 +214,7 @@ def _restore(manager, folder: pathlib.Path, config: ConfigDict, params, items: o
     wanted = _shapes(params)
     for name in sorted(stored.keys() | wanted.keys()):
         if _shown(stored, name) != _shown(wanted, name):
-            saved = manager.restore(
-                manager.latest_step(), args=ocp.args.Composite(config=ocp.args.JsonRestore())
-            )
+            saved = manager.restore(manager.latest_step(), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
             model = saved.config['model']
             raise SamjaxError(
                 f'checkpoint {path} holds a {model["size"]!r} for {tuple(model["image_size"])} px and the config asks '
@@ -277,4 +276,3 @@ def _with_tuples(tree):
 
 def _shown(table: dict, key: str) -> str:
     return repr(table[key]) if key in table else 'absent'
-

@@ -21,6 +21,8 @@ import numpy as np
 import optax
 import tensorboardX
 
+from samjax import checkpoint
+
 LOSSES = ('loss', 'focal', 'dice', 'iou')
 
 
@@ -39,11 +41,11 @@ class Log:
         self._timed = 0  # steps since `_since`
         self._since = math.nan
         if self._speaks:
-            folder = pathlib.Path(workdir)
+            self._workdir, folder = workdir, pathlib.Path(workdir)
             folder.mkdir(parents=True, exist_ok=True)
             lines = [line for line in read_metrics(workdir) if line['step'] <= start]
             self._path = folder / 'metrics.jsonl'
-            self._path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+            checkpoint.write(self._path, ''.join(json.dumps(line) + '\n' for line in lines))
             self._events = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
@@ -79,6 +81,11 @@ class Log:
         begun = time.perf_counter()
         yield
         self._since += time.perf_counter() - begun
+
+    def finish(self) -> None:
+        """Draws the curves of the whole run."""
+        if self._speaks:
+            self.say(f'done: {draw_curves(self._workdir)}')
 
     def close(self) -> None:
         if self._speaks:
@@ -144,6 +151,7 @@ def read_metrics(workdir: str) -> list[dict]:
 def draw_curves(workdir: str) -> pathlib.Path:
     """Draws workdir/pictures/curves.png from metrics.jsonl: losses left, mean IoU of evaluations right."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lines = read_metrics(workdir)
     scores = [f'train/{name}' for name in ('mask_iou_first', 'mask_iou_last')]
@@ -151,13 +159,14 @@ def draw_curves(workdir: str) -> pathlib.Path:
     figure = Figure(figsize=(12, 4.5), layout='constrained')
     left, right = figure.subplots(1, 2)
     for axes, names, title in (
-        (left, [f'train/{name}' for name in LOSSES], 'loss and its parts, unweighted'),
+        (left, [f'train/{name}' for name in LOSSES], 'loss, and its parts without their weights'),
         (right, scores, 'mean IoU'),
     ):
         for name in names:
             points_K2 = np.array([(line['step'], line[name]) for line in lines if name in line]).reshape(-1, 2)
             axes.plot(*points_K2.T, marker='.', label=name)
         axes.set(xlabel='updates', title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize='small')
     left.set_yscale('log')

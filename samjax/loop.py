@@ -48,9 +48,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         loss=LossOptions(**config.loss),
         seed=config.seed,
     )
-    checkpoints = Checkpoints(workdir, config.train.keep, config)
     batches = open_batches(config)
     evaluation = Evaluation(config, workdir)
+    checkpoints = Checkpoints(workdir, config.train.keep, config)
 
     # Restore or initialise.
     if checkpoints.latest is None:
@@ -67,7 +67,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     log = logs.Log(workdir, start, steps, config.train.log_every, config.train.batch, rate)
     log.say(logs.parameter_table(state.params))
     log.say(f'{logs.device_line()}; {config.train.batch} images per step')
-    log.say(f'{"continues" if start else "starts"} at step {start} of {steps} in {workdir}')
+    log.say(f'{"continues" if start else "starts"} at step {start} of {steps} in {workdir}; the first step compiles')
 
     # Contract.  `done` updates lie behind the state.  Before the next batch is taken, the scores of this state are in
     # the log and the state is on disk, if they are due; so what a restored run finds is what it would have made.
@@ -75,10 +75,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # if the loss and gradient that made it are finite.  Between batch and dispatch nothing moves between host and
     # device unless it says so.
     pending = Pending(log, checkpoints)
-    with _interrupts() as interrupted, contextlib.closing(log), contextlib.closing(batches):
+    with contextlib.closing(log), contextlib.closing(batches), _interrupts() as interrupted:
         for done in range(start, steps):
+            stop = interrupted()
             due_evaluation = done > start and done % config.train.eval_every == 0
-            due_save = interrupted() or done > start and done % config.train.save_every == 0
+            due_save = stop or done > start and done % config.train.save_every == 0
             if due_evaluation or due_save:
                 pending.settle()
                 with log.untimed():
@@ -86,7 +87,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                         log.values(done, evaluation(state))
                     if due_save:
                         checkpoints.save(state, batches)
-            if interrupted():
+            if stop:
                 raise KeyboardInterrupt(f'stopped and saved at step {done}; the same command continues')
             with jax.transfer_guard('disallow'):
                 batch = sharding.to_global(next(batches), mesh)
@@ -97,7 +98,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         if start < steps:
             log.values(steps, evaluation(state))
             checkpoints.save(state, batches)
-        log.say(f'done: {logs.draw_curves(workdir)}')
+        log.finish()
     return state
 
 

@@ -96,6 +96,4 @@ def parts(path) -> tuple[str, ...]:
 
 
 def _scale_each(factors) -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, factor: u * factor, updates, factors)
-    )
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, factor: u * factor, updates, factors))

@@ -139,7 +139,7 @@ def test_evaluating_an_empty_workdir_is_refused(tmp_path):
 
 
 def test_workdir_of_another_config_is_refused(tmp_path):
-    Checkpoints(str(tmp_path), 2, tiny_config())
+    Checkpoints(str(tmp_path), 2, tiny_config()).save(state_at(1, tiny_config()), iterator())
     other = tiny_config(**{'seed': 1, 'optimizer.lr': 1e-5, 'train.steps': 7})
     with pytest.raises(SamjaxError) as raised:
         Checkpoints(str(tmp_path), 2, other)
@@ -147,18 +147,25 @@ def test_workdir_of_another_config_is_refused(tmp_path):
         f'{tmp_path} belongs to a run with another config (optimizer.lr is 0.0008 there and 1e-05 here; '
         f'seed is 0 there and 1 here): choose another --workdir, or give the same options'
     )
+    assert checkpoint.read_config(str(tmp_path)) == tiny_config()
+
+
+def test_run_that_saved_nothing_may_start_again_with_other_options(tmp_path):
+    Checkpoints(str(tmp_path), 2, tiny_config())
+    Checkpoints(str(tmp_path), 2, tiny_config(seed=1))
+    assert checkpoint.read_config(str(tmp_path)).seed == 1
 
 
 def test_lengths_and_evaluation_may_change(tmp_path):
-    Checkpoints(str(tmp_path), 2, tiny_config())
+    Checkpoints(str(tmp_path), 2, tiny_config()).save(state_at(1, tiny_config()), iterator())
     longer = {'train.steps': 7, 'train.log_every': 1, 'train.save_every': 1, 'train.eval_every': 1, 'train.keep': 1}
     places = {'data.eval_path': 'x', 'data.cache': 'y', 'data.workers': 0, 'data.prefetch': 1, 'eval.pictures': 1}
     Checkpoints(str(tmp_path), 2, tiny_config(**longer, **places))
-    assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 7
+    assert checkpoint.read_config(str(tmp_path)).train.steps == 7
 
 
 def test_option_that_did_not_exist_is_named(tmp_path):
-    Checkpoints(str(tmp_path), 2, tiny_config())
+    Checkpoints(str(tmp_path), 2, tiny_config()).save(state_at(1, tiny_config()), iterator())
     path = tmp_path / 'config.json'
     old = json.loads(path.read_text())
     del old['loss']['dice']

@@ -152,7 +152,8 @@ def test_curves_are_drawn(tmp_path):
     run(tmp_path, 0, 6)
     path = logs.draw_curves(str(tmp_path))
     assert path == tmp_path / 'pictures' / 'curves.png'
-    assert Image.open(path).size == (1440, 540)
+    with Image.open(path) as picture:
+        assert picture.size == (1440, 540)
 
 
 def test_curves_of_a_run_without_lines(tmp_path):

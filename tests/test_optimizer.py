@@ -35,10 +35,7 @@ def tiny_params():
 
 def names(tree):
     """{'a/b': leaf}"""
-    return {
-        '/'.join(optimizer.parts(path)): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {'/'.join(optimizer.parts(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def test_schedule_warms_up_then_drops_to_a_tenth():
@@ -102,7 +99,7 @@ def test_first_update_in_literal_numbers():
 
 
 def test_clip_scales_gradients_to_the_norm():
-    """Adam hides the scale of a gradient, but not of the second one relative to the first: 3 after 30 is as 1 after 1."""
+    """Adam hides the scale of gradients, but not of the second one relative to the first: 30, 3 is clipped to 1, 1."""
     params = nnx.State({'neck': {'kernel': nnx.Param(jnp.zeros((1, 1)))}})
 
     def after(clip, first, second):

@@ -1,0 +1,269 @@
+"""samjax.loop and train.py: the order of things, resuming, and what stops a run.
+
+Most tests train a stand-in for the model, two parameters that chase the brightness of the images: it compiles at
+once, and every number depends on the data, the seed and the step.  One trains a real, tiny SAM.
+"""
+
+import math
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from PIL import Image
+from test_checkpoint import tiny_config
+
+from samjax import log, loop, sharding
+from samjax.checkpoint import Checkpoints
+from samjax.errors import SamjaxError
+from samjax.model.layers import Buffer
+from samjax.step import TrainState
+
+ROOT = pathlib.Path(__file__).parent.parent
+QUICK = {
+    'model.dtype': 'float32',
+    'data.workers': 0,
+    'data.max_objects': 2,
+    'data.train_images': 40,
+    'data.eval_images': 2,
+    'prompts.rounds': 4,
+    'prompts.object_chunk': 2,
+    'optimizer.warmup': 3,
+    'train.batch': 8,
+    'train.log_every': 1,
+    'train.save_every': 2,
+    'train.eval_every': 2,
+    'eval.clicks': (1, 2),
+    'eval.object_batch': 2,
+    'eval.max_objects': 2,
+    'eval.pictures': 1,
+}
+
+
+def quick(steps, **changes):
+    return tiny_config(**(QUICK | {'train.steps': steps} | changes))
+
+
+def init_params(config, seed):
+    params = {'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}}
+    return nnx.State(params), nnx.State({'fixed': Buffer(jnp.ones(3))})
+
+
+def init_state(config, tx, seed):
+    params, buffers = init_params(config, seed)
+    return TrainState(jnp.zeros((), jnp.int32), params, buffers, tx.init(params))
+
+
+def train_step(state, batch, *, graphdef, tx, simulation, loss, seed):
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), state.step), ())
+    bright = batch.image_BHW3.astype(jnp.float32).mean() / 255
+
+    def squares(params):
+        return sum(((leaf - bright - noise) ** 2).sum() for leaf in jax.tree.leaves(params))
+
+    value, grads = jax.value_and_grad(squares)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    parts = dict.fromkeys(('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last'), bright)
+    metrics = parts | {'loss': value, 'grad_norm': optax.tree.norm(grads), 'objects': batch.valid_BN.sum()}
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), state.buffers, opt_state), metrics
+
+
+class Evaluation:
+    """Scores without a model."""
+
+    def __init__(self, config, workdir):
+        pass
+
+    def __call__(self, state):
+        return {'eval/miou@1': float(state.params['layer']['bias'][0])}
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    for part in (init_params, init_state, train_step, Evaluation):
+        monkeypatch.setattr(loop, part.__name__, part)
+    return monkeypatch
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def lines_without_time(workdir):
+    return [{k: v for k, v in line.items() if k != 'train/images_per_second'} for line in log.read_metrics(workdir)]
+
+
+def test_two_and_two_steps_equal_four(stand_in, tmp_path):
+    whole = loop.train(quick(4), str(tmp_path / 'whole'))
+    first = loop.train(quick(2), str(tmp_path / 'parts'))
+    assert int(first.step) == 2
+    second = loop.train(quick(4), str(tmp_path / 'parts'))
+    assert_same(whole, second)
+    assert not np.array_equal(first.params['layer']['bias'], second.params['layer']['bias'])
+    lines = lines_without_time(tmp_path / 'whole')
+    assert [line['step'] for line in lines] == [1, 2, 2, 3, 4, 4]
+    assert lines_without_time(tmp_path / 'parts') == lines
+
+
+def test_finished_run_is_left_alone(stand_in, tmp_path):
+    done = loop.train(quick(2), str(tmp_path))
+    before = lines_without_time(tmp_path)
+    assert_same(loop.train(quick(2), str(tmp_path)), done)
+    assert lines_without_time(tmp_path) == before
+
+
+def test_order_is_evaluate_save_batch_step_log(stand_in, tmp_path):
+    events = []
+
+    def spy(owner, name, event):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            events.append(event(*args))
+            return original(*args, **kwargs)
+
+        stand_in.setattr(owner, name, wrapped)
+
+    spy(Evaluation, '__call__', lambda self, state: f'evaluate {int(state.step)}')
+    spy(Checkpoints, 'save', lambda self, state, data: f'save {int(state.step)}')
+    spy(loop.pipeline.Batches, '__next__', lambda self: 'batch')
+    spy(log.Log, 'step', lambda self, step, metrics: f'log {step}')
+    loop.train(quick(5, **{'train.save_every': 3}), str(tmp_path))
+    assert events == [
+        *('batch', 'batch', 'log 1', 'log 2', 'evaluate 2'),  # read one step late, but before evaluating and saving
+        *('batch', 'log 3', 'save 3'),
+        *('batch', 'log 4', 'evaluate 4'),
+        *('batch', 'log 5', 'evaluate 5', 'save 5'),
+    ]
+
+
+def test_hidden_transfers_are_refused(stand_in, tmp_path):
+    stand_in.setattr(sharding, 'to_global', lambda local, mesh: local)
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+        loop.train(quick(2), str(tmp_path))
+
+
+def spoil(at, name, value):
+    """A train step whose metric `name` is `value` at update `at`."""
+
+    def step(state, batch, **options):
+        following, metrics = train_step(state, batch, **options)
+        return following, metrics | {name: jnp.where(following.step == at, value, metrics[name])}
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ('at', 'name', 'value', 'message'),
+    [
+        (5, 'loss', math.nan, r'loss is nan at step 5, training stops \(the last good checkpoint is step 4\): lower'),
+        (4, 'grad_norm', math.inf, r'grad_norm is inf at step 4, .*checkpoint is step 2'),
+        (6, 'loss', math.nan, r'loss is nan at step 6, .*checkpoint is step 4'),  # the last one
+        (1, 'loss', math.nan, r'loss is nan at step 1, .*no checkpoint exists yet'),
+    ],
+)
+def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, name, value, message):
+    stand_in.setattr(loop, 'train_step', spoil(at, name, value))
+    with pytest.raises(SamjaxError, match=message):
+        loop.train(quick(6), str(tmp_path))
+    # The checkpoint that is left is good: the same command goes on from it, once the cause is gone.
+    stand_in.setattr(loop, 'train_step', train_step)
+    assert_same(loop.train(quick(6), str(tmp_path)), loop.train(quick(6), str(tmp_path / 'whole')))
+    assert [line['step'] for line in log.read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_ctrl_c_saves_and_the_same_command_continues(stand_in, tmp_path, capsys):
+    def evaluate_and_press(self, state):
+        if int(state.step) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    before = signal.getsignal(signal.SIGINT)
+    stand_in.setattr(Evaluation, '__call__', evaluate_and_press)
+    with pytest.raises(KeyboardInterrupt, match='stopped and saved at step 3; the same command continues'):
+        loop.train(quick(4, **{'train.save_every': 100}), str(tmp_path))
+    assert 'press again to stop at once' in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    stand_in.setattr(Evaluation, '__call__', lambda self, state: {})
+    assert_same(loop.train(quick(4), str(tmp_path)), loop.train(quick(4), str(tmp_path / 'whole')))
+
+
+def test_start_tells_parameters_and_devices(stand_in, tmp_path, capsys):
+    loop.train(quick(1), str(tmp_path))
+    out = capsys.readouterr().out
+    assert re.search(r'^layer/kernel +4$', out, re.MULTILINE)
+    assert '8 x cpu (cpu) in 1 process(es); 8 images per step' in out
+    assert f'starts at step 0 of 1 in {tmp_path}' in out
+    loop.train(quick(2), str(tmp_path))
+    assert 'continues at step 1 of 2' in capsys.readouterr().out
+
+
+def test_batch_must_fit_the_devices(stand_in, tmp_path):
+    with pytest.raises(SamjaxError, match='train.batch=4 cannot be split evenly over 8 devices'):
+        loop.train(quick(2, **{'train.batch': 4}), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sam_trains_ten_and_ten_as_twenty(tmp_path):
+    """The real model, step, data and evaluation; the compiled programs are kept from one run to the next."""
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'xla'))
+    try:
+        rare = {'train.log_every': 5, 'train.save_every': 100, 'train.eval_every': 100}
+        whole = loop.train(quick(20, **rare), str(tmp_path / 'whole'))
+        loop.train(quick(10, **rare), str(tmp_path / 'parts'))
+        assert_same(whole, loop.train(quick(20, **rare), str(tmp_path / 'parts')))
+    finally:
+        jax.config.update('jax_compilation_cache_dir', None)
+    lines = lines_without_time(tmp_path / 'whole')
+    trained = [line for line in lines if 'train/loss' in line]
+    assert [line['step'] for line in trained] == [5, 10, 15, 20]
+    assert [line for line in lines_without_time(tmp_path / 'parts') if 'train/loss' in line] == trained
+    assert trained[-1]['train/loss'] < trained[0]['train/loss']
+    assert {'eval/miou@1', 'eval/miou@2', 'eval/oracle@1', 'eval/box'} <= lines[-1].keys()
+    for name in ('step_000020.png', 'curves.png'):
+        with Image.open(tmp_path / 'whole' / 'pictures' / name) as picture:
+            assert picture.size > (300, 100)
+
+
+def command(workdir, *options):
+    words = [sys.executable, 'train.py', f'--workdir={workdir}', *options]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('--config.trian.steps=3', r"the config has no option 'trian' Did you mean \"train\".* See configs/default.py"),
+        ('--config.train.stepz=3', r"the config has no option 'stepz' Did you mean \"steps\".*"),
+        ('--config=configs/nowhere.py', r'.*configs/nowhere.py.*'),
+        ('--config.optimizer.decay=some', r"optimizer.decay='some' is not known.*"),
+        ('train.steps=3', r"'train.steps=3' is not an option: write --config.section.key=value"),
+    ],
+)
+def test_wrong_command_is_one_line(tmp_path, option, message):
+    process = command(tmp_path / 'run', option)
+    last = process.stderr.strip().splitlines()[-1]
+    assert process.returncode == 1
+    assert re.match(f'error: {message}', last)
+    assert 'Traceback' not in process.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_options_of_the_command_reach_the_run(stand_in, tmp_path):
+    """The command stops at the folder of another run, after its options have been compared with those."""
+    loop.train(quick(2), str(tmp_path))
+    options = [f'--config.{key}={value}' for key, value in (QUICK | {'model.image_size': (32, 48)}).items()]
+    process = command(tmp_path, '--config.model.size=test', *options, '--config.optimizer.lr=0.5')
+    assert process.stderr == (
+        f'error: {tmp_path} belongs to a run with another config (optimizer.lr is 0.0008 there and 0.5 here): '
+        f'choose another --workdir, or give the same options\n'
+    )
