@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from samjax import checkpoint, report
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, one_line
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the trained run.', required=True)
 BASELINES = flags.DEFINE_list('baselines', [], 'Also evaluate these: flood, grabcut.')
@@ -32,7 +32,7 @@ def parse(argv):
             config_flags.DEFINE_config_dict('config', checkpoint.read_config(WORKDIR.value))
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        sys.exit(f'error: the config has no option {one_line(error.args[0])} See configs/default.py for all of them')
+        sys.exit(f'error: the config has no option {one_line(error)} See configs/default.py for all of them')
     except (SamjaxError, flags.IllegalFlagValueError) as error:
         sys.exit(f'error: {one_line(error)}')
 
@@ -42,6 +42,7 @@ def main(argv):
         if len(argv) > 1:
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
         logging.set_verbosity(logging.ERROR)  # Orbax tells much
+        logging.set_verbosity(logging.WARNING)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
         others = ['untrained'] * UNTRAINED.value + BASELINES.value
         limits = MAX_IMAGES.value, MAX_OBJECTS.value
@@ -51,10 +52,6 @@ def main(argv):
     print(table)
     for name in ('results.json', 'masks.csv', 'curve.png', 'slots_sam.png', 'overlays'):
         print(folder / name)
-
-
-def one_line(message) -> str:
-    return ' '.join(str(message).split())
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """A small SAM on drawn scenes, trained from nothing on a laptop's CPU.
 
-    python train.py --config configs/quickstart.py --workdir runs/quickstart
+python train.py --config configs/quickstart.py --workdir runs/quickstart
 """
 
 from ml_collections import ConfigDict

@@ -71,7 +71,7 @@ def train_step(
     (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = metrics | {'loss': value, 'grad_norm': optax.global_norm(grads), 'objects': batch.valid_BN.sum()}
+    metrics = metrics | {'loss': value, 'grad_norm': optax.tree.norm(grads), 'objects': batch.valid_BN.sum()}
     return TrainState(state.step + 1, params, state.buffers, opt_state), metrics
 
 

@@ -354,9 +354,7 @@ TABLE = (
 
 def shapes(sam: Sam) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter and buffer of our model."""
-    return {
-        '/'.join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(sam))
-    }
+    return {'/'.join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(sam))}
 
 
 def locate(key: str):
@@ -377,14 +375,10 @@ def translate(state_dict: dict, ours: dict[str, tuple[int, ...]]) -> dict[str, t
         path, transform = locate(key)
         assert path in ours, f'{key} goes to {path}, which our model lacks'
         parts.setdefault(path, []).append(transform(value, ours[path]))
-    result = {
-        path: torch.cat(values) if len(values) > 1 else values[0] for path, values in parts.items()
-    }
+    result = {path: torch.cat(values) if len(values) > 1 else values[0] for path, values in parts.items()}
     assert result.keys() == ours.keys(), f'never set: {sorted(ours.keys() - result.keys())}'
     for path, value in result.items():
-        assert tuple(value.shape) == ours[path], (
-            f'{path} has shape {ours[path]}, torch {tuple(value.shape)}'
-        )
+        assert tuple(value.shape) == ours[path], f'{path} has shape {ours[path]}, torch {tuple(value.shape)}'
     return result
 
 

@@ -138,15 +138,11 @@ def test_every_norm_with_little_variance(square):
 def test_points(wide, pad):
     points_NP2 = np.random.default_rng(3).uniform([0, 0], [112, 80], (2, 3, 2)).astype(np.float32)
     labels_NP = np.array([[NOT_A_POINT, NEGATIVE, POSITIVE], [POSITIVE, POSITIVE, NOT_A_POINT]])
-    expected = wide.torch.prompt_encoder._embed_points(
-        torch.tensor(points_NP2), torch.tensor(labels_NP), pad
-    )
+    expected = wide.torch.prompt_encoder._embed_points(torch.tensor(points_NP2), torch.tensor(labels_NP), pad)
     if pad:
         points_NP2 = np.pad(points_NP2, ((0, 0), (0, 1), (0, 0)))
         labels_NP = np.pad(labels_NP, ((0, 0), (0, 1)), constant_values=NOT_A_POINT)
-    actual = wide.jax.prompt_encoder.embed_points(
-        jnp.array(points_NP2)[None], jnp.array(labels_NP)[None]
-    )
+    actual = wide.jax.prompt_encoder.embed_points(jnp.array(points_NP2)[None], jnp.array(labels_NP)[None])
     assert_equal(actual[0], expected, SIMPLE)
 
 
@@ -154,17 +150,13 @@ def test_boxes(wide):
     boxes_N4 = np.array([[3, 5, 60, 41], [0, 0, 111, 79]], np.float32)
     expected = wide.torch.prompt_encoder._embed_boxes(torch.from_numpy(boxes_N4))
     labels_BNP = jnp.array([[[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]] * 2])
-    actual = wide.jax.prompt_encoder.embed_points(
-        jnp.array(boxes_N4).reshape(1, 2, 2, 2), labels_BNP
-    )
+    actual = wide.jax.prompt_encoder.embed_points(jnp.array(boxes_N4).reshape(1, 2, 2, 2), labels_BNP)
     assert_equal(actual[0], expected, SIMPLE)
 
 
 def test_mask_prompt(wide):
     mask_BNyx = draw(4, 1, 3, 20, 28) * 8
-    expected = channels_last(
-        wide.torch.prompt_encoder._embed_masks(torch.from_numpy(mask_BNyx[0][:, None]))
-    )
+    expected = channels_last(wide.torch.prompt_encoder._embed_masks(torch.from_numpy(mask_BNyx[0][:, None])))
     assert_equal(wide.jax.prompt_encoder.embed_mask(mask_BNyx)[0], expected, COMPOSED)
 
 
@@ -351,9 +343,7 @@ def test_preprocessing(square, size):
 def test_pixels_to_embedding(square):
     sizes = [(80, 53), (37, 80)]
     images = [framed(size, seed=i) for i, size in enumerate(sizes)]
-    pixels = torch.stack(
-        [square.torch.preprocess(channels_first(image_HW3)) for image_HW3, _ in images]
-    )
+    pixels = torch.stack([square.torch.preprocess(channels_first(image_HW3)) for image_HW3, _ in images])
     expected = channels_last(square.torch.image_encoder(pixels))
     actual = square.jax.encode(jnp.array([frame_HW3 for _, frame_HW3 in images]), jnp.array(sizes))
     assert_equal(actual, expected, COMPOSED)
@@ -380,9 +370,7 @@ def test_pixels_to_masks(square):
     rows, columns = restoring((20, 20), (80, 80), size, original)
     logits_MHW = rows @ np.asarray(actual.logits_BNMyx[0, 0]) @ columns.T
     clear_MHW = abs(logits_MHW) > COMPOSED
-    np.testing.assert_array_equal(
-        (logits_MHW > 0)[clear_MHW], expected['masks'][0].numpy()[clear_MHW]
-    )
+    np.testing.assert_array_equal((logits_MHW > 0)[clear_MHW], expected['masks'][0].numpy()[clear_MHW])
     assert clear_MHW.mean() > 0.99
     assert 0.05 < (logits_MHW > 0).mean() < 0.95
 
@@ -393,8 +381,7 @@ def test_pixels_to_masks(square):
 def restoring(low, frame, size, original):
     """Matrices from low-resolution logits to the frame, less its padding, to original size."""
     return tuple(
-        resize.matrix(s, o) @ resize.matrix(x, f)[:s]
-        for x, f, s, o in zip(low, frame, size, original, strict=True)
+        resize.matrix(s, o) @ resize.matrix(x, f)[:s] for x, f, s, o in zip(low, frame, size, original, strict=True)
     )
 
 
@@ -406,25 +393,19 @@ def restoring(low, frame, size, original):
 def test_postprocessing(square, original):
     size = frame_size(*original, (80, 80))
     low_yx = draw(14, 20, 20) * 4
-    expected = square.torch.postprocess_masks(torch.from_numpy(low_yx)[None, None], size, original)[
-        0, 0
-    ]
+    expected = square.torch.postprocess_masks(torch.from_numpy(low_yx)[None, None], size, original)[0, 0]
     rows, columns = restoring((20, 20), (80, 80), size, original)
     assert_equal(rows @ low_yx @ columns.T, expected, COMPOSED)
 
 
-@pytest.mark.parametrize(
-    'original', [(1365, 2048), (375, 500), (4000, 3000)], ids=lambda o: f'{o[0]}x{o[1]}'
-)
+@pytest.mark.parametrize('original', [(1365, 2048), (375, 500), (4000, 3000)], ids=lambda o: f'{o[0]}x{o[1]}')
 def test_postprocessing_of_the_released_frame(original):
     """One column of real size, against float64: PyTorch's float32 coordinates are off by 2e-4."""
     size = frame_size(*original, (1024, 1024))
     low_yx = draw(15, 256, 1) * 4
     low = torch.from_numpy(low_yx).double()[None, None]
     frame = F.interpolate(low, (1024, 1), mode='bilinear', align_corners=False)
-    expected = F.interpolate(
-        frame[:, :, : size[0]], (original[0], 1), mode='bilinear', align_corners=False
-    )[0, 0]
+    expected = F.interpolate(frame[:, :, : size[0]], (original[0], 1), mode='bilinear', align_corners=False)[0, 0]
     rows, _ = restoring((256, 1), (1024, 1), (size[0], 1), (original[0], 1))
     assert_equal(rows @ low_yx, expected, SIMPLE)
 
@@ -432,18 +413,14 @@ def test_postprocessing_of_the_released_frame(original):
 @pytest.mark.parametrize('size', [(3, 20), (5, 7), (11, 3), (1, 1)])
 def test_resize_matrix(size):
     x_yx = draw(16, 5, 7)
-    expected = F.interpolate(
-        torch.from_numpy(x_yx)[None, None], size, mode='bilinear', align_corners=False
-    )[0, 0]
+    expected = F.interpolate(torch.from_numpy(x_yx)[None, None], size, mode='bilinear', align_corners=False)[0, 0]
     assert_equal(resize.matrix(5, size[0]) @ x_yx @ resize.matrix(7, size[1]).T, expected, SIMPLE)
 
 
 @pytest.mark.parametrize('factor', [1, 2, 3, 4, 8])
 def test_upsample(factor):
     x_BMyx = draw(17, 2, 3, 5, 7)
-    expected = F.interpolate(
-        torch.from_numpy(x_BMyx), (5 * factor, 7 * factor), mode='bilinear', align_corners=False
-    )
+    expected = F.interpolate(torch.from_numpy(x_BMyx), (5 * factor, 7 * factor), mode='bilinear', align_corners=False)
     assert_equal(resize.upsample(x_BMyx, factor), expected, SIMPLE)
 
 
@@ -456,9 +433,7 @@ def test_frame_size_of_many_images():
         *np.random.default_rng(18).integers(100, 5000, (200, 2)).tolist(),
     ]
     for height, width in sizes:
-        assert frame_size(height, width, (1024, 1024)) == transform.get_preprocess_shape(
-            height, width, 1024
-        )
+        assert frame_size(height, width, (1024, 1024)) == transform.get_preprocess_shape(height, width, 1024)
 
 
 # The released sizes, without memory for their weights

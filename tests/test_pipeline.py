@@ -38,11 +38,7 @@ class Witness(Numbered):
         from jax._src import xla_bridge
 
         started = xla_bridge.backends_are_initialized()
-        return (
-            super()
-            .__getitem__(index)
-            ._replace(image_HW3=np.full((8, 12, 3), int(started), np.uint8))
-        )
+        return super().__getitem__(index)._replace(image_HW3=np.full((8, 12, 3), int(started), np.uint8))
 
 
 class Broken(Numbered):
@@ -135,23 +131,16 @@ def test_train_loader_repeats_a_source_smaller_than_the_batch():
 
 def test_two_processes_share_each_batch_and_together_make_the_whole():
     whole = take(loader(Numbered(12)), 6)
-    halves = [
-        take(loader(Numbered(12), process_index=index, process_count=2), 6) for index in (0, 1)
-    ]
+    halves = [take(loader(Numbered(12), process_index=index, process_count=2), 6) for index in (0, 1)]
     first_epoch = [set(numbers(half[:3])) for half in halves]
     assert first_epoch[0].isdisjoint(first_epoch[1])
     assert first_epoch[0] | first_epoch[1] == set(range(12))
-    joined = [
-        jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)
-    ]
+    joined = [jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)]
     assert_equal(joined, whole)
 
 
 def test_two_processes_stay_in_step_when_the_source_is_odd():
-    halves = [
-        take(loader(Numbered(7), batch=2, process_index=index, process_count=2), 7)
-        for index in (0, 1)
-    ]
+    halves = [take(loader(Numbered(7), batch=2, process_index=index, process_count=2), 7) for index in (0, 1)]
     both = sorted(numbers(halves[0]) + numbers(halves[1]))
     assert both == sorted(list(range(7)) * 2)
 
@@ -205,9 +194,7 @@ def test_an_error_in_a_worker_reaches_the_loop():
 
 
 def test_train_loader_refuses_what_it_cannot_do():
-    with pytest.raises(
-        ValueError, match='train.batch is 5, it must be a positive multiple of the 2'
-    ):
+    with pytest.raises(ValueError, match='train.batch is 5, it must be a positive multiple of the 2'):
         loader(Numbered(12), batch=5, process_count=2)
     with pytest.raises(SamjaxError, match='train.batch is 0'):
         loader(Numbered(12), batch=0)

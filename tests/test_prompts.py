@@ -51,8 +51,11 @@ def test_box_noise_is_bounded_and_stays_on_the_image(noise):
     box_BN22 = jnp.broadcast_to(jnp.array([[0.0, 100.0], [899.0, 119.0]]), (1, 500, 2, 2))
     noisy_BN22 = prompts.noisy_box(simulation, box_BN22, jnp.array([[200, 900]]), jax.random.key(1))
     shift_BN22 = np.abs(noisy_BN22 - box_BN22)
-    assert shift_BN22.max() <= 20 and shift_BN22[..., 0].max() > 19  # 10 % of 900 px is cut to 20 px
-    assert np.std(noisy_BN22[..., 1]) > 0 and noisy_BN22[..., 0].min() >= 0 and noisy_BN22[..., 0].max() <= 899
+    assert shift_BN22.max() <= 20
+    assert shift_BN22[..., 0].max() > 19
+    assert np.std(noisy_BN22[..., 1]) > 0
+    assert noisy_BN22[..., 0].min() >= 0
+    assert noisy_BN22[..., 0].max() <= 899
     if noise == 'uniform':
         assert shift_BN22[..., 1].max() <= 2  # 10 % of 20 px
     else:
@@ -63,7 +66,8 @@ def test_first_prompts_are_a_point_on_the_mask_or_a_box():
     masks_BNHW = np.zeros((1, 200, 32, 48), bool)
     masks_BNHW[..., 10:20, 5:40] = True
     first = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), jax.random.key(0))
-    assert first.points_BNP2.shape == (1, 200, 10, 2) and not first.has_mask_BN.any()
+    assert first.points_BNP2.shape == (1, 200, 10, 2)
+    assert not first.has_mask_BN.any()
     labels_NP = np.asarray(first.labels_BNP[0])
     is_box_N = labels_NP[:, 0] == BOX_TOP_LEFT
     assert 60 < is_box_N.sum() < 140
@@ -71,7 +75,7 @@ def test_first_prompts_are_a_point_on_the_mask_or_a_box():
     assert (labels_NP[~is_box_N, :2] == [POSITIVE, NOT_A_POINT]).all()
     assert (labels_NP[:, 2:] == ABSENT).all()
     x_N, y_N = np.asarray(first.points_BNP2[0, ~is_box_N, 0]).T
-    assert ((5 <= x_N) & (x_N < 40) & (10 <= y_N) & (y_N < 20)).all()
+    assert ((x_N >= 5) & (x_N < 40) & (y_N >= 10) & (y_N < 20)).all()
 
 
 def test_error_click_falls_on_an_error_and_tells_the_truth():
@@ -101,7 +105,9 @@ def test_schedule_has_eight_clicks_one_pause_and_nothing_new_in_the_last_round()
     pauses = set()
     for adds_K, slot_K in schedules:
         adds_K, slot_K = np.asarray(adds_K), np.asarray(slot_K)
-        assert adds_K.shape == (11,) and adds_K.sum() == 8 and not adds_K[9:].any()
+        assert adds_K.shape == (11,)
+        assert adds_K.sum() == 8
+        assert not adds_K[9:].any()
         np.testing.assert_array_equal(slot_K[adds_K], range(2, 10))
         pauses.add(int(np.flatnonzero(~adds_K)[0]))
     assert pauses == set(range(9))  # the pause may come in any of rounds 2 to 10
@@ -119,7 +125,8 @@ def test_next_prompts_keep_what_was_said_and_add_one_click():
             given, low_BNyx, jnp.full((1, 1, 32, 48), -1.0), masks_BNHW, inside_BHW, adds, 2, key
         )
         np.testing.assert_array_equal(following.points_BNP2[:, :, :2], given.points_BNP2[:, :, :2])
-        assert following.has_mask_BN.all() and (following.mask_BNyx == -1).all()
+        assert following.has_mask_BN.all()
+        assert (following.mask_BNyx == -1).all()
         assert following.labels_BNP[0, 0, 2] == (POSITIVE if adds else ABSENT)
         assert (following.labels_BNP[0, 0, 3:] == ABSENT).all()
 

@@ -284,10 +284,7 @@ def _open_at_once(path, cache, queue):
 def test_several_processes_prepare_the_same_folder_at_once(folder, tmp_path):
     spawn = multiprocessing.get_context('spawn')
     queue = spawn.Queue()
-    processes = [
-        spawn.Process(target=_open_at_once, args=(folder, tmp_path / 'cache', queue))
-        for _ in range(2)
-    ]
+    processes = [spawn.Process(target=_open_at_once, args=(folder, tmp_path / 'cache', queue)) for _ in range(2)]
     for process in processes:
         process.start()
     names = [queue.get(timeout=60) for _ in processes]

@@ -90,9 +90,7 @@ def test_frame_masks_halved_keeps_a_pixel_that_is_half_covered():
 def test_frame_masks_takes_bool_transposed_and_no_masks():
     masks_NHW = np.stack([rectangle((4, 3), 0, 1, 2, 3)])
     transposed = np.asfortranarray(masks_NHW)
-    np.testing.assert_array_equal(
-        frame_masks(masks_NHW.astype(bool), (8, 9)), frame_masks(transposed, (8, 9))
-    )
+    np.testing.assert_array_equal(frame_masks(masks_NHW.astype(bool), (8, 9)), frame_masks(transposed, (8, 9)))
     assert frame_masks(np.zeros((0, 4, 3), np.uint8), (8, 9)).shape == (0, 8, 9)
 
 
@@ -148,10 +146,7 @@ def test_sample_example_decodes_only_what_it_draws(monkeypatch):
 def test_sample_example_depends_on_the_generator_alone():
     shape = (20, 20)
     it = example([rectangle(shape, n, 0, n + 1, 20) for n in range(20)], shape)
-    draws = [
-        sample_example(it, shape, 5, 0.9, np.random.default_rng(seed)).masks_BNHW
-        for seed in (3, 3, 4)
-    ]
+    draws = [sample_example(it, shape, 5, 0.9, np.random.default_rng(seed)).masks_BNHW for seed in (3, 3, 4)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).any()
 
@@ -160,10 +155,7 @@ def test_sample_example_draws_every_mask_equally_often():
     shape = (6, 6)
     it = example([rectangle(shape, n, 0, n + 1, 6) for n in range(6)], shape)
     rng = np.random.default_rng(0)
-    counts = sum(
-        sample_example(it, shape, 2, 0.9, rng).masks_BNHW.any((0, 2)).astype(int)
-        for _ in range(300)
-    )
+    counts = sum(sample_example(it, shape, 2, 0.9, rng).masks_BNHW.any((0, 2)).astype(int) for _ in range(300))
     assert counts.sum() == 600
     assert (abs(counts - 100) < 35).all()  # standard deviation 8
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import weakref
 
@@ -64,9 +65,7 @@ def train_loader(
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
     if batch < 1 or batch % process_count:
-        raise SamjaxError(
-            f'train.batch is {batch}, it must be a positive multiple of the {process_count} processes'
-        )
+        raise SamjaxError(f'train.batch is {batch}, it must be a positive multiple of the {process_count} processes')
     if prefetch < 1:
         raise SamjaxError(f'data.prefetch is {prefetch}, it must be at least 1')
     sample = functools.partial(_sample, frame=frame, max_objects=max_objects, max_area=max_area)
@@ -123,7 +122,14 @@ class Batches(grain.DatasetIterator):
         pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         read = batches.to_iter_dataset(grain.ReadOptions(0, 0))
         read = grain.experimental.WithOptionsIterDataset(read, pipes)
-        return read.mp_prefetch(grain.MultiprocessingOptions(self._workers, self._prefetch))
+        options = grain.MultiprocessingOptions(self._workers, self._prefetch)
+        return read.mp_prefetch(options, worker_init_fn=_deafen)
+
+
+def _deafen(index: int, count: int) -> None:
+    """Ctrl-C goes to every process of a terminal; only the training process should act on it."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _close(readers: list) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
+from samjax.errors import SamjaxError
 from samjax.structs import Example
 
 MIN_SIDE = 32  # px; in smaller images most sub-parts are under a pixel
@@ -34,16 +35,16 @@ class Scenes:
     """A source of drawn scenes; scene i depends on (seed, i) and the size and nothing else.
 
     seed: 0 or more; length: number of scenes; image_size: (H, W) in px.
-    Raises ValueError for other values, IndexError for an index outside 0 .. length - 1.
+    Raises SamjaxError for other values, IndexError for an index outside 0 .. length - 1.
     """
 
     def __init__(self, seed: int, length: int, image_size: tuple[int, int]):
         if seed < 0:
-            raise ValueError(f'Scenes: seed is {seed}; give 0 or more.')
+            raise SamjaxError(f'Scenes: seed is {seed}; give 0 or more.')
         if length < 1:
-            raise ValueError(f'Scenes: length is {length}; give at least 1.')
+            raise SamjaxError(f'Scenes: length is {length}; give at least 1.')
         if len(image_size) != 2 or min(image_size) < MIN_SIDE:
-            raise ValueError(f'Scenes: image_size is {image_size}; give (height, width), {MIN_SIDE} px or more.')
+            raise SamjaxError(f'Scenes: image_size is {image_size}; give (height, width), {MIN_SIDE} px or more.')
         self.seed, self.length, self.image_size = seed, length, tuple(image_size)
 
     def __len__(self) -> int:

@@ -44,9 +44,7 @@ def frame_size(height: int, width: int, frame: tuple[int, int]) -> tuple[int, in
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def frame_image(
-    image_HW3: np.ndarray, frame: tuple[int, int]
-) -> tuple[np.ndarray, tuple[int, int]]:
+def frame_image(image_HW3: np.ndarray, frame: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """The uint8 image in the top left corner of the frame, 0 elsewhere, and its (height, width) there.
 
     PIL's bilinear filter, which smooths when it shrinks: what the released weights were trained on.

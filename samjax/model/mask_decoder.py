@@ -1,4 +1,4 @@
-"""Mask decoder: a two-way transformer between prompt tokens and image, then masks by dynamic linear heads (paper §A)."""
+"""Mask decoder: a two-way transformer of prompt tokens and image, then masks by dynamic linear heads (paper §A)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ class TwoWayTransformer(nnx.Module):
 
     def __init__(self, config, rngs: nnx.Rngs):
         self.blocks = nnx.List([TwoWayBlock(config, rngs) for _ in range(config.decoder_depth)])
-        self.final_attention = Attention(config.channels, config.channels // 2, config.decoder_heads, config.dtype, rngs)
+        self.final_attention = Attention(
+            config.channels, config.channels // 2, config.decoder_heads, config.dtype, rngs
+        )
         self.final_norm = LayerNorm(config.channels, 1e-5, config.dtype)
         self.dropout_rate = config.dropout
 

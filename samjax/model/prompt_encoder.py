@@ -42,7 +42,9 @@ class PromptEncoder(nnx.Module):
     def embed_points(self, points_BNP2: jax.Array, labels_BNP: jax.Array) -> jax.Array:
         """Position plus kind of each point, in float32; box corners are points with labels of their own."""
         height, width = self.image_size
-        centre_BNP2 = (points_BNP2.astype(jnp.float32) + 0.5) / jnp.array([width, height], jnp.float32)[None, None, None]
+        centre_BNP2 = (points_BNP2.astype(jnp.float32) + 0.5) / jnp.array([width, height], jnp.float32)[
+            None, None, None
+        ]
         kind_BNPC = self.label_embed_4C[...][jnp.clip(labels_BNP, 0, BOX_BOTTOM_RIGHT)]
         embed_BNPC = self.fourier(centre_BNP2) + kind_BNPC
         nothing_BNP1 = (labels_BNP == NOT_A_POINT)[..., None]

@@ -86,9 +86,7 @@ def list_files(path: Path) -> Iterator[str]:
     Raises SamjaxError if the path does not exist.
     """
     if not path.exists():
-        raise SamjaxError(
-            f"{path} does not exist: data.path and data.eval_path must name a folder, or be 'scenes'"
-        )
+        raise SamjaxError(f"{path} does not exist: data.path and data.eval_path must name a folder, or be 'scenes'")
     if path.is_file():
         yield from [str(path)] if _suffix(path) in TAR else []
         return

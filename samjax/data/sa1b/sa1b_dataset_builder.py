@@ -111,9 +111,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
         for part, path in zip(parts, template.sharded_filepaths(len(parts)), strict=True):
             part.rename(path)
-        split = tfds.core.SplitInfo(
-            name=SPLIT, shard_lengths=lengths, num_bytes=sum(sizes), filename_template=template
-        )
+        split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=sum(sizes), filename_template=template)
         self.info.set_splits(tfds.core.splits.SplitDict([split]))
         self._report.write(folder / REPORT)
 

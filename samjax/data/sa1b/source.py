@@ -90,7 +90,5 @@ def _lock(home: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise SamjaxError(
-                f'{home} cannot be locked ({error}): set data.cache to a disk with file locks'
-            ) from error
+            raise SamjaxError(f'{home} cannot be locked ({error}): set data.cache to a disk with file locks') from error
         yield
