@@ -436,8 +436,8 @@ def test_truncated_tar_gives_what_is_whole(tmp_path):
     source = open_source(shard, tmp_path, 0.9)
     assert [e.name for e in source] == ['sa_0', 'sa_1']
     assert sorted(report(source)['bad']) == ['damaged tar', 'no JSON']
+    (tmp_path / 'cache').rename(tmp_path / 'old')
     with pytest.raises(SamjaxError, match='sa_0.tar: unexpected end of data'):
-        (tmp_path / 'cache').rename(tmp_path / 'old')
         open_source(shard, tmp_path, 0.3)
 
 
