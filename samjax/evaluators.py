@@ -191,8 +191,8 @@ class Interactive:
         return Outcome(self.clicks, rows, pictures, images, without, seconds)
 
     def _objects(self, example: Example) -> list[int]:
-        areas = coco_mask.area(example.rles) if example.rles else []
-        present = [i for i, area in enumerate(areas) if area > 0]
+        # One at a time: pycocotools cannot add up the areas of more than 255 masks with numpy 2.
+        present = [i for i, rle in enumerate(example.rles) if coco_mask.area(rle) > 0]
         rng = self._rng(example)
         return [present[i] for i in _choose(len(present), self.max_objects, rng)]
 

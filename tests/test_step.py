@@ -15,6 +15,7 @@ from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
 from samjax.model.sam import Sam
 from samjax.prompts import Simulation
+from samjax.structs import MULTIMASK
 
 SIMULATION = Simulation(
     rounds=5,
@@ -58,12 +59,12 @@ def compiled(config, simulation, loss):
     return run
 
 
-def loss_and_grads(config, batch, simulation=SIMULATION, loss=LOSS):
-    """Loss parts and gradients of a first step, with the parameters that start at zero made random."""
+def loss_and_grads(config, batch, simulation=SIMULATION, loss=LOSS, noise=0.02):
+    """Loss parts and gradients of a first step; `noise` makes parameters random that start at zero."""
     params, _ = step.init_params(config, 0)
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
-    params = tree.unflatten([p + 0.02 * rng.standard_normal(p.shape).astype(np.float32) for p in leaves])
+    params = tree.unflatten([p + noise * rng.standard_normal(p.shape).astype(np.float32) for p in leaves])
     grads, parts = compiled(config, simulation, loss)(params, batch)
     return parts, grads
 
@@ -90,14 +91,14 @@ def test_batch_without_any_object_has_no_loss_and_no_gradient(tiny_config, tiny_
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
 
 
-def test_every_parameter_is_trained(tiny_config, tiny_batch):
+def test_every_parameter_is_trained_but_heads_that_never_were_the_best(tiny_config, tiny_batch):
     _, grads = loss_and_grads(tiny_config, tiny_batch)
-    still = [
-        jax.tree_util.keystr(path)
+    still = {
+        jax.tree_util.keystr(path[:3], simple=True, separator='/')
         for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
         if not np.abs(leaf).sum() > 0
-    ]
-    assert still == []
+    }
+    assert still < {f'mask_decoder/mask_heads/{m}' for m in MULTIMASK}
 
 
 def test_pixels_on_padding_change_nothing(tiny_config, tiny_batch):
@@ -135,8 +136,9 @@ def test_encoder_rematerialisation_changes_no_number(tiny_config, tiny_batch):
 
 
 def test_detaching_the_fed_back_mask_changes_gradients_only(tiny_config, tiny_batch):
-    parts1, grads1 = loss_and_grads(tiny_config, tiny_batch)
-    parts2, grads2 = loss_and_grads(tiny_config, tiny_batch, dataclasses.replace(SIMULATION, detach_mask=True))
+    parts1, grads1 = loss_and_grads(tiny_config, tiny_batch, noise=0.5)
+    detached = dataclasses.replace(SIMULATION, detach_mask=True)
+    parts2, grads2 = loss_and_grads(tiny_config, tiny_batch, detached, noise=0.5)
     assert_trees_close(parts1, parts2)
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), grads1, grads2)
     assert max(jax.tree.leaves(difference)) > 1e-4
@@ -152,8 +154,8 @@ def test_loss_options_reach_the_loss(tiny_config, tiny_batch, changes):
 
 def test_dropout_and_drop_path_act_in_training_only(tiny_config, tiny_batch):
     noisy = dataclasses.replace(tiny_config, drop_path=0.5, dropout=0.1)
-    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
-    other, _ = loss_and_grads(noisy, tiny_batch, ONE_ROUND)
+    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, noise=0.2)
+    other, _ = loss_and_grads(noisy, tiny_batch, ONE_ROUND, noise=0.2)
     assert abs(parts['dice'] - other['dice']) > 1e-4
     answers = [Sam(c, nnx.Rngs(0)).encode(tiny_batch.image_BHW3, tiny_batch.size_B2) for c in (tiny_config, noisy)]
     np.testing.assert_array_equal(*answers)

@@ -69,8 +69,8 @@ SIZES = {
     'vit_b': SamConfig(width=768, stages=4, windowed=2, heads=12),
     # Small rows for CPUs: finer patches for smaller images, a slimmer decoder.
     'vit_xs': SamConfig(
-        width=192, stages=3, windowed=1, heads=6, image_size=(256, 256), patch=8, window=8, channels=96,
-        decoder_heads=6, decoder_mlp=384, iou_hidden=96,
+        width=128, stages=1, windowed=3, heads=2, image_size=(256, 256), patch=8, window=8, channels=64,
+        decoder_heads=4, decoder_mlp=256, iou_hidden=64,
     ),
     'vit_xxs': SamConfig(
         width=128, stages=2, windowed=1, heads=4, image_size=(128, 128), patch=8, window=8, channels=64,
