@@ -11,10 +11,8 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
+    c.model.size = 'vit_xs'
     c.model.image_size = (256, 256)
     c.optimizer.milestones = (1400, 1700)
-    c.train.batch = 4
     c.train.steps = 1800
-    c.train.save_every = 200
-    c.train.eval_every = 300
     return c
