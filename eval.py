@@ -41,7 +41,6 @@ def main(argv):
     try:
         if len(argv) > 1:
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
-        logging.set_verbosity(logging.ERROR)  # Orbax tells much
         logging.set_verbosity(logging.WARNING)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
         others = ['untrained'] * UNTRAINED.value + BASELINES.value
