@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     c.data.max_bad_share = 0.01  # of images that may be unreadable before preparation stops
     c.data.max_objects = 64  # masks sampled per image and step
     c.data.max_area = 0.9  # masks over this share of the image are left out (paper, appendix A)
+    c.data.flip = 'none'  # or 'horizontal', or 'any' of the eight symmetries of a square (microscopy, aerial)
     c.data.workers = 4  # loader processes; 0 reads in the training process
     c.data.prefetch = 2  # batches each worker prepares ahead
     c.data.train_images = 100_000  # of 'scenes' only
@@ -57,6 +58,7 @@ def get_config() -> ConfigDict:
 
     # Optimiser
     c.optimizer = ConfigDict()
+    c.optimizer.name = 'adamw'  # or 'muon': orthogonalised updates of matrices, AdamW for the rest
     c.optimizer.lr = 8e-4  # peak
     c.optimizer.warmup = 250  # steps, linear
     c.optimizer.milestones = (120_000, 173_333)  # steps at which lr is divided by 10

@@ -169,6 +169,7 @@ def open_batches(config: ConfigDict) -> pipeline.Batches:
         batch=config.train.batch,
         max_objects=config.data.max_objects,
         max_area=config.data.max_area,
+        flip=config.data.flip,
         workers=config.data.workers,
         prefetch=config.data.prefetch,
     )

@@ -1,17 +1,23 @@
-"""AdamW with warm-up, step decay and a lower rate for early encoder blocks (arXiv 2304.02643, appendix A)."""
+"""AdamW or Muon with warm-up, step decay and a lower rate for early encoder blocks (arXiv 2304.02643, appendix A)."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from samjax.errors import SamjaxError
 
 EPSILON = 1e-8
+# Muon's update of a matrix has orthonormal rows or columns; this share of sqrt(longer side) gives it the root mean
+# square that Adam's has, so that both take the same learning rate (arXiv 2502.16982, section 2.2).
+MUON_RMS = 0.2
+MUON_MOMENTUM = 0.95
 # Names (last part of the path) of the parameters that weight decay pulls at.  'kernels' are the weights of matrix
 # products and convolutions: no norms, biases, tokens, embeddings and positions.
 DECAYED = {
@@ -24,6 +30,7 @@ DECAYED = {
 class Options:
     """The section `optimizer` of configs/default.py, which explains the fields."""
 
+    name: str
     lr: float
     warmup: int
     milestones: tuple[int, ...]
@@ -41,17 +48,65 @@ def make_optimizer(options: Options, params, depth: int) -> optax.GradientTransf
     The layer's factor multiplies the weight decay too, as parameter groups do in the original lineage.
 
     Raises:
-        SamjaxError: `options.decay` is not known.
+        SamjaxError: `options.name` or `options.decay` is not known.
     """
+    rules = {'adamw': scale_by_adam, 'muon': scale_by_muon_or_adam}
+    if options.name not in rules:
+        raise SamjaxError(f'optimizer.name={options.name!r} is not known: set it to one of {", ".join(rules)}')
     clip = [optax.clip_by_global_norm(options.clip)] if options.clip > 0 else []
     rate = schedule(options.lr, options.warmup, options.milestones)
     return optax.chain(
         *clip,
-        optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=EPSILON),
+        rules[options.name](options, params),
         optax.add_decayed_weights(options.weight_decay, mask=decay_mask(params, options.decay)),
         _scale_each(layer_factors(params, depth, options.layer_decay)),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def scale_by_adam(options: Options, params) -> optax.GradientTransformation:
+    del params  # all are treated alike
+    return optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=EPSILON)
+
+
+def scale_by_muon_or_adam(options: Options, params) -> optax.GradientTransformation:
+    """Muon (arXiv 2502.16982) for the matrices of linear layers and convolutions, Adam for everything else."""
+
+    def axes(tree):
+        return jax.tree_util.tree_map_with_path(lambda path, p: matrix_axes(parts(path), p.ndim), tree)
+
+    def rms_factor(path, p) -> float:
+        if not is_matrix(parts(path)):
+            return 1.0
+        rule = matrix_axes(parts(path), p.ndim)
+        sides = (math.prod(p.shape[i] for i in side) for side in (rule.reduction_axis, rule.output_axis))
+        return MUON_RMS * max(sides) ** 0.5
+
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: 'muon' if is_matrix(parts(path)) else 'adam', params)
+    muon = scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=axes)
+    adam = scale_by_adam(options, params)
+    return optax.chain(
+        optax.partition({'muon': muon, 'adam': adam}, labels),
+        _scale_each(jax.tree_util.tree_map_with_path(rms_factor, params)),
+    )
+
+
+def is_matrix(names: tuple[str, ...]) -> bool:
+    """Whether the parameter is the weight of a matrix product or convolution."""
+    return bool(DECAYED['kernels'].fullmatch(names[-1]))
+
+
+def matrix_axes(names: tuple[str, ...], ndim: int) -> MuonDimensionNumbers:
+    """Which axes of such a weight its inputs lie along, and which its outputs; queries, keys and values are apart."""
+    match names:
+        case (*_, 'w_qkv_DsAE'):
+            return MuonDimensionNumbers((0,), (2, 3))
+        case (*_, 'w_q_CAE' | 'w_k_CAE' | 'w_v_CAE'):
+            return MuonDimensionNumbers((0,), (1, 2))
+        case (*_, 'upscale1' | 'upscale2', 'kernel'):
+            return MuonDimensionNumbers((2,), (0, 1, 3))
+        case _:
+            return MuonDimensionNumbers(tuple(range(ndim - 1)), (ndim - 1,))
 
 
 def schedule(lr: float, warmup: int, milestones: tuple[int, ...]) -> optax.Schedule:

@@ -14,7 +14,7 @@ from samjax.model.sam import SIZES
 from samjax.step import init_params
 
 OPTIONS = optimizer.Options(
-    lr=1e-2, warmup=2, milestones=(3, 5), b1=0.9, b2=0.99, weight_decay=0.1, decay='kernels', layer_decay=0.5, clip=0.0
+    name='adamw', lr=1e-2, warmup=2, milestones=(3, 5), b1=0.9, b2=0.99, weight_decay=0.1, decay='kernels', layer_decay=0.5, clip=0.0
 )
 
 
@@ -142,3 +142,39 @@ def test_layer_factors_of_vit_b():
     assert factor['image_encoder/blocks/11/norm1/scale'] == 0.6
     outside = {f for name, f in factor.items() if 'blocks' not in name.split('/')[1] and 'embed' not in name}
     assert outside == {1.0}
+
+
+def test_muon_moves_all_directions_of_a_matrix_alike_and_the_rest_as_adam_does():
+    """A gradient with singular values 1, 0.1, 0.01 becomes an update with three of about 0.2 sqrt(longer side)."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(side, 3)))[0] for side in (6, 4))
+    kernel = jnp.asarray(left @ np.diag([1.0, 0.1, 0.01]) @ right.T, jnp.float32)
+    params = nnx.State({'neck': {'kernel': nnx.Param(kernel), 'bias': nnx.Param(jnp.array([1.0, -1e-3]))}})
+    tx = optimizer.make_optimizer(with_options(name='muon', weight_decay=0.0, warmup=0), params, depth=2)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    scale = -1e-2 * 0.2 * 6**0.5
+    singular = np.linalg.svd(left.T @ (np.asarray(updates['neck']['kernel'][...]) / scale) @ right)[1]
+    assert 0.65 < singular.min() <= singular.max() < 1.25  # five Newton-Schulz steps come that near to 1
+    np.testing.assert_allclose(updates['neck']['bias'], [-1e-2, 1e-2], rtol=1e-4)
+
+
+def test_muon_sees_each_product_of_the_model_as_one_matrix(tiny_config):
+    params, _ = jax.eval_shape(lambda: init_params(tiny_config, 0))
+    rules = {
+        name: (rule.reduction_axis, rule.output_axis, p.shape)
+        for name, p in names(params).items()
+        if optimizer.is_matrix(tuple(name.split('/')))
+        for rule in [optimizer.matrix_axes(tuple(name.split('/')), len(p.shape))]
+    }
+    assert rules['image_encoder/patch_embed/kernel'] == ((0, 1, 2), (3,), (8, 8, 3, 16))
+    assert rules['image_encoder/blocks/0/attention/w_qkv_DsAE'] == ((0,), (2, 3), (16, 3, 2, 8))
+    assert rules['image_encoder/blocks/0/attention/w_out_AED'] == ((0, 1), (2,), (2, 8, 16))
+    assert rules['image_encoder/neck/smooth_33CC'] == ((0, 1, 2), (3,), (3, 3, 16, 16))
+    assert rules['mask_decoder/transformer/final_attention/w_q_CAE'] == ((0,), (1, 2), (16, 2, 4))
+    assert rules['mask_decoder/upscale1/kernel'] == ((2,), (0, 1, 3), (2, 2, 16, 4))
+    assert rules['mask_decoder/iou_head/layers/0/kernel'] == ((0,), (1,), (16, 16))
+
+
+def test_unknown_rule_is_named():
+    with pytest.raises(SamjaxError, match="optimizer.name='lion'.*adamw, muon"):
+        optimizer.make_optimizer(with_options(name='lion'), tiny_params(), depth=2)

@@ -55,6 +55,7 @@ def loader(source, **changes):
         'batch': 4,
         'max_objects': 3,
         'max_area': 0.9,
+        'flip': 'none',
         'workers': 0,
         'prefetch': 1,
         'process_index': 0,
@@ -198,6 +199,8 @@ def test_train_loader_refuses_what_it_cannot_do():
         loader(Numbered(12), batch=5, process_count=2)
     with pytest.raises(SamjaxError, match='train.batch is 0'):
         loader(Numbered(12), batch=0)
+    with pytest.raises(SamjaxError, match="data.flip 'up' is not known: set it to one of none, horizontal, any"):
+        loader(Numbered(12), flip='up')
     with pytest.raises(SamjaxError, match='data.prefetch is 0, it must be at least 1'):
         loader(Numbered(12), prefetch=0)
 

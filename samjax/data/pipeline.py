@@ -20,7 +20,7 @@ from absl import flags
 
 from samjax.data import sa1b
 from samjax.data.scenes import Scenes
-from samjax.data.transforms import sample_example
+from samjax.data.transforms import FLIPS, sample_example
 from samjax.errors import SamjaxError
 from samjax.structs import Batch, Example
 
@@ -50,6 +50,7 @@ def train_loader(
     batch: int,
     max_objects: int,
     max_area: float,
+    flip: str,
     workers: int,
     prefetch: int,
     process_index: int | None = None,
@@ -57,10 +58,10 @@ def train_loader(
 ) -> Batches:
     """This process's share of each global batch, as numpy arrays: rows of process 0 come first.
 
-    frame: (height, width) in px; batch: images per step over all processes; max_objects, max_area:
-    see `sample_example`; workers: loader processes, 0 reads in a thread of this one; prefetch:
+    frame: (height, width) in px; batch: images per step over all processes; max_objects, max_area,
+    flip: see `sample_example`; workers: loader processes, 0 reads in a thread of this one; prefetch:
     batches that each worker keeps ready.  The process defaults to what JAX says.
-    Raises SamjaxError if the batch cannot be shared out evenly or nothing would be prefetched.
+    Raises SamjaxError if the batch cannot be shared out evenly, nothing would be prefetched or the flip is not known.
     """
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
@@ -68,7 +69,9 @@ def train_loader(
         raise SamjaxError(f'train.batch is {batch}, it must be a positive multiple of the {process_count} processes')
     if prefetch < 1:
         raise SamjaxError(f'data.prefetch is {prefetch}, it must be at least 1')
-    sample = functools.partial(_sample, frame=frame, max_objects=max_objects, max_area=max_area)
+    if flip not in FLIPS:
+        raise SamjaxError(f'data.flip {flip!r} is not known: set it to one of {", ".join(FLIPS)}')
+    sample = functools.partial(_sample, frame=frame, max_objects=max_objects, max_area=max_area, flip=flip)
     epochs = ENDLESS // len(source) + 1
     stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs).random_map(sample)
     batches = stream.batch(batch // process_count, batch_fn=_pack)[process_index::process_count]
