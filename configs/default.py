@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
     c.optimizer.lr = 8e-4  # peak
     c.optimizer.warmup = 250  # steps, linear
     c.optimizer.milestones = (120_000, 173_333)  # steps at which lr is divided by 10
+    c.optimizer.cooldown = (0, 0)  # (first, last) step between which lr falls linearly to 0; (0, 0) never
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.999
     c.optimizer.weight_decay = 0.1

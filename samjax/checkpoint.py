@@ -22,6 +22,7 @@ import sys
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from ml_collections import ConfigDict
@@ -118,6 +119,25 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nnx.State) -> None:
+    """Makes `workdir` a run whose only checkpoint, at step 0, has these parameters and no optimiser.
+
+    Raises:
+        SamjaxError: the files cannot be written.
+    """
+    folder = _folder(workdir)
+    folder.mkdir(parents=True)
+    write(pathlib.Path(workdir) / 'config.json', json.dumps(_plain(config), indent=2) + '\n')
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(jax.tree.map(jnp.asarray, {'params': params, 'buffers': buffers})),
+        config=ocp.args.JsonSave(_plain(config)),
+    )
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with _one_error(f'{workdir} cannot be written', 'make room or choose another place'):
+        with _manager(folder, options) as manager:
+            manager.save(0, args=items, force=True)
 
 
 def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.State, int]:

@@ -61,7 +61,9 @@ class Row:
     iou_M: tuple[float, ...]  # of each mask answered to the first click
     predicted_M: tuple[float, ...]  # what the segmenter expected of them
     area_M: tuple[float, ...]  # their share of the image
+    expected_K: tuple[float, ...]  # the IoU the segmenter expected of its confident answer after 1, 2, ... clicks
     box: float  # IoU of the confident answer to the box
+    expected_box: float  # what the segmenter expected of it
 
     @property
     def picked(self) -> int:
@@ -111,10 +113,10 @@ class Outcome:
         return means
 
     def expected_and_achieved(self) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted and actual IoU of the confident mask at the first click, one pair per object."""
-        expected_N = np.array([row.predicted_M[row.picked] for row in self.rows])
-        achieved_N = np.array([row.iou_M[row.picked] for row in self.rows])
-        return expected_N, achieved_N
+        """Predicted and actual IoU of every answer: each mask for one click, the one for more clicks or a box."""
+        expected = [(*row.predicted_M, *row.expected_K[1:], row.expected_box) for row in self.rows]
+        achieved = [(*row.iou_M, *row.iou_K[1:], row.box) for row in self.rows]
+        return np.array(expected).reshape(-1), np.array(achieved).reshape(-1)
 
     def values(self) -> Iterator[tuple[str, float]]:
         """(name, value); areas are shares of the image, NaN stands for "cannot be said"."""
@@ -123,6 +125,8 @@ class Outcome:
         pairs = self.expected_and_achieved()
         yield 'iou_spearman', spearman(*pairs)
         yield 'iou_pearson', pearson(*pairs)
+        picks = [(row.predicted_M[row.picked], row.iou_M[row.picked]) for row in self.rows]
+        yield 'iou_spearman@1', spearman(*np.array(picks).reshape(-1, 2).T)
         yield 'masks', len(self.rows)
         yield 'images', self.images
         yield 'images_without_objects', self.images_without_objects
@@ -206,7 +210,7 @@ class Interactive:
         count, clicks = len(objects), self.clicks[-1]
         points_NK2 = np.zeros((count, clicks, 2), np.float32)
         labels_NK = np.zeros((count, clicks), np.int32)
-        iou_NK = np.zeros((count, clicks))
+        iou_NK, expected_NK = np.zeros((count, clicks)), np.zeros((count, clicks))
         for n, i in enumerate(objects):
             points_NK2[n, 0], labels_NK[n, 0] = (
                 user.first_click(truth_NHW[n])
@@ -218,7 +222,7 @@ class Interactive:
         for k in range(clicks):
             masks_NMHW, predicted_NM, state = segmenter.answer(points_NK2[:, : k + 1], labels_NK[:, : k + 1], previous)
             answer_NHW, previous = _confident(masks_NMHW, predicted_NM, state)
-            iou_NK[:, k] = mask_iou(answer_NHW, truth_NHW)
+            iou_NK[:, k], expected_NK[:, k] = mask_iou(answer_NHW, truth_NHW), predicted_NM.max(1)
             kept_answers.append(answer_NHW[kept])
             if k == 0:
                 predicted_first_NM, kept_masks = predicted_NM, masks_NMHW[kept]
@@ -230,7 +234,8 @@ class Interactive:
 
         corners_N22 = np.stack([_box(truth_HW) for truth_HW in truth_NHW])
         corner_labels_N2 = np.tile(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), (count, 1))
-        answer_NHW, _ = _confident(*segmenter.answer(corners_N22, corner_labels_N2, None))
+        masks_NMHW, predicted_NM, state = segmenter.answer(corners_N22, corner_labels_N2, None)
+        answer_NHW, _ = _confident(masks_NMHW, predicted_NM, state)
         box_N = mask_iou(answer_NHW, truth_NHW)
 
         for n, i in enumerate(objects):
@@ -242,7 +247,9 @@ class Interactive:
                 iou_M=tuple(iou_NM[n].tolist()),
                 predicted_M=tuple(predicted_first_NM[n].tolist()),
                 area_M=tuple(area_NM[n].tolist()),
+                expected_K=tuple(expected_NK[n].tolist()),
                 box=float(box_N[n]),
+                expected_box=float(predicted_NM[n].max()),
             )
             trace = None
             if n in kept:

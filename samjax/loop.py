@@ -36,7 +36,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     sharding.check_batch(config.train.batch, mesh)
     options = optimizer.Options(**config.optimizer)
-    rate = optimizer.schedule(options.lr, options.warmup, options.milestones)
+    rate = optimizer.schedule(options)
     shapes, _ = jax.eval_shape(functools.partial(init_params, model, config.seed))
     tx = optimizer.make_optimizer(options, shapes, model.depth)
     init = functools.partial(init_state, model, tx, config.seed)

@@ -34,6 +34,7 @@ class Options:
     lr: float
     warmup: int
     milestones: tuple[int, ...]
+    cooldown: tuple[int, int]
     b1: float
     b2: float
     weight_decay: float
@@ -48,13 +49,13 @@ def make_optimizer(options: Options, params, depth: int) -> optax.GradientTransf
     The layer's factor multiplies the weight decay too, as parameter groups do in the original lineage.
 
     Raises:
-        SamjaxError: `options.name` or `options.decay` is not known.
+        SamjaxError: `options.name` or `options.decay` is not known, or the cooldown ends before it begins.
     """
     rules = {'adamw': scale_by_adam, 'muon': scale_by_muon_or_adam}
     if options.name not in rules:
         raise SamjaxError(f'optimizer.name={options.name!r} is not known: set it to one of {", ".join(rules)}')
     clip = [optax.clip_by_global_norm(options.clip)] if options.clip > 0 else []
-    rate = schedule(options.lr, options.warmup, options.milestones)
+    rate = schedule(options)
     return optax.chain(
         *clip,
         rules[options.name](options, params),
@@ -109,13 +110,17 @@ def matrix_axes(names: tuple[str, ...], ndim: int) -> MuonDimensionNumbers:
             return MuonDimensionNumbers(tuple(range(ndim - 1)), (ndim - 1,))
 
 
-def schedule(lr: float, warmup: int, milestones: tuple[int, ...]) -> optax.Schedule:
-    """Updates done so far -> learning rate: linear up to `lr` in `warmup` updates, a tenth after each milestone."""
+def schedule(options: Options) -> optax.Schedule:
+    """Updates done so far -> learning rate: linear up to `lr`, a tenth after each milestone, linear down to 0."""
+    first, last = options.cooldown
+    if last < first:
+        raise SamjaxError(f'optimizer.cooldown={options.cooldown} ends before it begins: give (first, last) step')
 
     def rate(count):
-        warm = jnp.minimum(1.0, (count + 1) / max(warmup, 1))
-        passed = jnp.sum(count >= jnp.asarray(milestones, jnp.int32))
-        return lr * warm * 0.1**passed
+        warm = jnp.minimum(1.0, (count + 1) / max(options.warmup, 1))
+        passed = jnp.sum(count >= jnp.asarray(options.milestones, jnp.int32))
+        left = jnp.clip((last - count) / (last - first), 0, 1) if last > first else 1.0
+        return options.lr * warm * 0.1**passed * left
 
     return rate
 

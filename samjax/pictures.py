@@ -265,9 +265,9 @@ def slots(path: Path, name: str, outcome: Outcome) -> None:
     low, high = min(0.0, expected_N.min()), max(1.0, expected_N.max())
     cells = trust.hexbin(expected_N, achieved_N, gridsize=24, extent=(low, high, 0, 1), mincnt=1,
                          norm=PowerNorm(0.5, vmin=0), cmap='Blues', linewidths=0.2)  # fmt: skip
-    figure.colorbar(cells, ax=trust, label='objects', ticks=MaxNLocator(5, integer=True))
+    figure.colorbar(cells, ax=trust, label='masks', ticks=MaxNLocator(5, integer=True))
     trust.plot([0, 1], [0, 1], color='#555', linewidth=1, linestyle='--')
-    trust.set(xlim=(low, high), ylim=(0, 1), xlabel='predicted IoU, 1 click', ylabel='actual IoU')
+    trust.set(xlim=(low, high), ylim=(0, 1), xlabel='predicted IoU, every answer', ylabel='actual IoU')
     trust.set_title(f'Predicted and actual IoU, Spearman {scores["iou_spearman"]:.2f}')
     for axes in (areas, wins, trust):
         _tidy(axes)

@@ -120,7 +120,7 @@ def write(folder: Path, outcomes: dict[str, Outcome], facts: dict) -> None:
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """Aligned rows of segmenters: mIoU after k clicks, best of three, with a box; rank correlation of the IoU."""
+    """Aligned rows of segmenters: mIoU after k clicks, best of three, with a box; ranks of predicted and actual IoU."""
     clicks = next(iter(outcomes.values())).clicks
     columns = [(f'miou@{k}', f'{k} click{"s" * (k > 1)}') for k in clicks]
     columns += [('oracle@1', 'oracle@1'), ('box', 'box'), ('iou_spearman', 'spearman'), ('masks', 'masks')]
@@ -157,15 +157,23 @@ def _write_masks(path: Path, outcomes: dict[str, Outcome]) -> None:
     with path.open('w', newline='') as file:
         out = csv.writer(file)
         first = next(row for outcome in outcomes.values() for row in outcome.rows)
-        clicks = [f'iou_{k + 1}_clicks' for k in range(len(first.iou_K))]
+        clicks = [f'{what}_{k + 1}_clicks' for what in ('iou', 'predicted_iou') for k in range(len(first.iou_K))]
         masks = range(1, len(first.iou_M) + 1)
         out.writerow(
-            ['segmenter', 'image', 'object', 'area_px', *clicks, 'iou_box']
+            ['segmenter', 'image', 'object', 'area_px', *clicks, 'iou_box', 'predicted_iou_box']
             + [f'{what}_mask_{m}' for what in ('iou', 'predicted_iou', 'area_share') for m in masks]
         )
         for name, outcome in outcomes.items():
             for row in outcome.rows:
-                numbers = *row.iou_K, row.box, *row.iou_M, *row.predicted_M, *row.area_M
+                numbers = (
+                    *row.iou_K,
+                    *row.expected_K,
+                    row.box,
+                    row.expected_box,
+                    *row.iou_M,
+                    *row.predicted_M,
+                    *row.area_M,
+                )
                 cells = [f'{number:.5g}' for number in numbers]
                 out.writerow([name, row.image, row.object, row.area, *cells])
 

@@ -34,3 +34,18 @@ def matrix(n_in: int, n_out: int) -> np.ndarray:
     np.add.at(result, (np.arange(n_out), low), 1 - weight)
     np.add.at(result, (np.arange(n_out), high), weight)
     return result
+
+
+def cubic_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """The same for cubic convolution with a = -0.75 as PyTorch's `mode='bicubic'`; jax.image.resize has a = -0.5."""
+    a = -0.75
+    position = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    first = np.floor(position).astype(int)
+    result = np.zeros((n_out, n_in), np.float32)
+    for neighbour in range(-1, 3):
+        t = np.abs(position - (first + neighbour))
+        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+        far = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+        weight = np.where(t <= 1, near, far).astype(np.float32)
+        np.add.at(result, (np.arange(n_out), np.clip(first + neighbour, 0, n_in - 1)), weight)
+    return result

@@ -113,6 +113,10 @@ def test_scores_by_hand():
     assert (row.image, row.object, row.area) == ('a', 0, 32)
     assert row.iou_K == (0.5, 0.75, 1)
     assert row.predicted_M == (0.2, 0.9, 0.5)
+    expected_N, achieved_N = outcome.expected_and_achieved()  # three masks; two and three clicks; the box
+    assert expected_N.tolist() == [0.2, 0.9, 0.5, 0.2, 0.2, 0.9]
+    assert achieved_N.tolist() == [0.25, 0.5, 1, 0.75, 1, 0.5]
+    assert math.isnan(values['iou_spearman@1'])  # of one object
 
 
 def test_prompts_of_the_protocol():

@@ -14,7 +14,17 @@ from samjax.model.sam import SIZES
 from samjax.step import init_params
 
 OPTIONS = optimizer.Options(
-    name='adamw', lr=1e-2, warmup=2, milestones=(3, 5), b1=0.9, b2=0.99, weight_decay=0.1, decay='kernels', layer_decay=0.5, clip=0.0
+    name='adamw',
+    lr=1e-2,
+    warmup=2,
+    milestones=(3, 5),
+    cooldown=(0, 0),
+    b1=0.9,
+    b2=0.99,
+    weight_decay=0.1,
+    decay='kernels',
+    layer_decay=0.5,
+    clip=0.0,
 )
 
 
@@ -38,15 +48,28 @@ def names(tree):
     return {'/'.join(optimizer.parts(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def rates(counts, **changes):
+    rate = optimizer.schedule(with_options(**changes))
+    return [float(rate(jnp.int32(count))) for count in counts]
+
+
 def test_schedule_warms_up_then_drops_to_a_tenth():
-    rate = optimizer.schedule(1.0, 4, (6, 8))
-    rates = [float(rate(count)) for count in range(10)]
-    np.testing.assert_allclose(rates, [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    expected = [0.25, 0.5, 0.75, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    np.testing.assert_allclose(rates(range(10), lr=1.0, warmup=4, milestones=(6, 8)), expected, rtol=1e-6)
+
+
+def test_schedule_cools_down_to_zero():
+    expected = [0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    np.testing.assert_allclose(rates(range(9), lr=1.0, warmup=2, milestones=(), cooldown=(3, 7)), expected, rtol=1e-6)
 
 
 def test_schedule_without_warmup_and_milestones_is_constant():
-    rate = optimizer.schedule(0.5, 0, ())
-    assert [float(rate(jnp.int32(count))) for count in (0, 7)] == [0.5, 0.5]
+    assert rates((0, 7), lr=0.5, warmup=0, milestones=()) == [0.5, 0.5]
+
+
+def test_cooldown_that_ends_before_it_begins_is_named():
+    with pytest.raises(SamjaxError, match=r'optimizer.cooldown=\(7, 3\) ends before it begins'):
+        optimizer.schedule(with_options(cooldown=(7, 3)))
 
 
 def adamw(params, grads, rates, factor, decay):

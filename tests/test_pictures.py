@@ -13,7 +13,9 @@ def make_trace(height=60, width=90, index=0, clicks=3):
     truth_HW = np.zeros((height, width), bool)
     truth_HW[10:30, 20:50] = True
     masks_MHW = np.stack([np.roll(truth_HW, shift, axis=1) for shift in (12, 6, 0)])
-    row = Row('image', index, 600, (0.5,) * clicks, (0.4, 0.7, 1.0), (0.8, 0.6, 0.5), (0.1,) * 3, 0.9)
+    row = Row(
+        'image', index, 600, (0.5,) * clicks, (0.4, 0.7, 1.0), (0.8, 0.6, 0.5), (0.1,) * 3, (0.8,) * clicks, 0.9, 0.8
+    )
     points_K2 = np.array([[30 + 10 * k, 20] for k in range(clicks)], np.float32)
     labels_K = np.array([POSITIVE if k % 2 == 0 else NEGATIVE for k in range(clicks)])
     return Trace(row, truth_HW, points_K2, labels_K, masks_MHW, np.stack([truth_HW] * clicks))
@@ -31,7 +33,7 @@ def make_picture(objects=2, **size):
 
 def make_outcome(expected, achieved, clicks=(1, 3)):
     rows = [
-        Row('i', n, 10, (a, a, a), (a, a / 2, a / 3), (e, e - 1, e - 1), (0.5, 0.2, 0.1), a)
+        Row('i', n, 10, (a, a, a), (a, a / 2, a / 3), (e, e - 1, e - 1), (0.5, 0.2, 0.1), (e, e, e), a, e)
         for n, (e, a) in enumerate(zip(expected, achieved, strict=True))
     ]
     return Outcome(clicks, rows, [], 1, 0, 2.0)

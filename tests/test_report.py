@@ -25,6 +25,7 @@ class Shifted:
     def __init__(self, name, example, columns):
         self.name, self.columns = name, columns
         self.truth_NHW = evaluators.decode_masks(example.rles)
+        self.expected = (0.4, 0.9, 0.1)
 
     def set_image(self, image_HW3):
         pass
@@ -33,7 +34,7 @@ class Shifted:
         slots = 3 if labels_NP.shape[1] == 1 or 2 in labels_NP else 1
         shifts = [np.roll(self.truth_NHW[: len(points_NP2)], s * self.columns, 2) for s in range(slots)]
         masks_NMHW = np.stack(shifts, 1)
-        return masks_NMHW, np.tile([0.4, 0.9, 0.1][:slots], (len(points_NP2), 1)), None
+        return masks_NMHW, np.tile(self.expected[:slots], (len(points_NP2), 1)), None
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_report_writes_every_file(tmp_path, outcomes):
     scores = results['scores']['sam']
     assert scores['miou@3'] == 1
     assert scores['oracle@1'] == 1 > scores['miou@1'] > results['scores']['flood fill']['miou@1']
-    assert scores['iou_spearman'] is None  # every prediction is 0.9
+    assert scores['iou_spearman@1'] is None  # every prediction is 0.9
     masks = len(outcomes['sam'].rows)
     with (tmp_path / 'masks.csv').open() as file:
         lines = list(csv.DictReader(file))
@@ -70,13 +71,20 @@ def test_pictures_of_an_earlier_report_go(tmp_path, outcomes):
     assert [path.name for path in (tmp_path / 'overlays').iterdir()] == ['flood_fill']
 
 
+def test_table_shows_what_cannot_be_said_as_a_dash():
+    source = Scenes(0, 1, (64, 96))
+    segmenter = Shifted('sam', source[0], 0)
+    segmenter.expected = (0.5, 0.5, 0.5)
+    lines = report.table({'sam': Interactive(source, (1,), 'center', 64, 0, 0, 0, 0).measure(segmenter)}).split('\n')
+    assert lines[1].split()[4] == '-'
+
+
 def test_table_is_aligned(outcomes):
     lines = report.table(outcomes).split('\n')
     assert lines[0].split() == [*('1', 'click', '3', 'clicks', 'oracle@1', 'box', 'spearman', 'masks')]
     assert [line.split()[0] for line in lines[1:]] == ['sam', 'flood']
     assert lines[2].startswith('flood fill  ')
     assert lines[1].split()[2] == '1.000'
-    assert '-' in lines[1].split()
     assert len({len(line) for line in lines}) == 1
 
 

@@ -24,7 +24,7 @@ from samjax.errors import SamjaxError
 from samjax.structs import Example
 
 MIN_SIDE = 32  # px; in smaller images most sub-parts are under a pixel
-MIN_AREA = 20 / 128**2  # of the short side squared: what a piece must show to be labelled
+MIN_AREA = 60 / 128**2  # of the short side squared: what a piece must show to be labelled
 MAX_SHARE = 0.85  # of its parent that a piece may cover and still be labelled
 WHOLES = (2, 5)  # per scene, upper end excluded
 WHOLE_SIDE = (0.3, 0.75)  # of the image's short side
@@ -364,7 +364,7 @@ def ramp(x_hw, y_hw, wave, blotches_hw):
     return np.clip(0.5 + 0.12 * wave * (x_hw + y_hw) + 0.2 * blotches_hw, 0, 1)
 
 
-PATTERNS = (plain, plain, mottled, stripes, bands, checks, dots, ramp)
+PATTERNS = (plain, mottled, stripes, bands, checks, dots, ramp)
 
 
 # ---- shapes: coordinates, frame -> roughly the distance to the border in px, > 0 is inside ------

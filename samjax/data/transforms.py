@@ -13,6 +13,7 @@ from samjax.structs import Batch, Example
 
 FLIPS = {'none': 1, 'horizontal': 2, 'any': 8}  # how many of the eight symmetries of a square are drawn from
 
+
 def sample_example(
     example: Example,
     frame: tuple[int, int],
