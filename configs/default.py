@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
 
     # Training
     c.train = ConfigDict()
+    c.train.init = ''  # folder of a run or converted checkpoint to start from; '' draws the parameters from the seed
     c.train.steps = 180_000
     c.train.batch = 128  # images per step, over all devices
     c.train.log_every = 50  # steps

@@ -20,21 +20,23 @@ def get_config() -> ConfigDict:
     c.data.workers = 1
     c.prompts.rounds = 5
     c.prompts.object_chunk = 4
-    c.loss.iou_supervision = 'all'  # few steps: the IoU of every mask is a lesson
+    c.loss.iou = 4.0  # few steps: the IoU of every mask is a lesson, and a loud one
+    c.loss.iou_supervision = 'all'
     c.optimizer.name = 'muon'
     c.optimizer.lr = 6e-3
     c.optimizer.warmup = 50
     c.optimizer.milestones = ()
-    c.optimizer.cooldown = (350, 1150)
+    c.optimizer.cooldown = (400, 1300)
     c.optimizer.weight_decay = 0.01
     c.optimizer.b2 = 0.98
     c.optimizer.layer_decay = 1.0
     c.optimizer.clip = 1.0
     c.train.batch = 4
-    c.train.steps = 1150
+    c.train.steps = 1300
     c.train.log_every = 20
     c.train.save_every = 400
-    c.train.eval_every = 600
+    c.train.eval_every = 650
     c.eval.max_images = 20
     c.eval.max_objects = 4
+    c.eval.object_batch = 16
     return c

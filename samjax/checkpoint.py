@@ -135,9 +135,9 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
         config=ocp.args.JsonSave(_plain(config)),
     )
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    with _one_error(f'{workdir} cannot be written', 'make room or choose another place'):
-        with _manager(folder, options) as manager:
-            manager.save(0, args=items, force=True)
+    once = _one_error(f'{workdir} cannot be written', 'make room or choose another place')
+    with once, _manager(folder, options) as manager:
+        manager.save(0, args=items, force=True)
 
 
 def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.State, int]:
@@ -253,9 +253,10 @@ def _one_error(what: str, mend: str):
     Orbax and TensorStore know many kinds of error for one full disk, log a traceback for every array, and writes that
     they gave up complain until the process ends: all of that is kept from the terminal, after an error for good.
     """
-    logger, hook = logging.getLogger('absl'), sys.unraisablehook
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers, hook = [logging.getLogger(name) for name in ('absl', 'asyncio')], sys.unraisablehook
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = lambda unraisable: None
     try:
         yield
@@ -263,7 +264,8 @@ def _one_error(what: str, mend: str):
         reason = ': '.join(str(error).strip().split('\n')[0].split(' [')[0].split(': ')[-2:])
     else:
         sys.unraisablehook = hook
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         return
     gc.collect()
     raise SamjaxError(f'{what} ({reason}): {mend}')

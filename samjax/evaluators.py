@@ -16,34 +16,28 @@ the next click; `previous` is None at the first.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import sys
 import time
 import zlib
 from collections.abc import Iterator
 
-import jax
 import numpy as np
-from flax import nnx
 from pycocotools import mask as coco_mask
-from scipy import sparse
 
 from samjax import clicks as user
-from samjax import resize
-from samjax.data import transforms
 from samjax.errors import SamjaxError
 from samjax.metrics import Mean, mask_area, mask_iou, pearson, spearman
-from samjax.model.sam import Sam, SamConfig
+from samjax.predictor import Predictor
 from samjax.structs import (
     ABSENT,
+    ALL_MASKS,
     BOX_BOTTOM_RIGHT,
     BOX_TOP_LEFT,
     MULTIMASK,
     NOT_A_POINT,
     SINGLE_MASK,
     Example,
-    Prediction,
     Prompts,
 )
 
@@ -263,42 +257,29 @@ class SamSegmenter:
     """A SAM as segmenter.  Its state is the low-resolution logits, the mask prompt of the next click.
 
     Images, objects and prompts are padded to one static shape, so that two programs are compiled, once, for all
-    images, objects and instances: encode one image, and decode `object_batch` objects with up to `max_clicks`
-    points or a box with `max_clicks - 1` points.
+    images and objects: encode one image, and decode `object_batch` objects with up to `max_clicks` points or a box
+    with `max_clicks - 1` points.
     """
 
-    def __init__(self, name, graphdef, params, buffers, config: SamConfig, object_batch: int, max_clicks: int):
+    def __init__(self, name: str, predictor: Predictor, object_batch: int, max_clicks: int):
         self.name = name
-        self._model = graphdef, params, buffers
-        self._config = config
+        self._predictor = predictor
         self._object_batch = object_batch
         self._slots = max_clicks + 1  # one for NOT_A_POINT, or for the second corner of a box
 
     def set_image(self, image_HW3: np.ndarray) -> None:
-        height, width = image_HW3.shape[:2]
-        framed_HW3, (new_h, new_w) = transforms.frame_image(image_HW3, self._config.image_size)
-        size_B2 = np.array([[new_h, new_w]], np.int32)
-        self._embed_BhwC = _encode(*self._model, framed_HW3[None], size_B2)
-        self._scale_2 = np.array([new_w / width, new_h / height], np.float32)
-        # Low resolution -> frame -> cut off the padding -> original size, as one matrix per axis.  Each has three
-        # numbers per row that are not 0 (up to four when it shrinks).
-        (low_y, low_x), (frame_h, frame_w) = self._config.low_size, self._config.image_size
-        rows_Hy = resize.matrix(new_h, height) @ resize.matrix(low_y, frame_h)[:new_h]
-        columns_Wx = resize.matrix(new_w, width) @ resize.matrix(low_x, frame_w)[:new_w]
-        self._rows_Hy, self._columns_Wx = sparse.csr_array(rows_Hy), sparse.csr_array(columns_Wx)
+        [self._frame], self._embed_BhwC = self._predictor.encode([image_HW3])
 
     def answer(self, points_NP2, labels_NP, previous_Nyx):
         """See the module.  Raises ValueError if there are more objects or points than there is room for."""
         count, prompts = len(points_NP2), self._prompts(points_NP2, labels_NP, previous_Nyx)
-        prediction = _decode(*self._model, self._embed_BhwC, prompts)
+        prediction = self._predictor.decode(self._embed_BhwC, prompts, ALL_MASKS)
         tokens = list(MULTIMASK if _is_lone(labels_NP) else SINGLE_MASK)
         low_NMyx = np.asarray(prediction.logits_BNMyx)[0, :count, tokens].swapaxes(0, 1)
         iou_NM = np.asarray(prediction.iou_BNM)[0, :count, tokens].swapaxes(0, 1)
-        size = self._rows_Hy.shape[0], self._columns_Wx.shape[0]
-        masks_NMHW = np.empty((*iou_NM.shape, *size), bool)
+        masks_NMHW = np.empty((*iou_NM.shape, *self._frame.original), bool)
         for n, m in np.ndindex(iou_NM.shape):  # one at a time: full-size logits are large
-            wide_yW = np.ascontiguousarray((self._columns_Wx @ low_NMyx[n, m].T).T)
-            masks_NMHW[n, m] = self._rows_Hy @ wide_yW > 0
+            masks_NMHW[n, m] = self._frame.upscale(low_NMyx[n, m]) > 0
         return masks_NMHW, iou_NM, low_NMyx
 
     def _prompts(self, points_NP2, labels_NP, previous_Nyx) -> Prompts:
@@ -311,28 +292,16 @@ class SamSegmenter:
             )
         points_BNP2 = np.zeros((1, self._object_batch, self._slots, 2), np.float32)
         labels_BNP = np.full(points_BNP2.shape[:3], ABSENT, np.int32)
-        points_BNP2[0, :count, :used] = points_NP2 * self._scale_2
+        points_BNP2[0, :count, :used] = self._frame.points(points_NP2)
         labels_BNP[0, :count, :used] = labels_NP
         if not boxed:
             labels_BNP[0, :count, used] = NOT_A_POINT
-        mask_BNyx = np.zeros((1, self._object_batch, *self._config.low_size), np.float32)
+        mask_BNyx = np.zeros((1, self._object_batch, *self._predictor.config.low_size), np.float32)
         if previous_Nyx is not None:
             mask_BNyx[0, :count] = previous_Nyx
         has_mask_BN = np.zeros((1, self._object_batch), bool)
         has_mask_BN[0, :count] = previous_Nyx is not None
         return Prompts(points_BNP2, labels_BNP, mask_BNyx, has_mask_BN)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(graphdef, params, buffers, image_BHW3, size_B2) -> jax.Array:
-    sam: Sam = nnx.merge(graphdef, params, buffers)
-    return sam.encode(image_BHW3, size_B2)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(graphdef, params, buffers, embed_BhwC, prompts: Prompts) -> Prediction:
-    sam: Sam = nnx.merge(graphdef, params, buffers)
-    return sam.decode(embed_BhwC, prompts)
 
 
 def decode_masks(rles: list[dict]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -11,15 +12,15 @@ import signal
 import jax
 from ml_collections import ConfigDict
 
+from samjax import checkpoint, optimizer, pictures, report, sharding
 from samjax import log as logs
-from samjax import optimizer, pictures, report, sharding
 from samjax.checkpoint import Checkpoints, abstract_on
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
-from samjax.model.sam import sam_config
+from samjax.model.sam import graphdef, sam_config
 from samjax.prompts import Simulation
-from samjax.step import TrainState, graphdef, init_params, init_state, train_step
+from samjax.step import TrainState, init_params, init_state, train_step
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
@@ -55,6 +56,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # Restore or initialise.
     if checkpoints.latest is None:
         state = jax.jit(init, out_shardings=replicated)()
+        if config.train.init:
+            params, buffers, _ = checkpoint.restore_params(config.train.init, config)
+            state = dataclasses.replace(state, params=params, buffers=buffers)
     else:
         state = checkpoints.restore(abstract_on(jax.eval_shape(init), replicated), batches)
     step = jax.jit(

@@ -17,9 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from samjax.evaluators import Outcome, Picture, Trace
+from samjax.predictor import Answer, Prompt
 from samjax.structs import POSITIVE
 
 PANEL = 224  # px, the longer side of one panel
+LARGE_PANEL = 480  # px, the same where there is one row
 GAP = 8  # px between panels
 LINE = 18  # px, height of a line of text
 MARGIN = 0.75  # of the longer side of an object that is shown around it
@@ -36,6 +38,8 @@ LEGEND = (
     '*: highest predicted IoU ("says")'
 )
 
+PREDICTION_LEGEND = 'blue: answer    green, red dots: points on the object, on the background    white: box'
+
 
 # ---- masks over images -----------------------------------------------------------------------------
 
@@ -44,7 +48,7 @@ def overlay(path: Path, picture: Picture, clicks: tuple[int, ...]) -> None:
     """A row per object: where it is, each mask for the first click, the answers after some more of `clicks`."""
     later = sorted({k for k in (clicks[len(clicks) // 2], clicks[-1]) if k > 1})
     traces = sorted(picture.traces, key=_area, reverse=True)
-    _sheet([_object_panels(picture.image_HW3, trace, later) for trace in traces]).save(path)
+    _sheet([_object_panels(picture.image_HW3, trace, later) for trace in traces], LEGEND, PANEL).save(path)
 
 
 def mask_grid(path: Path, pictures: list[Picture]) -> None:
@@ -54,11 +58,27 @@ def mask_grid(path: Path, pictures: list[Picture]) -> None:
         trace = max(picture.traces, key=_area)
         whole = Window(0, 0, *trace.truth_HW.shape)
         first = whole.panel(picture.image_HW3)
-        whole.click(first, trace, 0)
+        whole.click(first, trace.points_K2[0], trace.labels_K[0])
         truth = whole.panel(picture.image_HW3, trace.truth_HW, TRUTH)
         masks = _first_answers(whole, picture.image_HW3, trace)
         rows.append([(trace.row.image, first), ('truth', truth), *masks])
-    _sheet(rows).save(path)
+    _sheet(rows, LEGEND, PANEL).save(path)
+
+
+def prediction(path: Path, image_HW3: np.ndarray, prompt: Prompt, answer: Answer) -> None:
+    """What was asked and each mask that was answered, the one with the highest predicted IoU first."""
+    whole = Window(0, 0, *image_HW3.shape[:2], side=LARGE_PANEL)
+    panels = []
+    for m in np.argsort(-answer.iou_M, kind='stable'):
+        panel = whole.panel(image_HW3, answer.masks_MHW[m])
+        if prompt.box_4 is not None:
+            x0, y0, x1, y1 = prompt.box_4
+            whole.frame(panel, Window(y0, x0, y1 + 1, x1 + 1))
+        if prompt.points_K2 is not None:
+            for point_2, label in zip(prompt.points_K2, prompt.labels_K, strict=True):
+                whole.click(panel, point_2, label)
+        panels.append((f'mask {m + 1}: says IoU {answer.iou_M[m]:.2f}', panel))
+    _sheet([panels], PREDICTION_LEGEND, LARGE_PANEL).save(path)
 
 
 def _object_panels(image_HW3: np.ndarray, trace: Trace, later: list[int]):
@@ -74,7 +94,7 @@ def _object_panels(image_HW3: np.ndarray, trace: Trace, later: list[int]):
         panel = window.panel(image_HW3, trace.answers_KHW[k - 1])
         window.outline(panel, trace.truth_HW)
         for i in range(k):
-            window.click(panel, trace, i)
+            window.click(panel, trace.points_K2[i], trace.labels_K[i])
         panels.append((f'{k} clicks: IoU {trace.row.iou_K[k - 1]:.2f}', panel))
     return panels
 
@@ -84,7 +104,7 @@ def _first_answers(window: Window, image_HW3: np.ndarray, trace: Trace):
     for m, mask_HW in enumerate(trace.masks_MHW):
         panel = window.panel(image_HW3, mask_HW)
         window.outline(panel, trace.truth_HW)
-        window.click(panel, trace, 0)
+        window.click(panel, trace.points_K2[0], trace.labels_K[0])
         star = '*' if m == trace.row.picked else ''
         predicted, achieved = trace.row.predicted_M[m], trace.row.iou_M[m]
         panels.append((f'mask {m + 1}{star}: IoU {achieved:.2f} (says {predicted:.2f})', panel))
@@ -98,9 +118,9 @@ def _area(trace: Trace) -> int:
 class Window:
     """A part of an image, drawn as one panel; in pixels of the image, ends excluded."""
 
-    def __init__(self, top: int, left: int, bottom: int, right: int):
+    def __init__(self, top: int, left: int, bottom: int, right: int, side: int = PANEL):
         self.corners = top, left, bottom, right
-        self.scale = PANEL / max(bottom - top, right - left)
+        self.scale = side / max(bottom - top, right - left)
         self.size = (
             max(round((right - left) * self.scale), 1),
             max(round((bottom - top) * self.scale), 1),
@@ -148,10 +168,10 @@ class Window:
         draw.rectangle(box, outline=INK, width=3)
         draw.rectangle(box, outline=WHITE, width=1)
 
-    def click(self, panel: Image.Image, trace: Trace, k: int) -> None:
-        """The k-th click as a dot with a white rim; clicks outside the window are left out."""
+    def click(self, panel: Image.Image, point_2: np.ndarray, label: int) -> None:
+        """A click as a dot with a white rim; one outside the window is left out."""
         top, left, bottom, right = self.corners
-        x, y = trace.points_K2[k]
+        x, y = point_2
         if not (left <= x < right and top <= y < bottom):
             return
         x, y = (x + 0.5 - left) * self.scale, (y + 0.5 - top) * self.scale
@@ -159,7 +179,7 @@ class Window:
         for radius, colour in (
             (6, INK),
             (5, WHITE),
-            (3.5, GREEN if trace.labels_K[k] == POSITIVE else RED),
+            (3.5, GREEN if label == POSITIVE else RED),
         ):
             draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
 
@@ -173,28 +193,28 @@ def _edge(mask_HW: np.ndarray, width: int) -> np.ndarray:
     return mask_HW & ~ndimage.binary_erosion(mask_HW, iterations=width)
 
 
-def _sheet(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
+def _sheet(rows: list[list[tuple[str, Image.Image]]], legend: str, side: int) -> Image.Image:
     """Rows of captioned panels on white, a legend below; captions too long for a panel end in dots."""
     heights = [max(panel.height for _, panel in row) + LINE + GAP for row in rows]
     columns = max(len(row) for row in rows)
-    size = GAP + columns * (PANEL + GAP), GAP + sum(heights) + LINE + GAP
+    size = GAP + columns * (side + GAP), GAP + sum(heights) + LINE + GAP
     sheet = Image.new('RGB', size, WHITE)
     draw = ImageDraw.Draw(sheet)
     top = GAP
     for row, height in zip(rows, heights, strict=True):
         for column, (caption, panel) in enumerate(row):
-            left = GAP + column * (PANEL + GAP)
-            draw.text((left, top), _fit(caption), fill=INK, font=FONT)
+            left = GAP + column * (side + GAP)
+            draw.text((left, top), _fit(caption, side), fill=INK, font=FONT)
             sheet.paste(panel, (left, top + LINE))
         top += height
-    draw.text((GAP, top), LEGEND, fill=INK, font=FONT)
+    draw.text((GAP, top), legend, fill=INK, font=FONT)
     return sheet
 
 
-def _fit(caption: str) -> str:
-    if FONT.getlength(caption) <= PANEL:
+def _fit(caption: str, side: int) -> str:
+    if FONT.getlength(caption) <= side:
         return caption
-    while FONT.getlength(caption + '...') > PANEL:
+    while FONT.getlength(caption + '...') > side:
         caption = caption[:-1]
     return caption + '...'
 

@@ -26,6 +26,7 @@ from samjax.data import pipeline
 from samjax.errors import SamjaxError
 from samjax.evaluators import Interactive, Outcome, SamSegmenter
 from samjax.model.sam import sam_config
+from samjax.predictor import Predictor
 
 EVAL_SEED = 1_000_003  # of drawn scenes; far from the seeds that runs are given
 PACKAGES = ('jax', 'flax', 'orbax-checkpoint', 'numpy', 'scipy', 'pillow', 'pycocotools')
@@ -94,7 +95,7 @@ def sam_segmenter(name: str, config: ConfigDict, params, buffers) -> SamSegmente
     """The model of `config` with these parameters, for the evaluation of `config`."""
     model = sam_config(**config.model)
     clicks = max(config.eval.clicks)
-    return SamSegmenter(name, step.graphdef(model), params, buffers, model, config.eval.object_batch, clicks)
+    return SamSegmenter(name, Predictor(model, params, buffers), config.eval.object_batch, clicks)
 
 
 def write(folder: Path, outcomes: dict[str, Outcome], facts: dict) -> None:

@@ -29,11 +29,6 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def graphdef(config: SamConfig) -> nnx.GraphDef:
-    """The model without its arrays; allocates nothing."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Sam(config, nnx.Rngs(0))))
-
-
 def init_params(config: SamConfig, seed: int) -> tuple[nnx.State, nnx.State]:
     """Fresh (params, buffers)."""
     _, params, buffers = nnx.split(Sam(config, nnx.Rngs(seed)), nnx.Param, Buffer)

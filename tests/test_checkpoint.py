@@ -261,15 +261,15 @@ def test_full_disk_while_saving_keeps_the_previous(tmp_path):
     assert re.fullmatch(
         rf'error: checkpoint {tmp_path}/checkpoints/9 cannot be written \(.*File too large.*\): '
         r'make room and run the same command, it continues from step 3',
-        process.stderr.splitlines()[0],  # TensorStore may add a line of its own
+        process.stderr.strip(),
     )
-    assert 'Traceback' not in process.stderr
     assert_step_3_is_whole(tmp_path)
 
 
 def test_damaged_checkpoint_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # after an error both stay quiet
-    monkeypatch.setattr(logging.getLogger('absl'), 'level', logging.getLogger('absl').level)
+    for name in ('absl', 'asyncio'):
+        monkeypatch.setattr(logging.getLogger(name), 'level', logging.getLogger(name).level)
     config = tiny_config()
     Checkpoints(str(tmp_path), 3, config).save(state_at(3, config), iterator())
     for path in (tmp_path / 'checkpoints' / '3' / 'params').rglob('d/*'):

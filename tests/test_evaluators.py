@@ -9,7 +9,8 @@ from samjax import evaluators, step
 from samjax.errors import SamjaxError
 from samjax.evaluators import Interactive, SamSegmenter
 from samjax.model.sam import SIZES
-from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, Example
+from samjax.predictor import Predictor, _decode, _encode
+from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, Example, Prediction
 
 
 def rectangle(height, width, top, left, bottom, right):
@@ -226,15 +227,15 @@ def test_unusable_options_are_named(source):
 
 
 @pytest.fixture(scope='module')
-def sam():
+def predictor():
     config, rng = SIZES['test'], np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: step.init_params(config, 0))
     drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    return step.graphdef(config), *drawn, config
+    return Predictor(config, *drawn)
 
 
-def test_the_model_goes_through_the_protocol(source, sam):
-    segmenter = SamSegmenter('model', *sam, object_batch=3, max_clicks=3)
+def test_the_model_goes_through_the_protocol(source, predictor):
+    segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=3)
     outcome = interactive(source, pictures=1).measure(segmenter)
     assert len(outcome.rows) == 6
     for row in outcome.rows:
@@ -243,8 +244,8 @@ def test_the_model_goes_through_the_protocol(source, sam):
         assert row.iou_K[0] == row.iou_M[row.picked]
 
 
-def ask(sam, object_batch, max_clicks, image_HW3, points_NP2, labels_NP, previous=None):
-    segmenter = SamSegmenter('model', *sam, object_batch, max_clicks)
+def ask(predictor, object_batch, max_clicks, image_HW3, points_NP2, labels_NP, previous=None):
+    segmenter = SamSegmenter('model', predictor, object_batch, max_clicks)
     segmenter.set_image(image_HW3)
     points_NP2 = np.array(points_NP2, np.float32)
     return segmenter.answer(points_NP2, np.array(labels_NP, np.int32), previous)
@@ -254,33 +255,33 @@ IMAGE = np.random.default_rng(1).integers(0, 256, (27, 71, 3), np.uint8)
 CLICKS = [[[40, 5]], [[3, 20]]]
 
 
-def test_unused_objects_and_slots_change_nothing(sam):
-    small = ask(sam, 3, 3, IMAGE, CLICKS, [[1], [1]])
-    large = ask(sam, 5, 6, IMAGE, CLICKS, [[1], [1]])
+def test_unused_objects_and_slots_change_nothing(predictor):
+    small = ask(predictor, 3, 3, IMAGE, CLICKS, [[1], [1]])
+    large = ask(predictor, 5, 6, IMAGE, CLICKS, [[1], [1]])
     assert small[0].shape == (2, 3, 27, 71)
     np.testing.assert_allclose(small[1], large[1], atol=1e-5)
     np.testing.assert_allclose(small[2], large[2], atol=1e-4)
 
 
-def test_a_lone_prompt_has_three_answers_several_have_one(sam):
+def test_a_lone_prompt_has_three_answers_several_have_one(predictor):
     box = [[[3, 2], [30, 20]]]
     corners = [[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]]
-    assert ask(sam, 3, 3, IMAGE, CLICKS, [[1], [1]])[1].shape == (2, 3)
-    assert ask(sam, 3, 3, IMAGE, box, corners)[1].shape == (1, 3)
-    assert ask(sam, 3, 3, IMAGE, [[[3, 2], [30, 20]]], [[1, 0]])[1].shape == (1, 1)
+    assert ask(predictor, 3, 3, IMAGE, CLICKS, [[1], [1]])[1].shape == (2, 3)
+    assert ask(predictor, 3, 3, IMAGE, box, corners)[1].shape == (1, 3)
+    assert ask(predictor, 3, 3, IMAGE, [[[3, 2], [30, 20]]], [[1, 0]])[1].shape == (1, 1)
     boxed_point = [[[9, 9], *box[0]]], [[POSITIVE, *corners[0]]]
-    assert ask(sam, 3, 3, IMAGE, *boxed_point)[1].shape == (1, 1)
+    assert ask(predictor, 3, 3, IMAGE, *boxed_point)[1].shape == (1, 1)
 
 
-def test_the_previous_answer_is_a_mask_prompt(sam):
-    low_NMyx = ask(sam, 3, 3, IMAGE, CLICKS, [[1], [1]])[2]
-    without = ask(sam, 3, 3, IMAGE, CLICKS, [[1], [1]], None)[2]
-    with_mask = ask(sam, 3, 3, IMAGE, CLICKS, [[1], [1]], low_NMyx[:, 0])[2]
+def test_the_previous_answer_is_a_mask_prompt(predictor):
+    low_NMyx = ask(predictor, 3, 3, IMAGE, CLICKS, [[1], [1]])[2]
+    without = ask(predictor, 3, 3, IMAGE, CLICKS, [[1], [1]], None)[2]
+    with_mask = ask(predictor, 3, 3, IMAGE, CLICKS, [[1], [1]], low_NMyx[:, 0])[2]
     assert abs(with_mask - without).max() > 1e-4
 
 
-def test_prompts_are_scaled_into_the_frame_and_closed_by_not_a_point(sam):
-    segmenter = SamSegmenter('model', *sam, object_batch=3, max_clicks=2)
+def test_prompts_are_scaled_into_the_frame_and_closed_by_not_a_point(predictor):
+    segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=2)
     segmenter.set_image(np.zeros((64, 64, 3), np.uint8))  # frame 32 x 48: half size, 16 columns of padding
     prompts = segmenter._prompts(np.array([[[10, 20]]], np.float32), np.array([[1]]), None)
     assert prompts.points_BNP2[0, 0, 0].tolist() == [5, 10]
@@ -293,33 +294,33 @@ def test_prompts_are_scaled_into_the_frame_and_closed_by_not_a_point(sam):
 
 
 @pytest.mark.parametrize('part', ['upper', 'left'])
-def test_masks_return_to_the_original_pixels(sam, monkeypatch, part):
+def test_masks_return_to_the_original_pixels(predictor, monkeypatch, part):
     """The upper 16 rows or the left 12 columns of the 32 x 48 frame land where they belong in images of any size."""
-    low_y, low_x = sam[-1].low_size
+    low_y, low_x = predictor.config.low_size
     logits = np.full((1, 2, 4, low_y, low_x), -1.0, np.float32)
     logits[..., : low_y // 2 if part == 'upper' else low_y, : low_x // 4 if part == 'left' else low_x] = 1
-    prediction = evaluators.Prediction(logits, np.zeros((1, 2, 4), np.float32))
-    monkeypatch.setattr(evaluators, '_decode', lambda *inputs: prediction)
+    prediction = Prediction(logits, np.zeros((1, 2, 4), np.float32))
+    monkeypatch.setattr('samjax.predictor._decode', lambda *inputs: prediction)
     sizes = ((64, 96), (32, 24)), ((32, 48), (16, 12)), ((16, 24), (8, 6)), ((96, 48), (48, 36)), ((32, 96), (32, 24))
     for (height, width), (rows, columns) in sizes:
-        masks_NMHW = ask(sam, 2, 1, np.zeros((height, width, 3), np.uint8), [[[0, 0]]], [[1]])[0]
+        masks_NMHW = ask(predictor, 2, 1, np.zeros((height, width, 3), np.uint8), [[[0, 0]]], [[1]])[0]
         expected_HW = np.zeros((height, width), bool)
         expected_HW[: rows if part == 'upper' else height, : columns if part == 'left' else width] = True
         assert (masks_NMHW == expected_HW).all(), (height, width)
 
 
-def test_everything_is_compiled_once(source, sam):
+def test_everything_is_compiled_once(source, predictor):
     for max_images in (0, 1):
-        segmenter = SamSegmenter('model', *sam, object_batch=3, max_clicks=3)
+        segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=3)
         interactive(source, max_images=max_images).measure(segmenter)
-        sizes = evaluators._encode._cache_size(), evaluators._decode._cache_size()
+        sizes = _encode._cache_size(), _decode._cache_size()
         if max_images == 0:
             first = sizes
     assert sizes == first
 
 
-def test_too_many_objects_or_points_are_refused(sam):
+def test_too_many_objects_or_points_are_refused(predictor):
     with pytest.raises(ValueError, match='2 objects with 1 prompts do not fit'):
-        ask(sam, 1, 1, IMAGE, CLICKS, [[1], [1]])
+        ask(predictor, 1, 1, IMAGE, CLICKS, [[1], [1]])
     with pytest.raises(ValueError, match='2 prompts do not fit'):
-        ask(sam, 1, 1, IMAGE, [[[1, 1], [2, 2]]], [[1, 1]])
+        ask(predictor, 1, 1, IMAGE, [[[1, 1], [2, 2]]], [[1, 1]])

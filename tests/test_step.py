@@ -13,7 +13,7 @@ from flax import nnx
 from samjax import losses, sharding, step
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
-from samjax.model.sam import Sam
+from samjax.model.sam import Sam, graphdef
 from samjax.prompts import Simulation
 from samjax.structs import MULTIMASK
 
@@ -44,13 +44,13 @@ ONE_ROUND = dataclasses.replace(SIMULATION, rounds=1, box_probability=0.0)
 @functools.cache
 def compiled(config, simulation, loss):
     """Gradients and loss parts as a function of (params, batch), compiled once for all tests."""
-    graphdef = step.graphdef(config)
+    model = graphdef(config)
     _, buffers = step.init_params(config, 0)
 
     @jax.jit
     def run(params, batch):
         def total(params):
-            sam = nnx.merge(graphdef, params, buffers)
+            sam = nnx.merge(model, params, buffers)
             parts = step.batch_loss(sam, batch, simulation, loss, jax.random.key(0))
             return losses.total(loss, parts), parts
 
@@ -174,7 +174,7 @@ TX = optax.adam(3e-3)
 
 def make_step(config):
     return functools.partial(
-        step.train_step, graphdef=step.graphdef(config), tx=TX, simulation=SIMULATION, loss=LOSS, seed=0
+        step.train_step, graphdef=graphdef(config), tx=TX, simulation=SIMULATION, loss=LOSS, seed=0
     )
 
 

@@ -117,6 +117,11 @@ class Sam(nnx.Module):
         return self.mask_decoder(embed_BhwC, positions_hwC, sparse_BNPC, present_BNP, dense_BNhwC, masks, key)
 
 
+def graphdef(config: SamConfig) -> nnx.GraphDef:
+    """The model without its arrays; allocates nothing."""
+    return nnx.graphdef(nnx.eval_shape(lambda: Sam(config, nnx.Rngs(0))))
+
+
 def normalize(image_BHW3: jax.Array, size_B2: jax.Array) -> jax.Array:
     """uint8 RGB -> zero mean, unit variance, float32; the padding beyond `size_B2` becomes 0 (the mean colour)."""
     mean_3, std_3 = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)

@@ -1,0 +1,103 @@
+"""The command line beside train.py and eval.py: `python -m samjax convert` and `python -m samjax predict`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from samjax.errors import SamjaxError, one_line
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog='samjax', description='Segment Anything in JAX.')
+    commands = parser.add_subparsers(required=True, metavar='command')
+    _add_convert(commands)
+    _add_predict(commands)
+    options = parser.parse_args(argv)
+    try:
+        options.run(options)
+    except (SamjaxError, OSError) as error:
+        sys.exit(f'error: {one_line(error)}')
+
+
+def _add_convert(commands) -> None:
+    parser = commands.add_parser(
+        'convert',
+        help='checkpoints of PyTorch to ours and back',
+        description='Converts Meta, Hugging Face and MAE checkpoints to a run that train.py and eval.py start from, '
+        'and a run to a PyTorch checkpoint.',
+    )
+    parser.add_argument('source', help='.pth, .pt, .bin or .safetensors file, Hugging Face folder, or folder of a run')
+    parser.add_argument('target', help='.pth, .pt or .safetensors file in the layout of Meta, or a folder')
+    parser.add_argument('--to', help='samjax, meta or huggingface; without it the target and the source tell')
+    parser.add_argument('--image-size', metavar='H,W', type=_pair, help='resize the position tables for it, in px')
+    parser.add_argument('--force', action='store_true', help='take weights that are not finite')
+    parser.add_argument('--verify', action='store_true', help="compare the result with Meta's code, if installed")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options) -> None:
+    from configs import default
+    from samjax.convert.convert import convert
+
+    defaults = default.get_config()
+    print(convert(options.source, options.target, options.to, options.image_size, options.force, defaults), flush=True)
+    if options.verify:
+        from samjax.convert import verify
+        from samjax.convert.convert import read
+
+        arrays, config, _ = read(pathlib.Path(options.target), options.force)
+        print(*verify.verify(arrays, config).lines(), sep='\n')
+
+
+def _add_predict(commands) -> None:
+    parser = commands.add_parser(
+        'predict',
+        help='masks of one object in an image',
+        description='Prints the masks of the object that is pointed at, best first, and writes them to files.',
+    )
+    parser.add_argument('image', help='any image file that pillow reads')
+    parser.add_argument('--model', required=True, help='what `samjax convert` reads: torch file or folder, or a run')
+    parser.add_argument('--point', metavar='X,Y', type=_numbers(2), action='append', default=[], help='on the object')
+    parser.add_argument('--negative', metavar='X,Y', type=_numbers(2), action='append', default=[], help='not on it')
+    parser.add_argument('--box', metavar='X0,Y0,X1,Y1', type=_numbers(4), help='around the object, in px')
+    parser.add_argument(
+        '--out',
+        metavar='FILE',
+        action='append',
+        default=[],
+        help='x.json: all masks as COCO RLE; mask.png or x_mask.png: the best one, 0 and 255; other .png: an overlay; '
+        'may be repeated',
+    )
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options) -> None:
+    from samjax import prediction
+
+    points, labels = options.point + options.negative, [1] * len(options.point) + [0] * len(options.negative)
+    for line in prediction.predict(options.image, options.model, points, labels, options.box, options.out):
+        print(line)
+
+
+def _numbers(count: int):
+    """A parser of `count` numbers with commas between them."""
+
+    def parse(text: str) -> list[float]:
+        numbers = [float(word) for word in text.split(',')]
+        if len(numbers) != count:
+            raise ValueError
+        return numbers
+
+    parse.__name__ = f'{count} numbers with commas between them'
+    return parse
+
+
+def _pair(text: str) -> tuple[int, int]:
+    height, width = text.split(',')
+    return int(height), int(width)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,215 @@
+"""samjax.predictor against segment-anything's SamPredictor, and `samjax predict`."""
+
+import json
+
+import jax
+import numpy as np
+import oracle
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+
+from samjax import __main__ as command
+from samjax.convert import weights
+from samjax.convert.convert import to_states
+from samjax.errors import SamjaxError
+from samjax.model.sam import SIZES
+from samjax.predictor import Predictor, Prompt
+
+CONFIG = SIZES['vit_xxs']
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((90, 128), (300, 41), (128, 128))]
+
+
+@pytest.fixture(scope='module')
+def torch_sam():
+    return oracle.randomize(oracle.build(CONFIG), 3)
+
+
+@pytest.fixture(scope='module')
+def theirs(torch_sam):
+    return oracle.segment_anything.SamPredictor(torch_sam)
+
+
+@pytest.fixture(scope='module')
+def ours(torch_sam):
+    state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
+    arrays = weights.from_torch(weights.META, state, CONFIG, 'the oracle', force=False)
+    return Predictor(CONFIG, *jax.device_put(to_states(arrays, CONFIG)))
+
+
+LOGITS = RNG.normal(0, 5, (1, *CONFIG.low_size)).astype(np.float32)
+CALLS = [
+    {'point_coords': [[30, 20]], 'point_labels': [1]},
+    {'point_coords': [[30, 20], [5.5, 7], [40, 0]], 'point_labels': [1, 0, 1]},
+    {'box': [3, 4, 30, 40]},
+    {'point_coords': [[30, 20]], 'point_labels': [0], 'box': [3, 4, 30, 40]},
+    {'point_coords': [[30, 20]], 'point_labels': [1], 'mask_input': LOGITS},
+    {'mask_input': LOGITS},
+    {},
+]
+
+
+@pytest.mark.parametrize('call', CALLS, ids=['point', 'points', 'box', 'both', 'mask', 'mask alone', 'nothing'])
+@pytest.mark.parametrize('image', [0, 1])
+def test_predict_returns_what_the_original_returns(theirs, ours, image, call):
+    call = {name: np.array(value) for name, value in call.items()}
+    theirs.set_image(IMAGES[image])
+    ours.set_image(IMAGES[image])
+    assert ours.original_size == theirs.original_size
+    assert ours.input_size == theirs.input_size
+    for multimask in (True, False):
+        for logits in (True, False):
+            options = {'multimask_output': multimask, 'return_logits': logits}
+            expected, found = theirs.predict(**call, **options), ours.predict(**call, **options)
+            for e, f in zip(expected, found, strict=True):
+                assert (e.shape, e.dtype) == (f.shape, f.dtype)
+            if logits:
+                np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
+            else:
+                assert (found[0] == expected[0]).mean() > 0.9999
+            np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
+            np.testing.assert_allclose(found[2], expected[2], atol=1e-3)
+
+
+def test_embedding_is_channels_last_and_bgr_is_turned(theirs, ours):
+    theirs.set_image(IMAGES[0], 'BGR')
+    ours.set_image(IMAGES[0], 'BGR')
+    expected = theirs.get_image_embedding().permute(0, 2, 3, 1)
+    np.testing.assert_allclose(ours.get_image_embedding(), expected, atol=1e-4)
+
+
+def test_batch_equals_one_by_one(ours):
+    """Three images of other sizes with two, none and three prompts of other kinds and lengths."""
+    prompts = [
+        [Prompt(np.array([[3, 4]]), np.array([1])), Prompt(box_4=np.array([1, 2, 30, 40]))],
+        [],
+        [
+            Prompt(np.array([[3, 4], [9, 9], [50, 60]]), np.array([1, 0, 1])),
+            Prompt(mask_yx=LOGITS[0]),
+            Prompt(np.array([[3, 4]]), np.array([1]), np.array([1, 2, 30, 40]), LOGITS[0]),
+        ],
+    ]
+    answers = ours.predict_batch(IMAGES, prompts)
+    assert [len(of_image) for of_image in answers] == [2, 0, 3]
+    for image, of_image, asked in zip(IMAGES, answers, prompts, strict=True):
+        ours.set_image(image)
+        for answer, p in zip(of_image, asked, strict=True):
+            mask = None if p.mask_yx is None else p.mask_yx[None]
+            masks_MHW, iou_M, low_Myx = ours.predict(p.points_K2, p.labels_K, p.box_4, mask)
+            np.testing.assert_allclose(answer.low_Myx, low_Myx, atol=1e-3)
+            np.testing.assert_allclose(answer.iou_M, iou_M, atol=1e-4)
+            assert answer.masks_MHW.shape == masks_MHW.shape == (3, *image.shape[:2])
+            assert (answer.masks_MHW == masks_MHW).mean() > 0.9999
+
+
+def test_batches_of_nothing(ours):
+    assert ours.predict_batch([], []) == []
+    assert ours.predict_batch(IMAGES[:2], [[], []]) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        ({'point_coords': [[1, 2]]}, 'point_coords and point_labels go together'),
+        ({'point_coords': [[1, 2, 3]], 'point_labels': [1]}, r'points have shape \(1, 3\) and labels \(1,\)'),
+        ({'point_coords': [[1, 2]], 'point_labels': [1, 0]}, r'points have shape \(1, 2\) and labels \(2,\)'),
+        ({'point_coords': [[1, 2]], 'point_labels': [7]}, 'point label 7 is neither 1'),
+        ({'box': [1, 2, 3]}, r'the box has shape \(3,\)'),
+        ({'mask_input': np.zeros((1, 3, 3))}, r'the mask has shape \(3, 3\): give logits of shape \(64, 64\)'),
+    ],
+)
+def test_wrong_prompts_are_one_sentence(ours, call, message):
+    ours.set_image(IMAGES[0])
+    with pytest.raises(SamjaxError, match=message):
+        ours.predict(**call)
+
+
+def test_wrong_images_are_one_sentence(ours):
+    for image, message in (
+        (IMAGES[0].astype(np.float32), r'an image is float32 \(90, 128, 3\): give a numpy array, uint8'),
+        (IMAGES[0][..., 0], r'an image is uint8 \(90, 128\)'),
+        ('photo.jpg', 'an image is str'),
+        (IMAGES[0][:0], 'needs at least one pixel'),
+    ):
+        with pytest.raises(SamjaxError, match=message):
+            ours.set_image(image)
+    with pytest.raises(SamjaxError, match='1 images and 2 lists of prompts'):
+        ours.predict_batch(IMAGES[:1], [[], []])
+    with pytest.raises(SamjaxError, match="must be 'RGB' or 'BGR', not 'GRB'"):
+        ours.set_image(IMAGES[0], 'GRB')
+
+
+def test_predict_without_an_image_says_so(ours):
+    ours.reset_image()
+    assert not ours.is_image_set
+    with pytest.raises(SamjaxError, match='call set_image before predict'):
+        ours.predict()
+    with pytest.raises(SamjaxError, match='call set_image before get_image_embedding'):
+        ours.get_image_embedding()
+
+
+# ---- samjax predict --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(torch_sam, tmp_path):
+    torch.save(torch_sam.state_dict(), tmp_path / 'sam.pth')
+    Image.fromarray(IMAGES[0]).save(tmp_path / 'photo.png')
+    return tmp_path
+
+
+def predict(files, *options):
+    command.main(['predict', str(files / 'photo.png'), '--model', str(files / 'sam.pth'), *options])
+
+
+def test_command_writes_every_kind_of_file(files, ours, capsys):
+    out = [files / name for name in ('overlay.png', 'a_mask.png', 'masks.json')]
+    predict(files, '--point', '30,20', *(word for path in out for word in ('--out', str(path))))
+    ours.set_image(IMAGES[0])
+    masks_MHW, iou_M, _ = ours.predict(np.array([[30, 20]]), np.array([1]))
+    records = json.loads(out[2].read_text())['masks']
+    assert [r['predicted_iou'] for r in records] == sorted((r['predicted_iou'] for r in records), reverse=True)
+    best = int(iou_M.argmax())
+    np.testing.assert_array_equal(coco.decode(records[0]['segmentation']), masks_MHW[best])
+    assert records[0]['area'] == masks_MHW[best].sum()
+    with Image.open(out[0]) as overlay, Image.open(out[1]) as mask:
+        np.testing.assert_array_equal(np.array(mask), masks_MHW[best] * np.uint8(255))
+        assert overlay.width > 3 * 400
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f'mask {best + 1}: predicted IoU {iou_M[best]:.3f}, ')
+    assert lines[3:] == [f'wrote {path}' for path in out]
+
+
+def test_command_gives_one_mask_to_several_prompts(files, capsys):
+    predict(files, '--point', '30,20', '--negative', '60,60', '--box', '10,10,80,80')
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ([], 'nothing is pointed at: give --point x,y or --box'),
+        (['--point', '500,20'], '500,20 is outside the image of 128 x 90 px'),
+        (['--point', '5,20', '--out', 'x.tif'], 'x.tif is neither a .json nor a .png file'),
+    ],
+)
+def test_command_says_mistakes_in_one_line(files, options, message):
+    with pytest.raises(SystemExit, match=f'^error: {message}'):
+        predict(files, *options)
+
+
+def test_command_says_what_is_wrong_with_the_image(files):
+    (files / 'photo.png').write_bytes((files / 'photo.png').read_bytes()[:500])
+    with pytest.raises(SystemExit, match='^error: .*photo.png is no whole image'):
+        predict(files, '--point', '5,5')
+    (files / 'photo.png').unlink()
+    with pytest.raises(SystemExit, match='^error: .*photo.png does not exist'):
+        predict(files, '--point', '5,5')
+
+
+def test_command_refuses_what_are_no_numbers(files, capsys):
+    with pytest.raises(SystemExit):
+        predict(files, '--point', 'here')
+    assert "invalid 2 numbers with commas between them value: 'here'" in capsys.readouterr().err
