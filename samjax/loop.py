@@ -8,6 +8,7 @@ import functools
 import math
 import pathlib
 import signal
+from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
@@ -55,10 +56,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     # Restore or initialise.
     if checkpoints.latest is None:
-        state = jax.jit(init, out_shardings=replicated)()
-        if config.train.init:
-            params, buffers, _ = checkpoint.restore_params(config.train.init, config)
-            state = dataclasses.replace(state, params=params, buffers=buffers)
+        state = initial_state(config, init, replicated)
     else:
         state = checkpoints.restore(abstract_on(jax.eval_shape(init), replicated), batches)
     step = jax.jit(
@@ -104,6 +102,19 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             checkpoints.save(state, batches)
         log.finish()
     return state
+
+
+def initial_state(config: ConfigDict, init: Callable[[], TrainState], placement: jax.sharding.Sharding) -> TrainState:
+    """What `init` draws, or its optimiser with the parameters of the checkpoint that `config.train.init` names.
+
+    Raises:
+        SamjaxError: there is no checkpoint, or one of a model of another size.
+    """
+    state = jax.jit(init, out_shardings=placement)()
+    if not config.train.init:
+        return state
+    params, buffers, _ = checkpoint.restore_params(config.train.init, config)
+    return dataclasses.replace(state, params=params, buffers=buffers)
 
 
 class Pending:

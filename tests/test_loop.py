@@ -4,6 +4,7 @@ Most tests train a stand-in for the model, two parameters that chase the brightn
 once, and every number depends on the data, the seed and the step.  One trains a real, tiny SAM.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -21,10 +22,11 @@ from flax import nnx
 from PIL import Image
 from test_checkpoint import tiny_config
 
-from samjax import log, loop, sharding
+from samjax import checkpoint, log, loop, optimizer, sharding, step
 from samjax.checkpoint import Checkpoints
 from samjax.errors import SamjaxError
 from samjax.model.layers import Buffer
+from samjax.model.sam import sam_config
 from samjax.step import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -267,3 +269,20 @@ def test_options_of_the_command_reach_the_run(stand_in, tmp_path):
         f'error: {tmp_path} belongs to a run with another config (optimizer.lr is 0.0008 there and 0.5 here): '
         f'choose another --workdir, or give the same options\n'
     )
+
+
+def test_training_starts_from_the_parameters_of_another_run(tmp_path):
+    config = quick(1, **{'train.init': str(tmp_path / 'first')})
+    model = sam_config(**config.model)
+    params, buffers = step.init_params(model, 3)
+    checkpoint.save_params(str(tmp_path / 'first'), config, params, buffers)
+    tx = optimizer.make_optimizer(optimizer.Options(**config.optimizer), params, model.depth)
+    init = functools.partial(step.init_state, model, tx, 4)
+    placement = sharding.replicated(sharding.make_mesh())
+    started = loop.initial_state(config, init, placement)
+    assert_same(params, started.params)
+    assert_same(buffers, started.buffers)
+    assert int(started.step) == 0
+    config.train.init = str(tmp_path / 'nowhere')
+    with pytest.raises(SamjaxError, match='nowhere holds no checkpoint'):
+        loop.initial_state(config, init, placement)
