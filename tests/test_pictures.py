@@ -67,10 +67,10 @@ def test_mask_is_tinted_outlined_and_clicked_where_it_is():
     assert panel.getpixel((19, 10)) == (100, 100, 100)
     whole.outline(panel, trace.truth_HW)
     assert panel.getpixel((20, 10)) == pictures.TRUTH
-    whole.click(panel, trace, 0)
+    whole.click(panel, trace.points_K2[0], trace.labels_K[0])
     assert panel.getpixel((30, 20)) == pictures.GREEN
     assert panel.getpixel((30 + 5, 20)) == pictures.WHITE
-    whole.click(panel, trace, 1)
+    whole.click(panel, trace.points_K2[1], trace.labels_K[1])
     assert panel.getpixel((40, 20)) == pictures.RED
 
 
@@ -89,15 +89,15 @@ def test_clicks_outside_a_close_up_are_left_out():
     window = Window(0, 60, 20, 80)
     panel = window.panel(np.full((60, 90, 3), 100, np.uint8))
     before = panel.copy()
-    window.click(panel, trace, 0)
+    window.click(panel, trace.points_K2[0], trace.labels_K[0])
     assert panel == before
 
 
 def test_long_captions_are_shortened():
-    assert pictures._fit('short') == 'short'
-    fitted = pictures._fit('a very long name ' * 9)
+    assert pictures._fit('short', 100) == 'short'
+    fitted = pictures._fit('a very long name ' * 9, 100)
     assert fitted.endswith('...')
-    assert pictures.FONT.getlength(fitted) <= pictures.PANEL
+    assert pictures.FONT.getlength(fitted) <= 100
 
 
 def test_curve_of_several_segmenters(tmp_path):
