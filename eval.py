@@ -41,7 +41,7 @@ def main(argv):
     try:
         if len(argv) > 1:
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
         others = ['untrained'] * UNTRAINED.value + BASELINES.value
         limits = MAX_IMAGES.value, MAX_OBJECTS.value

@@ -1,4 +1,4 @@
-"""Nuclei in microscopy images (BBBC038) on a CPU: a small SAM from nothing, in under an hour on two cores.
+"""Nuclei in microscopy images (BBBC038) on a CPU: a small SAM from nothing.
 
     python train.py --config configs/bbbc038.py --workdir runs/bbbc038 \
         --config.data.path=DIR/train --config.data.eval_path=DIR/val

@@ -1,4 +1,4 @@
-"""Regions that people drew in photographs (BSDS500) on a CPU: a small SAM from nothing, in under an hour on two cores.
+"""Regions that people drew in photographs (BSDS500) on a CPU: a small SAM from nothing.
 
     python train.py --config configs/bsds500.py --workdir runs/bsds500 \
         --config.data.path=DIR/train --config.data.eval_path=DIR/val

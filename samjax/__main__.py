@@ -6,6 +6,8 @@ import argparse
 import pathlib
 import sys
 
+from absl import logging
+
 from samjax.errors import SamjaxError, one_line
 
 
@@ -15,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     _add_convert(commands)
     _add_predict(commands)
     options = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what it does for us
     try:
         options.run(options)
     except (SamjaxError, OSError) as error:
