@@ -38,8 +38,7 @@ def convert(
         SamjaxError: the source cannot be read or is no SAM, or the target exists or cannot be written.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
-    if target.exists():
-        raise SamjaxError(f'{target} exists: choose another name, or remove it first')
+    files.refuse_existing(target)  # before anything large is read
     if form is None:
         is_file = target.suffix in ('.pth', '.pt', '.safetensors')
         form = 'meta' if is_file else 'huggingface' if is_run(source) else 'samjax'

@@ -87,8 +87,7 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         SamjaxError: `path` exists, or there is no room.
     """
-    if path.exists():
-        raise SamjaxError(f'{path} exists: choose another name, or remove it first')
+    refuse_existing(path)
     unfinished = path.with_name(f'.{path.name}.unfinished')
     _remove(unfinished)
     try:
@@ -100,6 +99,12 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise SamjaxError(f'{path} cannot be written ({reason}): make room or choose another place') from None
     finally:
         _remove(unfinished)
+
+
+def refuse_existing(path: pathlib.Path) -> None:
+    """Raises SamjaxError if there is something at `path`; nothing is ever overwritten."""
+    if path.exists():
+        raise SamjaxError(f'{path} exists: choose another name, or remove it first')
 
 
 def _remove(path: pathlib.Path) -> None:
