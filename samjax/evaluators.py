@@ -278,8 +278,8 @@ class SamSegmenter:
         low_NMyx = np.asarray(prediction.logits_BNMyx)[0, :count, tokens].swapaxes(0, 1)
         iou_NM = np.asarray(prediction.iou_BNM)[0, :count, tokens].swapaxes(0, 1)
         masks_NMHW = np.empty((*iou_NM.shape, *self._frame.original), bool)
-        for n, m in np.ndindex(iou_NM.shape):  # one at a time: full-size logits are large
-            masks_NMHW[n, m] = self._frame.upscale(low_NMyx[n, m]) > 0
+        for n, low_Myx in enumerate(low_NMyx):
+            masks_NMHW[n] = self._frame.masks(low_Myx, as_logits=False)
         return masks_NMHW, iou_NM, low_NMyx
 
     def _prompts(self, points_NP2, labels_NP, previous_Nyx) -> Prompts:

@@ -74,6 +74,14 @@ class Frame:
         wide_yW = np.ascontiguousarray((self._columns_Wx @ low_yx.T).T)
         return self._rows_Hy @ wide_yW
 
+    def masks(self, low_Myx: np.ndarray, as_logits: bool) -> np.ndarray:
+        """Low-resolution logits -> masks (M, H, W) at the size of the image: bool, or float32 logits."""
+        masks_MHW = np.empty((len(low_Myx), *self.original), np.float32 if as_logits else bool)
+        for m, low_yx in enumerate(low_Myx):  # one at a time: full-size logits are large
+            logits_HW = self.upscale(low_yx)
+            masks_MHW[m] = logits_HW if as_logits else logits_HW > 0
+        return masks_MHW
+
 
 class Predictor:
     """A SAM that answers prompts about images.  Programs are compiled for the shapes that occur, in powers of two."""
@@ -222,7 +230,7 @@ class Predictor:
         low_BNMyx, iou_BNM = self.answer_low(frames, embed_BhwC, prompts, answering)
         return [
             [
-                Answer(_masks(frame, low_BNMyx[b, n], return_logits), iou_BNM[b, n], low_BNMyx[b, n])
+                Answer(frame.masks(low_BNMyx[b, n], return_logits), iou_BNM[b, n], low_BNMyx[b, n])
                 for n in range(len(of_image))
             ]
             for b, (frame, of_image) in enumerate(zip(frames, prompts, strict=True))
@@ -263,14 +271,6 @@ class _Said:
             self.mask_yx = np.asarray(prompt.mask_yx, np.float32)
             if self.mask_yx.shape != config.low_size:
                 raise SamjaxError(f'the mask has shape {self.mask_yx.shape}: give logits of shape {config.low_size}.')
-
-
-def _masks(frame: Frame, low_Myx: np.ndarray, as_logits: bool) -> np.ndarray:
-    masks_MHW = np.empty((len(low_Myx), *frame.original), np.float32 if as_logits else bool)
-    for m, low_yx in enumerate(low_Myx):  # one at a time: full-size logits are large
-        logits_HW = frame.upscale(low_yx)
-        masks_MHW[m] = logits_HW if as_logits else logits_HW > 0
-    return masks_MHW
 
 
 def _check_image(image) -> None:
