@@ -15,10 +15,10 @@ def get_config() -> ConfigDict:
     c.model.image_size = (256, 256)
     c.data.flip = 'any'
     c.data.max_objects = 4
-    c.optimizer.cooldown = (1500, 4800)
+    c.optimizer.cooldown = (1300, 4000)
     c.train.batch = 2
-    c.train.steps = 4800
-    c.train.save_every = 600
-    c.train.eval_every = 1600
+    c.train.steps = 4000
+    c.train.save_every = 500
+    c.train.eval_every = 2000
     c.eval.object_batch = 32
     return c

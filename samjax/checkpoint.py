@@ -29,8 +29,7 @@ from ml_collections import ConfigDict
 
 from samjax import sharding
 from samjax.errors import SamjaxError
-from samjax.model.layers import Buffer
-from samjax.model.sam import Sam, sam_config
+from samjax.model.sam import abstract, sam_config
 from samjax.step import TrainState
 
 # An array that several devices hold is written in slices, one by each, if these are at least so large.  Every shape
@@ -153,11 +152,8 @@ def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.Sta
     with _manager(folder, options) as manager:
         if manager.latest_step() is None:
             raise SamjaxError(f'{workdir} holds no complete checkpoint: train there until the first one is saved')
-        model = nnx.eval_shape(lambda: Sam(sam_config(**config.model), nnx.Rngs(0)))
-        params = abstract_on(
-            {'params': nnx.state(model, nnx.Param), 'buffers': nnx.state(model, Buffer)},
-            sharding.replicated(sharding.make_mesh()),
-        )
+        _, params, buffers = abstract(sam_config(**config.model))
+        params = abstract_on({'params': params, 'buffers': buffers}, sharding.replicated(sharding.make_mesh()))
         items = ocp.args.Composite(params=_onto(params))
         restored = _restore(manager, folder, config, params, items)
         return restored.params['params'], restored.params['buffers'], manager.latest_step()

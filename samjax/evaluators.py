@@ -28,9 +28,8 @@ from pycocotools import mask as coco_mask
 from samjax import clicks as user
 from samjax.errors import SamjaxError
 from samjax.metrics import Mean, mask_area, mask_iou, pearson, spearman
-from samjax.predictor import Predictor
+from samjax.predictor import Predictor, Said, fill
 from samjax.structs import (
-    ABSENT,
     ALL_MASKS,
     BOX_BOTTOM_RIGHT,
     BOX_TOP_LEFT,
@@ -290,18 +289,13 @@ class SamSegmenter:
                 f'{count} objects with {used} prompts do not fit into {self._object_batch} objects with '
                 f'{self._slots} slots; ask in parts or make the segmenter larger.'
             )
-        points_BNP2 = np.zeros((1, self._object_batch, self._slots, 2), np.float32)
-        labels_BNP = np.full(points_BNP2.shape[:3], ABSENT, np.int32)
-        points_BNP2[0, :count, :used] = self._frame.points(points_NP2)
-        labels_BNP[0, :count, :used] = labels_NP
+        points_NP2 = self._frame.points(points_NP2)
         if not boxed:
-            labels_BNP[0, :count, used] = NOT_A_POINT
-        mask_BNyx = np.zeros((1, self._object_batch, *self._predictor.config.low_size), np.float32)
-        if previous_Nyx is not None:
-            mask_BNyx[0, :count] = previous_Nyx
-        has_mask_BN = np.zeros((1, self._object_batch), bool)
-        has_mask_BN[0, :count] = previous_Nyx is not None
-        return Prompts(points_BNP2, labels_BNP, mask_BNyx, has_mask_BN)
+            points_NP2 = np.pad(points_NP2, ((0, 0), (0, 1), (0, 0)))
+            labels_NP = np.pad(labels_NP, ((0, 0), (0, 1)), constant_values=NOT_A_POINT)
+        previous_N = [None] * count if previous_Nyx is None else previous_Nyx
+        said = [Said(*prompt) for prompt in zip(points_NP2, labels_NP, previous_N, strict=True)]
+        return fill([said], (1, self._object_batch, self._slots), self._predictor.config.low_size)
 
 
 def decode_masks(rles: list[dict]) -> np.ndarray:

@@ -19,9 +19,9 @@ from samjax.checkpoint import Checkpoints, abstract_on
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
-from samjax.model.sam import graphdef, sam_config
+from samjax.model.sam import abstract, sam_config
 from samjax.prompts import Simulation
-from samjax.step import TrainState, init_params, init_state, train_step
+from samjax.step import TrainState, init_state, train_step
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
@@ -39,12 +39,12 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     sharding.check_batch(config.train.batch, mesh)
     options = optimizer.Options(**config.optimizer)
     rate = optimizer.schedule(options)
-    shapes, _ = jax.eval_shape(functools.partial(init_params, model, config.seed))
+    graphdef, shapes, _ = abstract(model)
     tx = optimizer.make_optimizer(options, shapes, model.depth)
     init = functools.partial(init_state, model, tx, config.seed)
     update = functools.partial(
         train_step,
-        graphdef=graphdef(model),
+        graphdef=graphdef,
         tx=tx,
         simulation=Simulation(**config.prompts),
         loss=LossOptions(**config.loss),

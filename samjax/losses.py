@@ -75,8 +75,8 @@ def focal_loss(logits: jax.Array, truth: jax.Array, weight: jax.Array, alpha: fl
     # With s = +1 on foreground and -1 on background, p_t = sigmoid(s logits).
     signed = logits * (2 * truth - 1)
     log_p = jax.nn.log_sigmoid(signed)
-    # 1 - p_t = sigmoid(-signed); its power by exp keeps the gradient finite where it vanishes.
-    modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-signed))
+    # log (1 - p_t) = log_sigmoid(-signed); the power by exp keeps the gradient finite where 1 - p_t vanishes.
+    modulation = jnp.exp(gamma * (log_p - signed))
     balance = alpha * truth + (1 - alpha) * (1 - truth)
     return (-balance * modulation * log_p * weight).sum((-2, -1)) / jnp.maximum(weight.sum((-2, -1)), 1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from scipy import sparse
 from samjax import resize
 from samjax.data import transforms
 from samjax.errors import SamjaxError
-from samjax.model.sam import Sam, SamConfig, graphdef
+from samjax.model.sam import Sam, SamConfig, abstract
 from samjax.structs import (
     ABSENT,
     BOX_BOTTOM_RIGHT,
@@ -88,7 +89,7 @@ class Predictor:
 
     def __init__(self, config: SamConfig, params: nnx.State, buffers: nnx.State):
         self.config = config
-        self._model = graphdef(config), params, buffers
+        self._model = abstract(config)[0], params, buffers
         self.reset_image()
 
     # ---- one image, as in segment-anything ----
@@ -209,18 +210,11 @@ class Predictor:
 
         (B, N, M, y, x) and (B, N, M), where B and N are filled up with rows that mean nothing.
         """
-        said = [[_Said(self.config, f, p) for p in of_image] for f, of_image in zip(frames, prompts, strict=True)]
+        said = [[_said(self.config, f, p) for p in of_image] for f, of_image in zip(frames, prompts, strict=True)]
         objects = _room(max(map(len, said)))
         slots = _room(max((len(s.labels_P) for of_image in said for s in of_image), default=1))
-        shape = len(embed_BhwC), objects, slots
-        points_BNP2, labels_BNP = np.zeros((*shape, 2), np.float32), np.full(shape, ABSENT, np.int32)
-        mask_BNyx, has_mask_BN = np.zeros((*shape[:2], *self.config.low_size), np.float32), np.zeros(shape[:2], bool)
-        for b, of_image in enumerate(said):
-            for n, s in enumerate(of_image):
-                points_BNP2[b, n, : len(s.labels_P)], labels_BNP[b, n, : len(s.labels_P)] = s.points_P2, s.labels_P
-                if s.mask_yx is not None:
-                    mask_BNyx[b, n], has_mask_BN[b, n] = s.mask_yx, True
-        prediction = self.decode(embed_BhwC, Prompts(points_BNP2, labels_BNP, mask_BNyx, has_mask_BN), answering)
+        room = fill(said, (len(embed_BhwC), objects, slots), self.config.low_size)
+        prediction = self.decode(embed_BhwC, room, answering)
         return np.asarray(prediction.logits_BNMyx), np.asarray(prediction.iou_BNM)
 
     def _answer(self, frames, embed_BhwC, prompts, multimask_output: bool, return_logits: bool) -> list[list[Answer]]:
@@ -237,40 +231,52 @@ class Predictor:
         ]
 
 
-class _Said:
+class Said(NamedTuple):
     """A prompt in the frame: a slot for every point and corner, and for the token that goes with points alone."""
 
-    def __init__(self, config: SamConfig, frame: Frame, prompt: Prompt):
-        points, labels = [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int32)]
-        if (prompt.points_K2 is None) != (prompt.labels_K is None):
-            raise SamjaxError('point_coords and point_labels go together: give both or neither.')
-        if prompt.points_K2 is not None:
-            points_K2, labels_K = np.asarray(prompt.points_K2), np.asarray(prompt.labels_K)
-            if points_K2.ndim != 2 or points_K2.shape[1] != 2 or labels_K.shape != points_K2.shape[:1]:
-                raise SamjaxError(
-                    f'points have shape {points_K2.shape} and labels {labels_K.shape}: give (K, 2) and (K,).'
-                )
-            unknown = set(labels_K.tolist()) - {POSITIVE, NEGATIVE, NOT_A_POINT}
-            if unknown:
-                raise SamjaxError(f'point label {unknown.pop()} is neither 1 (object) nor 0 (background).')
-            points.append(frame.points(points_K2))
-            labels.append(labels_K)
-            if prompt.box_4 is None:
-                points.append(np.zeros((1, 2)))
-                labels.append([NOT_A_POINT])
-        if prompt.box_4 is not None:
-            box_4 = np.asarray(prompt.box_4)
-            if box_4.shape != (4,):
-                raise SamjaxError(f'the box has shape {box_4.shape}: give x0, y0, x1, y1.')
-            points.append(frame.points(box_4.reshape(2, 2)))
-            labels.append([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
-        self.points_P2 = np.concatenate(points).astype(np.float32)
-        self.labels_P = np.concatenate(labels).astype(np.int32)
-        self.mask_yx = None
-        if prompt.mask_yx is not None:
-            self.mask_yx = np.asarray(prompt.mask_yx, np.float32)
-            if self.mask_yx.shape != config.low_size:
-                raise SamjaxError(f'the mask has shape {self.mask_yx.shape}: give logits of shape {config.low_size}.')
+    points_P2: np.ndarray
+    labels_P: np.ndarray
+    mask_yx: np.ndarray | None
+
+
+def fill(said: Sequence[Sequence[Said]], room: tuple[int, int, int], low_size: tuple[int, int]) -> Prompts:
+    """The prompts about each image, in arrays with room for (B, N, P); what is left over is absent."""
+    points_BNP2, labels_BNP = np.zeros((*room, 2), np.float32), np.full(room, ABSENT, np.int32)
+    mask_BNyx, has_mask_BN = np.zeros((*room[:2], *low_size), np.float32), np.zeros(room[:2], bool)
+    for b, of_image in enumerate(said):
+        for n, (points_P2, labels_P, mask_yx) in enumerate(of_image):
+            points_BNP2[b, n, : len(labels_P)], labels_BNP[b, n, : len(labels_P)] = points_P2, labels_P
+            if mask_yx is not None:
+                mask_BNyx[b, n], has_mask_BN[b, n] = mask_yx, True
+    return Prompts(points_BNP2, labels_BNP, mask_BNyx, has_mask_BN)
+
+
+def _said(config: SamConfig, frame: Frame, prompt: Prompt) -> Said:
+    points, labels = [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int32)]
+    if (prompt.points_K2 is None) != (prompt.labels_K is None):
+        raise SamjaxError('point_coords and point_labels go together: give both or neither.')
+    if prompt.points_K2 is not None:
+        points_K2, labels_K = np.asarray(prompt.points_K2), np.asarray(prompt.labels_K)
+        if points_K2.ndim != 2 or points_K2.shape[1] != 2 or labels_K.shape != points_K2.shape[:1]:
+            raise SamjaxError(f'points have shape {points_K2.shape} and labels {labels_K.shape}: give (K, 2) and (K,).')
+        unknown = set(labels_K.tolist()) - {POSITIVE, NEGATIVE, NOT_A_POINT}
+        if unknown:
+            raise SamjaxError(f'point label {unknown.pop()} is neither 1 (object) nor 0 (background).')
+        points.append(frame.points(points_K2))
+        labels.append(labels_K)
+        if prompt.box_4 is None:
+            points.append(np.zeros((1, 2)))
+            labels.append([NOT_A_POINT])
+    if prompt.box_4 is not None:
+        box_4 = np.asarray(prompt.box_4)
+        if box_4.shape != (4,):
+            raise SamjaxError(f'the box has shape {box_4.shape}: give x0, y0, x1, y1.')
+        points.append(frame.points(box_4.reshape(2, 2)))
+        labels.append([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
+    mask_yx = None if prompt.mask_yx is None else np.asarray(prompt.mask_yx, np.float32)
+    if mask_yx is not None and mask_yx.shape != config.low_size:
+        raise SamjaxError(f'the mask has shape {mask_yx.shape}: give logits of shape {config.low_size}.')
+    return Said(np.concatenate(points).astype(np.float32), np.concatenate(labels).astype(np.int32), mask_yx)
 
 
 def _check_image(image) -> None:

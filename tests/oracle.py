@@ -6,7 +6,7 @@ from flax import nnx
 
 from samjax.convert import verify, weights
 from samjax.convert.convert import to_states
-from samjax.model.sam import Sam, SamConfig, graphdef
+from samjax.model.sam import Sam, SamConfig, abstract
 
 segment_anything = verify.import_original()
 modeling = segment_anything.modeling
@@ -41,4 +41,4 @@ def port(torch_sam: torch.nn.Module, config: SamConfig) -> Sam:
     """Our Sam with the weights of `torch_sam`."""
     state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
     arrays = weights.from_torch(weights.META, state, config, 'the oracle', force=False)
-    return nnx.merge(graphdef(config), *jax.device_put(to_states(arrays, config)))
+    return nnx.merge(abstract(config)[0], *jax.device_put(to_states(arrays, config)))

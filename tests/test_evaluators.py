@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from samjax import evaluators, step
+from samjax import evaluators
 from samjax.errors import SamjaxError
 from samjax.evaluators import Interactive, SamSegmenter
-from samjax.model.sam import SIZES
+from samjax.model.sam import SIZES, abstract
 from samjax.predictor import Predictor, _decode, _encode
 from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, Example, Prediction
 
@@ -229,8 +229,7 @@ def test_unusable_options_are_named(source):
 @pytest.fixture(scope='module')
 def predictor():
     config, rng = SIZES['test'], np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: step.init_params(config, 0))
-    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract(config)[1:])
     return Predictor(config, *drawn)
 
 

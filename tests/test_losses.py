@@ -7,19 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
 from samjax import losses
 from samjax.losses import LossOptions
 
-PAPER = LossOptions(
-    focal=20.0,
-    dice=1.0,
-    iou=1.0,
-    focal_alpha=0.25,
-    focal_gamma=2.0,
-    resolution='frame',
-    padding='exclude',
-    iou_supervision='selected',
-)
+PAPER = LossOptions(**default.get_config().loss)
 
 
 def test_focal_loss_of_two_pixels():

@@ -7,19 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
 from samjax import prompts
 from samjax.prompts import Simulation
 from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE
 
-PAPER = Simulation(
-    rounds=11,
-    box_probability=0.5,
-    box_noise='gaussian',
-    box_noise_share=0.1,
-    box_noise_max=20.0,
-    detach_mask=False,
-    object_chunk=8,
-)
+PAPER = Simulation(**default.get_config().prompts)
 
 
 def test_sample_pixel_is_uniform_over_the_mask():

@@ -10,32 +10,16 @@ import optax
 import pytest
 from flax import nnx
 
+from configs import default
 from samjax import losses, sharding, step
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
-from samjax.model.sam import Sam, graphdef
+from samjax.model.sam import Sam, abstract
 from samjax.prompts import Simulation
 from samjax.structs import MULTIMASK
 
-SIMULATION = Simulation(
-    rounds=5,
-    box_probability=0.5,
-    box_noise='gaussian',
-    box_noise_share=0.1,
-    box_noise_max=20.0,
-    detach_mask=False,
-    object_chunk=1,
-)
-LOSS = LossOptions(
-    focal=20.0,
-    dice=1.0,
-    iou=1.0,
-    focal_alpha=0.25,
-    focal_gamma=2.0,
-    resolution='frame',
-    padding='exclude',
-    iou_supervision='selected',
-)
+SIMULATION = dataclasses.replace(Simulation(**default.get_config().prompts), rounds=5, object_chunk=1)
+LOSS = LossOptions(**default.get_config().loss)
 
 
 ONE_ROUND = dataclasses.replace(SIMULATION, rounds=1, box_probability=0.0)
@@ -44,7 +28,7 @@ ONE_ROUND = dataclasses.replace(SIMULATION, rounds=1, box_probability=0.0)
 @functools.cache
 def compiled(config, simulation, loss):
     """Gradients and loss parts as a function of (params, batch), compiled once for all tests."""
-    model = graphdef(config)
+    model, *_ = abstract(config)
     _, buffers = step.init_params(config, 0)
 
     @jax.jit
@@ -174,7 +158,7 @@ TX = optax.adam(3e-3)
 
 def make_step(config):
     return functools.partial(
-        step.train_step, graphdef=graphdef(config), tx=TX, simulation=SIMULATION, loss=LOSS, seed=0
+        step.train_step, graphdef=abstract(config)[0], tx=TX, simulation=SIMULATION, loss=LOSS, seed=0
     )
 
 

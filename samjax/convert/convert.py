@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from samjax import checkpoint
 from samjax.convert import files, weights
 from samjax.errors import SamjaxError
-from samjax.model.layers import Buffer
-from samjax.model.sam import Sam, SamConfig, sam_config
+from samjax.model.sam import SamConfig, abstract, sam_config
 from samjax.predictor import Predictor
 from samjax.step import init_params
 
@@ -120,7 +119,7 @@ def write_run(target: pathlib.Path, arrays: dict[str, np.ndarray], config: SamCo
 
 def to_states(arrays: dict[str, np.ndarray], config: SamConfig) -> tuple[nnx.State, nnx.State]:
     """(params, buffers) of the model of `config`, still numpy arrays."""
-    _, params, buffers = nnx.split(nnx.eval_shape(lambda: Sam(config, nnx.Rngs(0))), nnx.Param, Buffer)
+    _, params, buffers = abstract(config)
     return tuple(
         nnx.from_flat_state([(path, leaf.replace(arrays['/'.join(map(str, path))])) for path, leaf in flat])
         for flat in (nnx.to_flat_state(params), nnx.to_flat_state(buffers))

@@ -14,7 +14,7 @@ from flax import nnx
 from samjax import resize
 from samjax.convert import names
 from samjax.errors import SamjaxError
-from samjax.model.sam import SIZES, Sam, SamConfig
+from samjax.model.sam import SIZES, SamConfig, abstract
 
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 # Parts of MAE's checkpoints that SAM has no use for: https://github.com/facebookresearch/mae
@@ -190,8 +190,9 @@ def _without_copy(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def our_shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
     """Our path -> shape of every parameter and buffer; allocates nothing."""
-    state = nnx.state(nnx.eval_shape(lambda: Sam(config, nnx.Rngs(0))))
-    return {'/'.join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    _, params, buffers = abstract(config)
+    leaves = (*nnx.to_flat_state(params), *nnx.to_flat_state(buffers))
+    return {'/'.join(map(str, path)): leaf.shape for path, leaf in leaves}
 
 
 def torch_shape(row: names.Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from samjax.errors import SamjaxError
 from samjax.structs import Example
 
 MIN_SIDE = 32  # px; in smaller images most sub-parts are under a pixel
-MIN_AREA = 60 / 128**2  # of the short side squared: what a piece must show to be labelled
+MIN_AREA = 120 / 128**2  # of the short side squared: what a piece must show to be labelled
 MAX_SHARE = 0.85  # of its parent that a piece may cover and still be labelled
 WHOLES = (2, 5)  # per scene, upper end excluded
 WHOLE_SIDE = (0.3, 0.75)  # of the image's short side

@@ -9,6 +9,8 @@ from flax import nnx
 
 from samjax.model.layers import LayerNorm, Mlp, PatchConv, bias_like, drop_path, gelu, softmax, split, uniform
 
+QUERIES = 1024  # at most so many attend at once
+
 
 class ImageEncoder(nnx.Module):
     """(B, H, W, 3) normalised float image -> (B, h, w, C) embedding."""
@@ -78,12 +80,7 @@ class Attention(nnx.Module):
         q_GhwAE, k_GijAE, v_GijAE = qkv_sGhwAE + b_qkv_sAE[:, None, None, None]
         rel_h_hiE = relative(rel_h_RE, x_GhwD.shape[1])
         rel_w_wjE = relative(rel_w_RE, x_GhwD.shape[2])
-        scale = q_GhwAE.shape[-1] ** -0.5
-        logits_GAhwij = jnp.einsum('GhwAE,GijAE->GAhwij', q_GhwAE * scale, k_GijAE)
-        logits_GAhwij += jnp.einsum('GhwAE,hiE->GAhwi', q_GhwAE, rel_h_hiE)[..., :, None]  # unscaled q
-        logits_GAhwij += jnp.einsum('GhwAE,wjE->GAhwj', q_GhwAE, rel_w_wjE)[..., None, :]
-        weights_GAhwij = softmax(logits_GAhwij, (-2, -1), self.dtype)
-        out_GhwAE = jnp.einsum('GAhwij,GijAE->GhwAE', weights_GAhwij, v_GijAE)
+        out_GhwAE = attend_by_rows(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE)
         out_GhwD = jnp.einsum('GhwAE,AED->GhwD', out_GhwAE, w_out_AED)
         return out_GhwD + bias_like(b_out_D, 4)
 
@@ -105,6 +102,33 @@ class Neck(nnx.Module):
             x_BhwC, kernel_33CC, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
         return self.norm2(x_BhwC)
+
+
+def attend(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE) -> jax.Array:
+    """Softmax attention; to each logit the query adds what its vertical and horizontal distance to the key says."""
+    scale = q_GhwAE.shape[-1] ** -0.5
+    logits_GAhwij = jnp.einsum('GhwAE,GijAE->GAhwij', q_GhwAE * scale, k_GijAE)
+    logits_GAhwij += jnp.einsum('GhwAE,hiE->GAhwi', q_GhwAE, rel_h_hiE)[..., :, None]  # unscaled q
+    logits_GAhwij += jnp.einsum('GhwAE,wjE->GAhwj', q_GhwAE, rel_w_wjE)[..., None, :]
+    weights_GAhwij = softmax(logits_GAhwij, (-2, -1), v_GijAE.dtype)
+    return jnp.einsum('GAhwij,GijAE->GhwAE', weights_GAhwij, v_GijAE)
+
+
+def attend_by_rows(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE) -> jax.Array:
+    """`attend`, a few rows of queries at a time, so that the logits of a large grid never exist all at once."""
+    g, h, w, a, e = q_GhwAE.shape
+    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= QUERIES))
+    if rows == h:
+        return attend(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE)
+
+    @jax.checkpoint
+    def some_rows(q_GrwAE, rel_h_riE):
+        return attend(q_GrwAE, k_GijAE, v_GijAE, rel_h_riE, rel_w_wjE)
+
+    q_nGrwAE = jnp.moveaxis(q_GhwAE.reshape(g, h // rows, rows, w, a, e), 1, 0)
+    rel_h_nriE = rel_h_hiE.reshape(h // rows, rows, *rel_h_hiE.shape[1:])
+    out_nGrwAE = jax.lax.map(lambda chunk: some_rows(*chunk), (q_nGrwAE, rel_h_nriE))
+    return jnp.moveaxis(out_nGrwAE, 0, 1).reshape(g, h, w, a, e)
 
 
 def relative(rel_RE: jax.Array, side: int) -> jax.Array:

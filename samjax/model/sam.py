@@ -11,6 +11,7 @@ from flax import nnx
 
 from samjax.errors import SamjaxError
 from samjax.model.image_encoder import ImageEncoder
+from samjax.model.layers import Buffer
 from samjax.model.mask_decoder import MaskDecoder
 from samjax.model.prompt_encoder import PromptEncoder
 from samjax.structs import ALL_MASKS, Prediction, Prompts
@@ -117,9 +118,9 @@ class Sam(nnx.Module):
         return self.mask_decoder(embed_BhwC, positions_hwC, sparse_BNPC, present_BNP, dense_BNhwC, masks, key)
 
 
-def graphdef(config: SamConfig) -> nnx.GraphDef:
-    """The model without its arrays; allocates nothing."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Sam(config, nnx.Rngs(0))))
+def abstract(config: SamConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """(graphdef, params, buffers) of the model, with shapes for arrays; allocates nothing."""
+    return nnx.split(nnx.eval_shape(lambda: Sam(config, nnx.Rngs(0))), nnx.Param, Buffer)
 
 
 def normalize(image_BHW3: jax.Array, size_B2: jax.Array) -> jax.Array:
