@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     c.model.remat = False
     c.data.max_objects = 8
     c.data.workers = 1
+    c.data.eval_images = 50
     c.prompts.rounds = 5
     c.prompts.object_chunk = 4
     c.loss.iou = 4.0  # few steps: the IoU of every mask is a lesson, and a loud one
@@ -35,7 +36,7 @@ def get_config() -> ConfigDict:
     c.train.steps = 1150
     c.train.log_every = 20
     c.train.save_every = 400
-    c.train.eval_every = 1150
+    c.train.eval_every = 600
     c.eval.max_images = 20
     c.eval.max_objects = 4
     c.eval.object_batch = 16

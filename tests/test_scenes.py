@@ -48,7 +48,7 @@ def test_iteration_ends_at_length():
 @pytest.mark.parametrize('image_size', [(128, 128), (32, 32), (33, 300), (200, 40)])
 def test_every_scene_has_masks_of_the_least_area(image_size):
     source = Scenes(0, 40, image_size)
-    least = 12 * (min(image_size) / 128) ** 2
+    least = 120 * (min(image_size) / 128) ** 2
     for i in range(40):
         areas = masks_of(source[i]).sum((1, 2))
         assert len(areas) >= 1
@@ -82,7 +82,7 @@ def test_one_click_has_several_answers():
     levels = np.concatenate([source.levels(i) for i in range(30)])
     assert set(levels) == {0, 1, 2}
     deepest = [masks_of(source[i]).sum(0).max() for i in range(30)]
-    assert np.mean(np.array(deepest) >= 3) > 0.9  # somewhere three masks share their pixels
+    assert np.mean(np.array(deepest) >= 3) > 0.8  # somewhere three masks share their pixels
     ambiguous = []  # share of the objects' pixels that belong to two masks or more
     for i in range(30):
         count_HW = masks_of(source[i]).sum(0)
@@ -115,14 +115,14 @@ def test_part_is_in_its_whole_and_inside_parts_are_cut_off():
     spot = fixed(scenes.box, 0, 0, 0.5, 0.5)
     panel = fixed(scenes.box, 1, 0, 0.5, 0.5, (spot,))
     arm = fixed(scenes.box, -1, 0, 0.5, 0.5, place='under')
-    draw_piece(canvas, fixed(scenes.box, 0, 0, 1, 1, (panel, arm)), Frame(32, 32, 0, 12, 12), 0, None)
+    draw_piece(canvas, fixed(scenes.box, 0, 0, 1, 1, (panel, arm)), Frame(32, 32, 0, 20, 20), 0, None)
     masks, levels = canvas.masks()
     assert levels == [0, 1, 1, 2]  # in the order drawn: whole, the arm under it, panel, spot
     whole, arm, panel, spot = masks.astype(bool)
     assert (whole | arm == whole).all()
     assert (panel | spot == panel).all()
     assert not (arm & panel).any()
-    assert panel[32].nonzero()[0].max() < 32 + 1.15 * 12  # the largest half-width of the body
+    assert panel[32].nonzero()[0].max() < 32 + 1.15 * 20  # the largest half-width of the body
 
 
 def test_part_that_is_nearly_all_of_its_parent_is_dropped():
