@@ -12,7 +12,7 @@ from configs import bbbc038
 def get_config() -> ConfigDict:
     c = bbbc038.get_config()
     c.data.flip = 'horizontal'
-    c.optimizer.cooldown = (800, 2400)
-    c.train.steps = 2400
-    c.train.eval_every = 1200
+    c.optimizer.cooldown = (400, 1200)
+    c.train.steps = 1200
+    c.train.eval_every = 600
     return c
