@@ -59,6 +59,10 @@ def init_params(config, seed):
     return nnx.State(params), nnx.State({'fixed': Buffer(jnp.ones(3))})
 
 
+def abstract(config):
+    return None, *jax.eval_shape(lambda: init_params(config, 0))
+
+
 def init_state(config, tx, seed):
     params, buffers = init_params(config, seed)
     return TrainState(jnp.zeros((), jnp.int32), params, buffers, tx.init(params))
@@ -90,7 +94,7 @@ class Evaluation:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    for part in (init_params, init_state, train_step, Evaluation):
+    for part in (abstract, init_state, train_step, Evaluation):
         monkeypatch.setattr(loop, part.__name__, part)
     return monkeypatch
 
