@@ -213,8 +213,8 @@ class Predictor:
         said = [[_said(self.config, f, p) for p in of_image] for f, of_image in zip(frames, prompts, strict=True)]
         objects = _room(max(map(len, said)))
         slots = _room(max((len(s.labels_P) for of_image in said for s in of_image), default=1))
-        room = fill(said, (len(embed_BhwC), objects, slots), self.config.low_size)
-        prediction = self.decode(embed_BhwC, room, answering)
+        filled = fill(said, (len(embed_BhwC), objects, slots), self.config.low_size)
+        prediction = self.decode(embed_BhwC, filled, answering)
         return np.asarray(prediction.logits_BNMyx), np.asarray(prediction.iou_BNM)
 
     def _answer(self, frames, embed_BhwC, prompts, multimask_output: bool, return_logits: bool) -> list[list[Answer]]:

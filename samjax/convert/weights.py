@@ -190,9 +190,8 @@ def _without_copy(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def our_shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
     """Our path -> shape of every parameter and buffer; allocates nothing."""
-    _, params, buffers = abstract(config)
-    leaves = (*nnx.to_flat_state(params), *nnx.to_flat_state(buffers))
-    return {'/'.join(map(str, path)): leaf.shape for path, leaf in leaves}
+    states = abstract(config)[1:]
+    return {'/'.join(map(str, path)): leaf.shape for state in states for path, leaf in nnx.to_flat_state(state)}
 
 
 def torch_shape(row: names.Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
