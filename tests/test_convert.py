@@ -88,7 +88,7 @@ def test_table_has_every_array_of_the_real_models_once(size):
 def test_layouts_are_their_own_inverses():
     shapes = weights.our_shapes(CONFIG)
     for row in names.table(CONFIG):
-        shape = shapes[row.ours] if row.part is None else (1, *shapes[row.ours][1:])
+        shape = shapes[row.ours][len(row.place) :]
         ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         np.testing.assert_array_equal(row.layout.to_ours(row.layout.to_torch(ours), shape), ours, err_msg=row.ours)
 
@@ -166,9 +166,9 @@ def test_mae_gives_the_encoder_and_resizes_positions_as_torch_does(tmp_path):
     square = state['pos_embed'][:, 1:].reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(square, found.grid, mode='bicubic', align_corners=False)
     np.testing.assert_allclose(arrays['image_encoder/pos_embed'], expected[0].permute(1, 2, 0), atol=2e-6)
-    assert (arrays['image_encoder/blocks/1/attention/rel_h_RE'] == 0).all()
-    fc1 = arrays['image_encoder/blocks/0/mlp/layers/0/kernel']
-    np.testing.assert_array_equal(fc1, state['blocks.0.mlp.fc1.weight'].T)
+    assert (arrays['image_encoder/global_blocks/attention/rel_h_RE'] == 0).all()
+    fc1 = arrays['image_encoder/windowed_blocks/mlp/layers/0/kernel']
+    np.testing.assert_array_equal(fc1[0, 0], state['blocks.0.mlp.fc1.weight'].T)
     assert arrays.keys() == weights.our_shapes(found).keys()
 
 
@@ -198,11 +198,11 @@ def test_another_image_size_resizes_both_position_tables(pth, tmp_path):
     expected = torch.nn.functional.interpolate(table, (4, 8), mode='bilinear', align_corners=False)[0].permute(1, 2, 0)
     np.testing.assert_allclose(after['image_encoder/pos_embed'], expected, atol=1e-6)
     for axis, length in (('h', 7), ('w', 15)):
-        name = f'image_encoder/blocks/1/attention/rel_{axis}_RE'  # block 1 attends globally
-        relative = torch.tensor(before[name]).T[None]
-        expected = torch.nn.functional.interpolate(relative, length, mode='linear')[0].T
+        name = f'image_encoder/global_blocks/attention/rel_{axis}_RE'
+        relative = torch.tensor(before[name]).swapaxes(1, 2)
+        expected = torch.nn.functional.interpolate(relative, length, mode='linear').swapaxes(1, 2)
         np.testing.assert_allclose(after[name], expected, atol=4e-6)  # float32 rounding of numbers up to 3
-        windowed = name.replace('blocks/1', 'blocks/0')
+        windowed = name.replace('global', 'windowed')
         np.testing.assert_array_equal(after[windowed], before[windowed])
 
 

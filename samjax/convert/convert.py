@@ -128,4 +128,4 @@ def to_states(arrays: dict[str, np.ndarray], config: SamConfig) -> tuple[nnx.Sta
 
 def plain(config: SamConfig) -> SamConfig:
     """`config` without what is a matter of training: a row of the table of sizes at some image size."""
-    return dataclasses.replace(config, dtype='float32', drop_path=0.0, dropout=0.0, remat=False)
+    return dataclasses.replace(config, dtype='float32', drop_path=0.0, dropout=0.0, remat='none')

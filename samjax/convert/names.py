@@ -21,13 +21,13 @@ class Layout(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An array of the model.  `part` is its place along our first axis where torch keeps one array per place."""
+    """An array of the model.  `place` is its index along our first axes where torch keeps one array per place."""
 
     meta: str
     hugging_face: str
     ours: str
     layout: Layout
-    part: int | None = None
+    place: tuple[int, ...] = ()
 
 
 SAME = Layout(lambda x, shape: x, lambda x: x)
@@ -67,6 +67,7 @@ ENCODER_BLOCK = (
     ('mlp.lin1', 'mlp.lin1', 'mlp/layers/0', DENSE),
     ('mlp.lin2', 'mlp.lin2', 'mlp/layers/1', DENSE),
 )
+RELATIVE = (('attn', 'attn', 'attention', (('rel_pos_h', 'rel_h_RE', SAME), ('rel_pos_w', 'rel_w_RE', SAME))),)
 PROMPT_ENCODER = (
     ('mask_downscaling.0', 'mask_embed.conv1', 'mask_conv1', CONVOLUTION),
     ('mask_downscaling.1', 'mask_embed.layer_norm1', 'mask_norm1', NORM),
@@ -104,8 +105,8 @@ ARRAYS = (
             f'prompt_encoder.point_embeddings.{label}.weight',
             f'prompt_encoder.point_embed.{label}.weight',
             'prompt_encoder/label_embed_4C',
-            SAME,
-            part=label,
+            BATCHED,
+            place=(label,),
         )
         for label in range(4)
     ),
@@ -135,19 +136,20 @@ def table(config: SamConfig) -> list[Row]:
     """A row for every array in a torch checkpoint of this model, each once."""
     rows = list(ARRAYS)
 
-    def add(meta: str, hugging_face: str, ours: str, arrays) -> None:
+    def add(meta: str, hugging_face: str, ours: str, arrays, place: tuple[int, ...] = ()) -> None:
         for torch_name, our_name, layout in arrays:
-            rows.append(Row(f'{meta}.{torch_name}', f'{hugging_face}.{torch_name}', f'{ours}/{our_name}', layout))
+            names = f'{meta}.{torch_name}', f'{hugging_face}.{torch_name}', f'{ours}/{our_name}'
+            rows.append(Row(*names, layout, place))
 
     for meta, face, ours, arrays in ENCODER:
         add(f'image_encoder.{meta}', f'vision_encoder.{face}', f'image_encoder/{ours}', arrays)
     for i in range(config.depth):
-        block = f'image_encoder.blocks.{i}', f'vision_encoder.layers.{i}', f'image_encoder/blocks/{i}'
-        for meta, face, ours, arrays in ENCODER_BLOCK:
-            add(f'{block[0]}.{meta}', f'{block[1]}.{face}', f'{block[2]}/{ours}', arrays)
-        for axis in 'hw':
-            name = f'attn.rel_pos_{axis}'
-            rows.append(Row(f'{block[0]}.{name}', f'{block[1]}.{name}', f'{block[2]}/attention/rel_{axis}_RE', SAME))
+        stage, index = divmod(i, config.windowed + 1)
+        is_global = index == config.windowed
+        kind, place = ('global_blocks', (stage,)) if is_global else ('windowed_blocks', (stage, index))
+        block = f'image_encoder.blocks.{i}', f'vision_encoder.layers.{i}', f'image_encoder/{kind}'
+        for meta, face, ours, arrays in (*ENCODER_BLOCK, *RELATIVE):
+            add(f'{block[0]}.{meta}', f'{block[1]}.{face}', f'{block[2]}/{ours}', arrays, place)
 
     for meta, face, ours, arrays in PROMPT_ENCODER:
         add(f'prompt_encoder.{meta}', f'prompt_encoder.{face}', f'prompt_encoder/{ours}', arrays)

@@ -143,24 +143,22 @@ def from_torch(
         mend = 'give --force to take it so' if all('finite' in w for w in wrong) else 'it is another model, or damaged'
         raise SamjaxError(f'{path} is no {size_name(config)}: {"; ".join(sorted(wrong))}: {mend}')
 
-    ours: dict[str, list[np.ndarray]] = {}
+    ours = {name: np.empty(shapes[name], np.float32) for name in {row.ours for row in rows.values()}}
     for key, row in rows.items():
         value = arrays[key]
         if dialect is MAE and key == MAE.positions:
             value = mae_positions(value, config.grid)
         if dialect is MAE and key == MAE.patches:
             value = mae_patches(value, config.patch)
-        ours.setdefault(row.ours, []).append(row.layout.to_ours(value, shapes[row.ours]))
-    joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in ours.items()}
-    return {name: value.astype(np.float32, order='C') for name, value in joined.items()}
+        ours[row.ours][row.place] = row.layout.to_ours(value, shapes[row.ours][len(row.place) :])
+    return ours
 
 
 def to_torch(dialect: Dialect, ours: Mapping[str, np.ndarray], config: SamConfig) -> dict[str, np.ndarray]:
     """Torch's name -> float32 array, the inverse of `from_torch`; views where that is possible."""
     arrays = {}
     for key, row in _named(dialect, config):
-        value = ours[row.ours] if row.part is None else ours[row.ours][row.part : row.part + 1]
-        arrays[key] = row.layout.to_torch(value)
+        arrays[key] = row.layout.to_torch(ours[row.ours][row.place])
     if dialect is HUGGING_FACE:
         copy, original = names.HUGGING_FACE_COPY
         arrays[copy] = arrays[original]
@@ -196,7 +194,7 @@ def our_shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
 
 def torch_shape(row: names.Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """The shape an array has in torch."""
-    shape = shapes[row.ours] if row.part is None else (1, *shapes[row.ours][1:])
+    shape = shapes[row.ours][len(row.place) :]
     return row.layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
 
 
@@ -211,7 +209,7 @@ def resized(ours: Mapping[str, np.ndarray], old: SamConfig, new: SamConfig) -> d
     result[name] = np.einsum('hi,ijD,wj->hwD', rows, ours[name], columns)
     for name, value in ours.items():
         if re.search(r'/rel_[hw]_RE$', name):
-            result[name] = resize.matrix(len(value), shapes[name][0]) @ value
+            result[name] = resize.matrix(value.shape[-2], shapes[name][-2]) @ value
     return result
 
 

@@ -1,4 +1,8 @@
-"""Image encoder: a plain ViT whose blocks attend in windows, but for one global block per stage (paper §A; ViTDet)."""
+"""Image encoder: a plain ViT whose blocks attend in windows, but for one global block per stage (paper §A; ViTDet).
+
+Blocks of a kind are one module whose parameters have leading axes: `windowed_blocks` (stages, windowed, ...) and
+`global_blocks` (stages, ...).  They run in a loop of the compiled program, whose size does not grow with the depth.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +10,98 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from samjax.model.layers import LayerNorm, Mlp, PatchConv, bias_like, drop_path, gelu, softmax, split, uniform
+from samjax.errors import SamjaxError
+from samjax.model.attention import KEPT, relative
+from samjax.model.layers import LayerNorm, Mlp, PatchConv, bias_like, drop_path, gelu, split, uniform
 
-QUERIES = 1024  # at most so many attend at once
+# What of a block stays in memory for the backward pass beside its input; the rest is computed again.  For ViT-H at
+# 1024 px an image takes .34 GiB of inputs, another .7 GiB with 'attention' and another 2.4 GiB with 'matmuls'.
+REMAT = {
+    'full': (),
+    'attention': (KEPT, 'middle'),  # nothing of attention but queries, keys and values
+    'matmuls': (KEPT, 'middle', 'qkv', 'hidden'),  # only norms and activations
+    'none': None,  # everything stays
+}
 
 
 class ImageEncoder(nnx.Module):
-    """(B, H, W, 3) normalised float image -> (B, h, w, C) embedding."""
+    """(B, H, W, 3) normalised float image -> (B, h, w, C) embedding.  Raises SamjaxError for an unknown `remat`."""
 
     def __init__(self, config, rngs: nnx.Rngs):
+        if config.remat not in REMAT:
+            raise SamjaxError(f'model.remat {config.remat!r} is not known: set it to one of {", ".join(REMAT)}.')
         h, w = config.grid
         self.patch_embed = PatchConv(config.patch, 3, config.width, config.dtype, rngs)
         self.pos_embed = nnx.Param(jnp.zeros((h, w, config.width)))
-        rates = np.linspace(0, config.drop_path, config.depth)
-        self.blocks = nnx.List([Block(config, i, float(rates[i]), rngs) for i in range(config.depth)])
+        shape = config.stages, config.windowed
+        self.windowed_blocks = stack(lambda rngs: Block(config, config.window, rngs), shape, rngs)
+        self.global_blocks = stack(lambda rngs: Block(config, None, rngs), shape[:1], rngs)
         self.neck = Neck(config.width, config.channels, config.dtype, rngs)
+        self.rates = tuple(np.linspace(0, config.drop_path, config.depth).tolist())
         self.remat = config.remat
 
-    def __call__(self, image_BHW3: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, image_BHW3: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        """Deterministic unless there is a key for each image, which turns on drop path."""
         x_BhwD = self.patch_embed(image_BHW3)
         x_BhwD = x_BhwD + self.pos_embed[...].astype(x_BhwD.dtype)[None]
-        for block, block_key in zip(self.blocks, split(key, len(self.blocks)), strict=True):
-            run = jax.checkpoint(block.__call__) if self.remat else block
-            x_BhwD = run(x_BhwD, block_key)
+
+        windowed, windowed_Sn = nnx.split(self.windowed_blocks)
+        globally, global_S = nnx.split(self.global_blocks)
+        stages = len(jax.tree.leaves(global_S)[0])
+        rates_Sn = jnp.asarray(self.rates, jnp.float32).reshape(stages, -1)
+        keys_SnB = None if keys_B is None else split(keys_B, rates_Sn.size).reshape(*rates_Sn.shape, -1)
+
+        def run(graphdef, x_BhwD, params, rate, keys_B):
+            return nnx.merge(graphdef, params)(x_BhwD, rate, keys_B)
+
+        if REMAT[self.remat] is not None:
+            policy = jax.checkpoint_policies.save_only_these_names(*REMAT[self.remat])
+            run = jax.checkpoint(run, policy=policy, static_argnums=0)
+
+        def stage(x_BhwD, inputs):
+            windowed_n, global_, rates_n, keys_nB = inputs
+            before, last = (rates_n[:-1], _take(keys_nB, slice(-1))), (rates_n[-1], _take(keys_nB, -1))
+            x_BhwD, _ = jax.lax.scan(lambda x, block: (run(windowed, x, *block), None), x_BhwD, (windowed_n, *before))
+            return run(globally, x_BhwD, global_, *last), None
+
+        x_BhwD, _ = jax.lax.scan(stage, x_BhwD, (windowed_Sn, global_S, rates_Sn, keys_SnB))
         return self.neck(x_BhwD)
 
 
-class Block(nnx.Module):
-    """Pre-norm transformer block; the last of each stage attends globally, the others in windows."""
+def stack(build, shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+    """The module that `build(rngs)` makes, `shape` times: one module whose parameters have these leading axes."""
 
-    def __init__(self, config, index: int, drop_path_rate: float, rngs: nnx.Rngs):
-        is_global = (index + 1) % (config.windowed + 1) == 0
-        self.window = None if is_global else config.window
-        side = config.grid if is_global else (config.window, config.window)
+    def init(key):
+        return nnx.state(build(nnx.Rngs(key)))
+
+    for _ in shape:
+        init = jax.vmap(init)
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    return nnx.merge(graphdef, init(jax.random.split(rngs.params(), shape)))
+
+
+def _take(keys, index):
+    return None if keys is None else keys[index]
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block that attends in windows, or globally if there is no window."""
+
+    def __init__(self, config, window: int | None, rngs: nnx.Rngs):
+        self.window = window
         self.norm1 = LayerNorm(config.width, 1e-6, config.dtype)
-        self.attention = Attention(config.width, config.heads, side, config.dtype, rngs)
+        self.attention = Attention(config, config.grid if window is None else (window, window), rngs)
         self.norm2 = LayerNorm(config.width, 1e-6, config.dtype)
         self.mlp = Mlp((config.width, 4 * config.width, config.width), gelu, config.dtype, rngs)
-        self.drop_path_rate = drop_path_rate
 
-    def __call__(self, x_BhwD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        key1, key2 = split(key, 2)
-        x_BhwD = x_BhwD + drop_path(self.attend(self.norm1(x_BhwD)), self.drop_path_rate, key1)
-        return x_BhwD + drop_path(self.mlp(self.norm2(x_BhwD)), self.drop_path_rate, key2)
+    def __call__(self, x_BhwD: jax.Array, rate: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
+        """`rate` of the images, drawn with their keys, pass by a branch."""
+        keys1_B, keys2_B = split(keys_B, 2)
+        x_BhwD = x_BhwD + drop_path(self.attend(self.norm1(x_BhwD)), rate, keys1_B)
+        x_BhwD = checkpoint_name(x_BhwD, 'middle')
+        return x_BhwD + drop_path(self.mlp(self.norm2(x_BhwD)), rate, keys2_B)
 
     def attend(self, x_BhwD: jax.Array) -> jax.Array:
         if self.window is None:
@@ -61,26 +113,27 @@ class Block(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention over a whole grid, with decomposed relative positions (MViTv2)."""
 
-    def __init__(self, width: int, heads: int, side: tuple[int, int], dtype: jnp.dtype, rngs: nnx.Rngs):
-        head = width // heads
+    def __init__(self, config, side: tuple[int, int], rngs: nnx.Rngs):
+        width, heads, head = config.width, config.heads, config.width // config.heads
         self.w_qkv_DsAE = uniform(rngs, (width, 3, heads, head), width)
         self.b_qkv_sAE = uniform(rngs, (3, heads, head), width)
         self.rel_h_RE = nnx.Param(jnp.zeros((2 * side[0] - 1, head)))
         self.rel_w_RE = nnx.Param(jnp.zeros((2 * side[1] - 1, head)))
         self.w_out_AED = uniform(rngs, (heads, head, width), width)
         self.b_out_D = uniform(rngs, (width,), width)
-        self.dtype = dtype
+        self.dtype = config.dtype
+        self.attend = config.attend
 
     def __call__(self, x_GhwD: jax.Array) -> jax.Array:
         w_qkv_DsAE, b_qkv_sAE, rel_h_RE, rel_w_RE, w_out_AED, b_out_D = (
             p[...].astype(self.dtype)
             for p in (self.w_qkv_DsAE, self.b_qkv_sAE, self.rel_h_RE, self.rel_w_RE, self.w_out_AED, self.b_out_D)
         )
-        qkv_sGhwAE = jnp.einsum('GhwD,DsAE->sGhwAE', x_GhwD, w_qkv_DsAE)
-        q_GhwAE, k_GijAE, v_GijAE = qkv_sGhwAE + b_qkv_sAE[:, None, None, None]
+        qkv_sGhwAE = jnp.einsum('GhwD,DsAE->sGhwAE', x_GhwD, w_qkv_DsAE) + b_qkv_sAE[:, None, None, None]
+        q_GhwAE, k_GijAE, v_GijAE = checkpoint_name(qkv_sGhwAE, 'qkv')
         rel_h_hiE = relative(rel_h_RE, x_GhwD.shape[1])
         rel_w_wjE = relative(rel_w_RE, x_GhwD.shape[2])
-        out_GhwAE = attend_by_rows(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE)
+        out_GhwAE = self.attend(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE)
         out_GhwD = jnp.einsum('GhwAE,AED->GhwD', out_GhwAE, w_out_AED)
         return out_GhwD + bias_like(b_out_D, 4)
 
@@ -102,39 +155,6 @@ class Neck(nnx.Module):
             x_BhwC, kernel_33CC, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
         )
         return self.norm2(x_BhwC)
-
-
-def attend(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE) -> jax.Array:
-    """Softmax attention; to each logit the query adds what its vertical and horizontal distance to the key says."""
-    scale = q_GhwAE.shape[-1] ** -0.5
-    logits_GAhwij = jnp.einsum('GhwAE,GijAE->GAhwij', q_GhwAE * scale, k_GijAE)
-    logits_GAhwij += jnp.einsum('GhwAE,hiE->GAhwi', q_GhwAE, rel_h_hiE)[..., :, None]  # unscaled q
-    logits_GAhwij += jnp.einsum('GhwAE,wjE->GAhwj', q_GhwAE, rel_w_wjE)[..., None, :]
-    weights_GAhwij = softmax(logits_GAhwij, (-2, -1), v_GijAE.dtype)
-    return jnp.einsum('GAhwij,GijAE->GhwAE', weights_GAhwij, v_GijAE)
-
-
-def attend_by_rows(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE) -> jax.Array:
-    """`attend`, a few rows of queries at a time, so that the logits of a large grid never exist all at once."""
-    g, h, w, a, e = q_GhwAE.shape
-    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= QUERIES))
-    if rows == h:
-        return attend(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE)
-
-    @jax.checkpoint
-    def some_rows(q_GrwAE, rel_h_riE):
-        return attend(q_GrwAE, k_GijAE, v_GijAE, rel_h_riE, rel_w_wjE)
-
-    q_nGrwAE = jnp.moveaxis(q_GhwAE.reshape(g, h // rows, rows, w, a, e), 1, 0)
-    rel_h_nriE = rel_h_hiE.reshape(h // rows, rows, *rel_h_hiE.shape[1:])
-    out_nGrwAE = jax.lax.map(lambda chunk: some_rows(*chunk), (q_nGrwAE, rel_h_nriE))
-    return jnp.moveaxis(out_nGrwAE, 0, 1).reshape(g, h, w, a, e)
-
-
-def relative(rel_RE: jax.Array, side: int) -> jax.Array:
-    """Rows of a relative-position table for every (query, key) pair: result[q, k] = rel[q - k + side - 1]."""
-    index_qk = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
-    return rel_RE[index_qk]
 
 
 def split_windows(x_BhwD: jax.Array, window: int) -> jax.Array:

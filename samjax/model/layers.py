@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 
 class Buffer(nnx.Variable):
@@ -49,7 +50,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
+            x = self.activation(checkpoint_name(layer(x), 'hidden'))
         return self.layers[-1](x)
 
 
@@ -119,22 +120,25 @@ def softmax(logits: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> jax.A
     return jax.nn.softmax(logits.astype(jnp.float32), axis=axes).astype(dtype)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of the entries and scales up the rest; the identity without a key."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+def dropout(x_B: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of the entries and scales up the rest; each image (first axis) draws with its own key.
+
+    So what is drawn does not depend on how images are shared out over devices.  The identity without keys.
+    """
+    if keys_B is None or rate == 0:
+        return x_B
+    keep_B = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x_B.shape[1:]))(keys_B)
+    return jnp.where(keep_B, x_B / (1 - rate), 0).astype(x_B.dtype)
 
 
-def drop_path(x_BhwD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop_path(x_BhwD: jax.Array, rate: jax.Array, keys_B: jax.Array | None) -> jax.Array:
     """Zeroes a residual branch for a share `rate` of the images (stochastic depth)."""
-    if key is None or rate == 0:
+    if keys_B is None:
         return x_BhwD
-    keep_B111 = jax.random.bernoulli(key, 1 - rate, (x_BhwD.shape[0], 1, 1, 1))
-    return jnp.where(keep_B111, x_BhwD / (1 - rate), 0).astype(x_BhwD.dtype)
+    keep_B = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys_B)
+    return jnp.where(keep_B[:, None, None, None], x_BhwD / (1 - rate), 0).astype(x_BhwD.dtype)
 
 
-def split(key: jax.Array | None, count: int) -> list:
-    """`count` keys from one, or that many times None."""
-    return [None] * count if key is None else list(jax.random.split(key, count))
+def split(keys_B: jax.Array | None, count: int):
+    """(count, B) keys from one for each image, or that many times None."""
+    return [None] * count if keys_B is None else jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys_B)

@@ -46,7 +46,7 @@ class MaskDecoder(nnx.Module):
         present_BNP: jax.Array,
         dense_BNhwC: jax.Array,
         masks: tuple[int, ...],
-        key: jax.Array | None,
+        keys_B: jax.Array | None,
     ) -> Prediction:
         b, n, h, w, c = dense_BNhwC.shape
         own_5C = jnp.concatenate([self.iou_token_1C[...], self.mask_tokens_4C[...]])
@@ -56,7 +56,7 @@ class MaskDecoder(nnx.Module):
         image_BNLC = (embed_BhwC[:, None].astype(self.dtype) + dense_BNhwC).reshape(b, n, h * w, c)
         image_pe_LC = positions_hwC.reshape(h * w, c).astype(self.dtype)
 
-        tokens_BNTC, image_BNLC = self.transformer(tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, key)
+        tokens_BNTC, image_BNLC = self.transformer(tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B)
 
         up_BNhwU = gelu(self.upscale_norm(self.upscale1(image_BNLC.reshape(b, n, h, w, c))))
         up_BNyxU = gelu(self.upscale2(up_BNhwU))
@@ -77,18 +77,18 @@ class TwoWayTransformer(nnx.Module):
         self.final_norm = LayerNorm(config.channels, 1e-5, config.dtype)
         self.dropout_rate = config.dropout
 
-    def __call__(self, tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, key):
+    def __call__(self, tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B):
         token_pe_BNTC = tokens_BNTC
         image_pe_11LC = image_pe_LC[None, None]
-        *keys, last_key = split(key, len(self.blocks) + 1)
-        for i, (block, block_key) in enumerate(zip(self.blocks, keys, strict=True)):
+        *keys, last_keys_B = split(keys_B, len(self.blocks) + 1)
+        for i, (block, block_keys_B) in enumerate(zip(self.blocks, keys, strict=True)):
             # The first block has nothing yet to add its self-attention to: positions are the tokens themselves.
             attend_self = block.replace_by_self_attention if i == 0 else block.add_self_attention
             tokens_BNTC, image_BNLC = block(
-                attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, block_key
+                attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, block_keys_B
             )
         update_BNTC = self.final_attention(tokens_BNTC + token_pe_BNTC, image_BNLC + image_pe_11LC, image_BNLC)
-        tokens_BNTC = tokens_BNTC + dropout(update_BNTC, self.dropout_rate, last_key)
+        tokens_BNTC = tokens_BNTC + dropout(update_BNTC, self.dropout_rate, last_keys_B)
         return self.final_norm(tokens_BNTC), image_BNLC
 
 
@@ -107,8 +107,8 @@ class TwoWayBlock(nnx.Module):
         self.norm4 = LayerNorm(c, 1e-5, dtype)
         self.dropout_rate = config.dropout
 
-    def __call__(self, attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, key):
-        keys = split(key, 4)
+    def __call__(self, attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, keys_B):
+        keys = split(keys_B, 4)
 
         def drop(x, i):
             return dropout(x, self.dropout_rate, keys[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from samjax.errors import SamjaxError
+from samjax.model.attention import attend_by_rows
 from samjax.model.image_encoder import ImageEncoder
 from samjax.model.layers import Buffer
 from samjax.model.mask_decoder import MaskDecoder
@@ -40,7 +42,8 @@ class SamConfig:
     dtype: str = 'float32'  # of activations
     drop_path: float = 0.0  # rate at the last encoder block, linear from 0 at the first
     dropout: float = 0.0  # rate in the mask decoder
-    remat: bool = False  # recompute encoder blocks in the backward pass
+    remat: str = 'none'  # what the backward pass computes again: a row of samjax.model.image_encoder.REMAT
+    attend: Callable = attend_by_rows  # one of samjax.model.attention
 
     def __post_init__(self):
         if any(side <= 0 or side % self.patch for side in self.image_size):
@@ -84,7 +87,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def sam_config(size: str, image_size, dtype: str, drop_path: float, dropout: float, remat: bool) -> SamConfig:
+def sam_config(size: str, image_size, dtype: str, drop_path: float, dropout: float, remat: str) -> SamConfig:
     """A row of `SIZES` with the options of a config's `model` section.  Raises SamjaxError for an unknown row."""
     if size not in SIZES:
         raise SamjaxError(f'model.size {size!r} is not one of {", ".join(SIZES)}.')
@@ -94,28 +97,28 @@ def sam_config(size: str, image_size, dtype: str, drop_path: float, dropout: flo
 
 
 class Sam(nnx.Module):
-    """The whole model.  Deterministic unless `key` is given, which turns on drop path and dropout."""
+    """The whole model.  Deterministic unless there is a key for each image, which turns on drop path and dropout."""
 
     def __init__(self, config: SamConfig, rngs: nnx.Rngs):
         self.image_encoder = ImageEncoder(config, rngs)
         self.prompt_encoder = PromptEncoder(config, rngs)
         self.mask_decoder = MaskDecoder(config, rngs)
 
-    def encode(self, image_BHW3: jax.Array, size_B2: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def encode(self, image_BHW3: jax.Array, size_B2: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         """uint8 RGB images in the model frame -> embed_BhwC."""
-        return self.image_encoder(normalize(image_BHW3, size_B2), key)
+        return self.image_encoder(normalize(image_BHW3, size_B2), keys_B)
 
     def decode(
         self,
         embed_BhwC: jax.Array,
         prompts: Prompts,
         masks: tuple[int, ...] = ALL_MASKS,
-        key: jax.Array | None = None,
+        keys_B: jax.Array | None = None,
     ) -> Prediction:
         """Answers N prompts for each of B images with the mask tokens named in `masks` (axis M, in that order)."""
         sparse_BNPC, present_BNP, dense_BNhwC = self.prompt_encoder(prompts)
         positions_hwC = self.prompt_encoder.grid_positions()
-        return self.mask_decoder(embed_BhwC, positions_hwC, sparse_BNPC, present_BNP, dense_BNhwC, masks, key)
+        return self.mask_decoder(embed_BhwC, positions_hwC, sparse_BNPC, present_BNP, dense_BNhwC, masks, keys_B)
 
 
 def abstract(config: SamConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
