@@ -1,0 +1,141 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from configs import default
+from samjax import flops, prompts
+from samjax.model.sam import SIZES, abstract
+from samjax.prompts import Simulation
+from samjax.structs import ALL_MASKS, MULTIMASK, SINGLE_MASK, Prompts
+
+
+@pytest.mark.parametrize(
+    ('size', 'encoder', 'train'),
+    [('vit_b', 486.04e9, 10.895e12), ('vit_l', 1492.84e9, 16.935e12), ('vit_h', 2980.54e9, 25.862e12)],
+)
+def test_counts_of_the_published_sizes(size, encoder, train):
+    assert flops.encoder_macs(SIZES[size]) == pytest.approx(encoder, rel=1e-5)
+    assert flops.decoder_macs(SIZES[size], tokens=7, mask_prompt=False, masks=4) == pytest.approx(1.8113e9, rel=1e-5)
+    assert flops.train_flops(SIZES[size], objects=64, rounds=11) == pytest.approx(train, rel=1e-4)
+
+
+def test_encoder_by_hand(tiny_config):
+    # 24 cells of width 16; four windows of 9 cells cover the 4 x 6 grid, filled up to 6 x 6
+    patches = 24 * 8 * 8 * 3 * 16
+    windowed = 36 * (4 * 16 * 16 + 2 * 9 * 16 + (3 + 3) * 16)
+    global_ = 24 * (4 * 16 * 16 + 2 * 24 * 16 + (4 + 6) * 16)
+    mlps = 2 * 24 * 2 * 16 * 64
+    neck = 24 * 16 * 16 + 24 * 9 * 16 * 16
+    assert flops.encoder_macs(tiny_config) == patches + windowed + global_ + mlps + neck == 331_008
+
+
+def test_decoder_by_hand(tiny_config):
+    # 7 tokens and 24 cells of width 16; attention between the two is 8 wide
+    self_attention = 4 * 7 * 16 * 16 + 2 * 7 * 7 * 16
+    cross_attention = 2 * 7 * 16 * 8 + 2 * 24 * 16 * 8 + 2 * 7 * 24 * 8  # in either direction
+    mlp = 2 * 7 * 16 * 32
+    transformer = 2 * (self_attention + 2 * cross_attention + mlp) + cross_attention
+    upscale = 24 * 16 * 4 * 4 + 96 * 4 * 4 * 2
+    heads = 4 * (16 * 16 + 16 * 16 + 16 * 2) + 4 * 384 * 2
+    iou = 16 * 16 + 16 * 16 + 16 * 4
+    assert flops.decoder_macs(tiny_config, 7, False, 4) == transformer + upscale + heads + iou == 99_968
+    mask_convs = 96 * 4 * 1 * 2 + 24 * 4 * 2 * 8 + 24 * 8 * 16
+    assert flops.decoder_macs(tiny_config, 7, True, 4) == 99_968 + mask_convs == 105_344
+
+
+@pytest.mark.parametrize('size', ['test', 'vit_xxs', 'vit_b', 'vit_h'])
+def test_encoder_multiplies_what_is_counted(size):
+    config = SIZES[size]
+    graphdef, *state = abstract(config)
+    image_BHW3 = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
+
+    def encode(state, image_BHW3):
+        return nnx.merge(graphdef, *state).image_encoder(image_BHW3)
+
+    assert multiplied(jax.make_jaxpr(encode)(state, image_BHW3).jaxpr) == flops.encoder_macs(config)
+
+
+@pytest.mark.parametrize('masks', [SINGLE_MASK, ALL_MASKS])
+@pytest.mark.parametrize('size', ['test', 'vit_b'])
+def test_decoder_multiplies_what_is_counted(size, masks):
+    config = SIZES[size]
+    decode, inputs = decoder(config, slots=10, masks=masks)
+    fourier = (10 + math.prod(config.grid)) * config.channels  # is left out of the count
+    counted = flops.decoder_macs(config, tokens=15, mask_prompt=True, masks=len(masks))
+    assert multiplied(jax.make_jaxpr(decode)(*inputs).jaxpr) == counted + fourier
+
+
+def test_xla_counts_elementwise_work_on_top():
+    # Of ViT-B's decoder it is 7 %: softmax, LayerNorm and GELU of maps with few channels to multiply.
+    decode, inputs = decoder(SIZES['vit_b'], slots=2, masks=ALL_MASKS)
+    xla = jax.jit(decode).lower(*inputs).compile().cost_analysis()['flops']
+    assert 1 < xla / (2 * flops.decoder_macs(SIZES['vit_b'], tokens=7, mask_prompt=True, masks=4)) < 1.09
+
+
+@pytest.mark.parametrize('rounds', [1, 2, 4, 11])
+def test_training_counts_every_prompt_slot(tiny_config, tiny_batch, rounds):
+    simulation = dataclasses.replace(Simulation(**default.get_config().prompts), rounds=rounds)
+
+    def first_prompts(masks_BNHW, size_B2):
+        keys_B = jax.random.split(jax.random.key(0), len(size_B2))
+        return prompts.first_prompts(simulation, masks_BNHW, tiny_config.low_size, size_B2, keys_B)
+
+    labels_BNP = jax.eval_shape(first_prompts, tiny_batch.masks_BNHW, tiny_batch.size_B2).labels_BNP
+    first, later = (
+        flops.decoder_macs(tiny_config, tokens=5 + labels_BNP.shape[2], mask_prompt=True, masks=masks)
+        for masks in (len(MULTIMASK), len(SINGLE_MASK))
+    )
+    forward = flops.encoder_macs(tiny_config) + 3 * (first + (rounds - 1) * later)
+    assert flops.train_flops(tiny_config, objects=3, rounds=rounds) == 2 * 3 * forward
+
+
+def test_peaks():
+    assert flops.peak('TPU v5 lite') == 197e12
+    assert flops.peak('TPU v5p') == flops.peak('TPU v5') == 459e12
+    assert flops.peak('NVIDIA H200') == 989e12
+    assert flops.peak('cpu') is None
+
+
+def test_chips():
+    per_byte = {kind: (chip.peak / chip.bandwidth, chip.peak / chip.network) for kind, chip in flops.CHIPS.items()}
+    assert per_byte['TPU v5 lite'] == pytest.approx((240.5, 985), rel=1e-3)
+    assert per_byte['TPU v6 lite'] == pytest.approx((560.4, 2295), rel=1e-3)
+    assert flops.CHIPS['TPU v5 lite'].usable / 2**30 == 15.75
+
+
+def decoder(config, slots: int, masks: tuple[int, ...]):
+    """A function of arrays that decodes one prompt, and the shapes of the arrays."""
+    graphdef, *state = abstract(config)
+    shape = jax.ShapeDtypeStruct
+    given = Prompts(
+        points_BNP2=shape((1, 1, slots, 2), jnp.float32),
+        labels_BNP=shape((1, 1, slots), jnp.int32),
+        mask_BNyx=shape((1, 1, *config.low_size), jnp.float32),
+        has_mask_BN=shape((1, 1), bool),
+    )
+    embed_BhwC = shape((1, *config.grid, config.channels), jnp.float32)
+
+    def decode(state, embed_BhwC, given):
+        return nnx.merge(graphdef, *state).decode(embed_BhwC, given, masks)
+
+    return decode, (state, embed_BhwC, given)
+
+
+def multiplied(jaxpr) -> int:
+    """Multiply-adds of a program's matrix products and convolutions, of loops as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'dot_general':
+            ((axes, _), _), sides = equation.params['dimension_numbers'], equation.invars[0].aval.shape
+            total += equation.outvars[0].aval.size * math.prod(sides[axis] for axis in axes)
+        elif equation.primitive.name == 'conv_general_dilated':
+            *window, inputs, _ = equation.invars[1].aval.shape
+            total += equation.outvars[0].aval.size * math.prod(window) * inputs
+        elif 'jaxpr' in equation.params:
+            inner = equation.params['jaxpr']
+            total += equation.params.get('length', 1) * multiplied(getattr(inner, 'jaxpr', inner))
+    return total
