@@ -1,19 +1,27 @@
 """Trains a SAM, or continues where the same command stopped.
 
 python train.py --config configs/default.py --workdir DIR [--config.train.steps=1000 ...]
+
+Exit code 0: done.  1: an error, in one line.  130: Ctrl-C, saved.  75: SIGTERM, saved; run the same command again.
 """
 
 import os
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from samjax import loop
+from samjax import cluster, loop
 from samjax.errors import SamjaxError, one_line
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.', required=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run, on a disk that all machines see.', required=True)
+DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'One of the processes that Slurm, MPI, GKE or a TPU started.')
+COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing tells the processes.')
+PROCESSES = flags.DEFINE_integer('processes', None, 'With --coordinator: how many processes there are.')
+PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: the number of this one, from 0.')
+START_TIMEOUT = flags.DEFINE_integer('start_timeout', 300, 'Seconds to wait for the other processes.')
 
 
 def parse(argv):
@@ -31,12 +39,16 @@ def main(argv):
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
         logging.set_verbosity(logging.WARNING)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
+        cluster.join(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, START_TIMEOUT.value)
         loop.train(flags.FLAGS.config, WORKDIR.value)
     except (SamjaxError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')
-    except KeyboardInterrupt as interrupt:
-        print(interrupt)
-        sys.exit(130)
+        cluster.leave(f'error: {one_line(error)}')
+    except loop.Stopped as stopped:  # in all processes
+        print(stopped, flush=True)
+        sys.exit(stopped.code)
+    except Exception:  # most often another process is gone; without `leave` jax waits minutes for it
+        traceback.print_exc()
+        cluster.leave(1)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     c.model.dtype = 'bfloat16'  # of activations; parameters, softmax, LayerNorm and losses stay float32
     c.model.drop_path = 0.6  # at the last block, linear from 0 at the first
     c.model.dropout = 0.1  # of the mask decoder's sub-layers
-    c.model.remat = True  # recompute encoder blocks in the backward pass
+    c.model.remat = 'full'  # of an encoder block computed again in the backward pass; 'attention' and 'matmuls' keep
+    # more in memory and 'none' everything: see samjax.model.image_encoder.REMAT
 
     # Data
     c.data = ConfigDict()
@@ -62,6 +63,7 @@ def get_config() -> ConfigDict:
     c.optimizer.lr = 8e-4  # peak
     c.optimizer.warmup = 250  # steps, linear
     c.optimizer.milestones = (120_000, 173_333)  # steps at which lr is divided by 10
+    c.optimizer.timescale = 0  # steps; lr falls with 1 / sqrt(1 + steps after warm-up / timescale); 0 never
     c.optimizer.cooldown = (0, 0)  # (first, last) step between which lr falls linearly to 0; (0, 0) never
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.999
@@ -69,6 +71,12 @@ def get_config() -> ConfigDict:
     c.optimizer.decay = 'kernels'  # no decay on norms, biases, embeddings, positions; or 'all'
     c.optimizer.layer_decay = 0.6  # lr factor from one encoder block to the one before
     c.optimizer.clip = 0.0  # global gradient norm; 0 leaves gradients as they are
+
+    # Devices: see samjax.sharding for what the axes mean.  The product is the number of devices; 0 is chosen.
+    c.mesh = ConfigDict()
+    c.mesh.data = 0  # 0: what the other two leave
+    c.mesh.fsdp = 0  # 0: as many devices of a slice as divide the model's width
+    c.mesh.tensor = 1
 
     # Training
     c.train = ConfigDict()
@@ -78,6 +86,8 @@ def get_config() -> ConfigDict:
     c.train.log_every = 50  # steps
     c.train.save_every = 1000  # steps
     c.train.keep = 3  # newest checkpoints kept
+    c.train.max_skipped = 10  # steps in a row that may be skipped for a loss or gradient that is not finite
+    c.train.profile = (0, 0)  # (first, last) step of a profiler trace in WORKDIR/profile; (0, 0) none
     c.train.eval_every = 5000  # steps
 
     # Evaluation

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c.model.dtype = 'float32'
     c.model.drop_path = 0.0
     c.model.dropout = 0.0
-    c.model.remat = False
+    c.model.remat = 'none'
     c.data.max_objects = 8
     c.data.workers = 1
     c.data.eval_images = 50

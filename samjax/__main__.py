@@ -1,10 +1,12 @@
-"""The command line beside train.py and eval.py: `python -m samjax convert` and `python -m samjax predict`."""
+"""The command line beside train.py and eval.py: `python -m samjax convert`, `predict` and `preflight`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import sys
+from unittest import mock
 
 from absl import logging
 
@@ -16,7 +18,12 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar='command')
     _add_convert(commands)
     _add_predict(commands)
-    options = parser.parse_args(argv)
+    _add_preflight(commands)
+    options, changes = parser.parse_known_args(argv)
+    if options.run is _preflight and all(change.startswith('--config.') for change in changes):
+        options.changes = changes
+    elif changes:
+        parser.error(f'unknown: {" ".join(changes)}')
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what it does for us
     try:
         options.run(options)
@@ -82,6 +89,50 @@ def _predict(options) -> None:
     points, labels = options.point + options.negative, [1] * len(options.point) + [0] * len(options.negative)
     for line in prediction.predict(options.image, options.model, points, labels, options.box, options.out):
         print(line)
+
+
+def _add_preflight(commands) -> None:
+    parser = commands.add_parser(
+        'preflight',
+        help='whether a training config fits a TPU pod, which need not be there',
+        description='Compiles the training step for a TPU topology on this machine and prints memory, network and '
+        'hours. --config.SECTION.KEY=VALUE changes an option. Needs pip install "jax[tpu]".',
+    )
+    parser.add_argument('--config', required=True, help='configs/FILE.py')
+    parser.add_argument('--topology', required=True, help='chips of a slice: v5e:16x16, v6e:16x16, v5p:8x8x4, v4:8x8x4')
+    parser.add_argument('--slices', type=int, default=1, help='how many such slices work together')
+    parser.add_argument('--save', metavar='FILE', help='write the compiled program, for jax.experimental')
+    parser.set_defaults(run=_preflight)
+
+
+def _preflight(options) -> None:
+    # Before JAX is imported: compile for TPUs, look for none.
+    os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost'}
+    os.environ |= {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_ACCELERATOR_TYPE': options.topology}
+    from samjax.preflight import preflight
+
+    config = _config(options.config, options.changes)
+    report = preflight(config, options.topology, options.slices, options.save)
+    print(*report.lines(), sep='\n')
+    if report.refusal is not None:
+        sys.exit(2)
+
+
+def _config(path: str, changes: list[str]):
+    """The options of a config file with changes, by the rules of `train.py --config`."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values, argv = flags.FlagValues(), ['samjax', f'--config={path}', *changes]
+    config_flags.DEFINE_config_file('config', flag_values=values)
+    try:
+        with mock.patch.object(sys, 'argv', argv):  # where ml_collections looks for changes
+            values(argv)
+            return values.config
+    except (AttributeError, KeyError) as error:
+        raise SamjaxError(f'the config has no option {one_line(error)} See configs/default.py for all') from None
+    except (flags.Error, FileNotFoundError) as error:
+        raise SamjaxError(one_line(error)) from None
 
 
 def _numbers(count: int):

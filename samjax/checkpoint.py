@@ -3,11 +3,11 @@
     workdir/config.json            every option of the run
     workdir/checkpoints/<step>/    params     parameters and buffers
                                    opt_state  optimiser and step
-                                   data       position of the data iterator, one file per process
+                                   data       position in the data, the same for all processes
                                    config     the options again, so that a copied checkpoint explains itself
 
 A checkpoint appears under its number only when it is complete; whatever an interrupted save leaves behind is ignored
-and removed at the next start.
+and removed at the next start.  What is saved fits any mesh and any number of processes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import gc
 import json
 import logging
 import pathlib
+import shutil
 import sys
 
-import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from samjax import sharding
+from samjax.data.pipeline import Batches
 from samjax.errors import SamjaxError
 from samjax.model.sam import abstract, sam_config
 from samjax.step import TrainState
@@ -42,6 +43,10 @@ FREE = (
     'train.save_every',
     'train.eval_every',
     'train.keep',
+    'train.max_skipped',
+    'train.profile',
+    'mesh.',
+    'model.remat',
     'data.eval_path',
     'data.eval_images',
     'data.cache',
@@ -52,7 +57,7 @@ FREE = (
 
 
 class Checkpoints:
-    """The checkpoints of one run.  Saving waits until they are written: the next step takes the state's memory."""
+    """The checkpoints of one run.  They are written in the background: training waits for the copy off the devices."""
 
     def __init__(self, workdir: str, keep: int, config: ConfigDict):
         """Claims `workdir` for `config`; the newest `keep` checkpoints stay.
@@ -62,62 +67,98 @@ class Checkpoints:
         """
         self._config = config
         self._folder = _folder(workdir)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = _manager(self._folder, options)
         path = pathlib.Path(workdir) / 'config.json'
         if self.latest is not None and path.exists():
             refuse_another(workdir, config)
         if jax.process_index() == 0:
             write(path, json.dumps(_plain(config), indent=2) + '\n')
+        self._written = self.latest
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint, None if there is none."""
+        """The step of the newest checkpoint, None if there is none; while one is written, `wait` first."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
-        """Writes `state` and the position of `data` under the state's step, unless that checkpoint exists.
+    def save(self, state: TrainState, data: Batches) -> None:
+        """Begins to write `state` and the position of `data` under the state's step, unless that checkpoint exists.
 
         Raises:
-            SamjaxError: the files cannot be written; earlier checkpoints stay as they are.
+            SamjaxError: this one, or the one before, cannot be written; earlier checkpoints stay as they are.
         """
         step = int(jax.device_get(state.step))
-        before = self.latest
-        if step == before:
+        if step == self.latest:
             return
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave({'params': state.params, 'buffers': state.buffers}),
-            opt_state=ocp.args.PyTreeSave({'opt_state': state.opt_state, 'step': state.step}),
-            data=grain.checkpoint.CheckpointSave(data),
+            opt_state=ocp.args.PyTreeSave({'opt_state': state.opt_state, 'step': state.step, 'skipped': state.skipped}),
+            data=ocp.args.JsonSave(data.get_state()),
             config=ocp.args.JsonSave(_plain(self._config)),
         )
-        back = 'from the beginning' if before is None else f'from step {before}'
-        with _one_error(
-            f'checkpoint {self._folder / str(step)} cannot be written',
-            f'make room and run the same command, it continues {back}',
-        ):
+        self.wait()
+        with self._tells_of(step):
             self._manager.save(step, args=items, force=True)
 
-    def restore(self, abstract: TrainState, data: grain.DatasetIterator) -> TrainState:
-        """The newest state, on the shardings of `abstract`; moves `data` to where it was.
+    def wait(self) -> None:
+        """Waits until everything is written.
 
         Raises:
-            SamjaxError: the checkpoint cannot be read or holds a model of other shapes.
+            SamjaxError: it cannot be written; earlier checkpoints stay as they are.
+        """
+        with self._tells_of(self.latest):
+            self._manager.wait_until_finished()
+        self._written = self.latest
+
+    def _tells_of(self, step: int | None):
+        back = 'from the beginning' if self._written is None else f'from step {self._written}'
+        return _one_error(
+            f'checkpoint {self._folder / str(step)} cannot be written',
+            f'make room and run the same command, it continues {back}',
+        )
+
+    def restore(self, abstract: TrainState, data: Batches) -> TrainState:
+        """The newest state that can be read, on the shardings of `abstract`; moves `data` to where it was.
+
+        Checkpoints that cannot be read are moved to workdir/unreadable, with a warning.
+
+        Raises:
+            SamjaxError: no checkpoint can be read, or the newest holds a model of other shapes.
         """
         params = {'params': abstract.params, 'buffers': abstract.buffers}
-        rest = {'opt_state': abstract.opt_state, 'step': abstract.step}
-        items = ocp.args.Composite(
-            params=_onto(params),
-            opt_state=_onto(rest),
-            data=grain.checkpoint.CheckpointRestore(data),
-        )
-        restored = _restore(self._manager, self._folder, self._config, params, items)
-        return TrainState(**restored.params, **restored.opt_state)
+        rest = {'opt_state': abstract.opt_state, 'step': abstract.step, 'skipped': abstract.skipped}
+        items = ocp.args.Composite(params=_onto(params), opt_state=_onto(rest), data=ocp.args.JsonRestore())
+        while True:
+            try:
+                restored = _restore(self._manager, self._folder, self._config, params, items)
+            except Unreadable as error:
+                self._set_aside(error)
+            else:
+                data.set_state(restored.data)
+                return TrainState(**restored.params, **restored.opt_state)
+
+    def _set_aside(self, error: Unreadable) -> None:
+        """Moves the newest checkpoint away, or raises `error` if there is no other."""
+        step, before = self._manager.latest_step(), sorted(self._manager.all_steps())[:-1]
+        if not before:
+            raise error
+        place = self._folder.parent / 'unreadable' / str(step)
+        if jax.process_index() == 0:
+            print(f'warning: {error}; moved to {place}, continues from step {before[-1]}', file=sys.stderr, flush=True)
+            shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(place)
+        multihost_utils.sync_global_devices(f'set {step} aside')
+        self._manager.reload()
 
     def close(self) -> None:
-        self._manager.close()
+        """Ends the writing of what is under way, whatever comes of it."""
+        with contextlib.suppress(SamjaxError), self._tells_of(None):
+            self._manager.close()
+
+
+class Unreadable(SamjaxError):
+    """A checkpoint is damaged."""
 
 
 def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nnx.State) -> None:
@@ -139,8 +180,10 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
         manager.save(0, args=items, force=True)
 
 
-def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.State, int]:
-    """params, buffers and step of the newest checkpoint, on all devices; the optimiser is not read.
+def restore_params(workdir: str, config: ConfigDict, wanted=None) -> tuple[nnx.State, nnx.State, int]:
+    """params, buffers and step of the newest checkpoint; the optimiser is not read.
+
+    `wanted` (params, buffers), shapes with shardings, says where to put them; otherwise it is the first device.
 
     Raises:
         SamjaxError: there is no checkpoint, it cannot be read, or `config.model` has other shapes.
@@ -152,16 +195,16 @@ def restore_params(workdir: str, config: ConfigDict) -> tuple[nnx.State, nnx.Sta
     with _manager(folder, options) as manager:
         if manager.latest_step() is None:
             raise SamjaxError(f'{workdir} holds no complete checkpoint: train there until the first one is saved')
-        _, params, buffers = abstract(sam_config(**config.model))
-        params = abstract_on({'params': params, 'buffers': buffers}, sharding.replicated(sharding.make_mesh()))
+        if wanted is None:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            wanted = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                abstract(sam_config(**config.model))[1:],
+            )
+        params = {'params': wanted[0], 'buffers': wanted[1]}
         items = ocp.args.Composite(params=_onto(params))
         restored = _restore(manager, folder, config, params, items)
         return restored.params['params'], restored.params['buffers'], manager.latest_step()
-
-
-def abstract_on(tree, placement: jax.sharding.Sharding):
-    """Shapes and dtypes of `tree` with `placement` on each."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), tree)
 
 
 def refuse_another(workdir: str, config: ConfigDict) -> None:
@@ -208,7 +251,7 @@ def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp
     handlers = {
         'params': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         'opt_state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-        'data': grain.checkpoint.CheckpointHandler(),
+        'data': ocp.JsonCheckpointHandler(),
         'config': ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
@@ -223,7 +266,7 @@ def _restore(manager, folder: pathlib.Path, config: ConfigDict, params, items: o
     """Restores `items` of the newest step after comparing its shapes with `params`."""
     path = folder / str(manager.latest_step())
     readable = functools.partial(
-        _one_error, f'checkpoint {path} cannot be read', 'remove that folder to continue from the one before'
+        _one_error, f'checkpoint {path} cannot be read', 'remove that folder to begin anew', Unreadable
     )
     with readable():
         stored = _shapes(manager.item_metadata(manager.latest_step())['params'].tree)
@@ -243,8 +286,8 @@ def _restore(manager, folder: pathlib.Path, config: ConfigDict, params, items: o
 
 
 @contextlib.contextmanager
-def _one_error(what: str, mend: str):
-    """Turns whatever Orbax raises inside into one SamjaxError.
+def _one_error(what: str, mend: str, kind: type[SamjaxError] = SamjaxError):
+    """Turns whatever Orbax raises inside into one error of a `kind`.
 
     Orbax and TensorStore know many kinds of error for one full disk, log a traceback for every array, and writes that
     they gave up complain until the process ends: all of that is kept from the terminal, after an error for good.
@@ -264,7 +307,7 @@ def _one_error(what: str, mend: str):
             logger.setLevel(level)
         return
     gc.collect()
-    raise SamjaxError(f'{what} ({reason}): {mend}')
+    raise kind(f'{what} ({reason}): {mend}')
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

@@ -16,16 +16,19 @@ the next click; `previous` is None at the first.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 import time
 import zlib
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from samjax import clicks as user
+from samjax import cluster
 from samjax.errors import SamjaxError
 from samjax.metrics import Mean, mask_area, mask_iou, pearson, spearman
 from samjax.predictor import Predictor, Said, fill
@@ -83,8 +86,17 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was found on one image."""
+
+    place: int  # of the image among those that were chosen
+    rows: list[Row]
+    picture: Picture | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Everything an evaluation found; parts of one evaluation are joined by joining their lists."""
+    """Everything an evaluation found."""
 
     clicks: tuple[int, ...]  # after which mIoU is reported
     rows: list[Row]
@@ -165,27 +177,31 @@ class Interactive:
         yield from self.measure(segmenter).values()
 
     def measure(self, segmenter) -> Outcome:
-        rows, pictures, images, without, start = [], [], 0, 0, time.monotonic()
+        """Asks about all images; the processes of a job share them out and all get the whole outcome."""
+        start = time.monotonic()
         chosen = _choose(len(self.source), self.max_images, np.random.default_rng(self.seed))
-        progress = _Progress(segmenter.name, len(chosen))
-        for index in chosen:
-            example = self.source[index]
-            objects = self._objects(example)
-            if objects:
-                drawn = _spread(example, objects) if images < self.pictures else []
-                traces = []
-                segmenter.set_image(example.image_HW3)
-                for first in range(0, len(objects), self.object_batch):
-                    group = objects[first : first + self.object_batch]
-                    for row, trace in self._interact(segmenter, example, group, drawn):
-                        rows.append(row)
-                        traces += [trace] if trace else []
-                if drawn:
-                    pictures.append(Picture(example.image_HW3, traces))
-            images, without = images + bool(objects), without + (not objects)
-            progress.show(images + without, len(rows))
-        seconds = time.monotonic() - start
-        return Outcome(self.clicks, rows, pictures, images, without, seconds)
+        mine = range(jax.process_index(), len(chosen), jax.process_count())
+        progress, found = _Progress(segmenter.name, len(mine)), []
+        for place in mine:
+            drawn = sum(one.picture is not None for one in found) < self.pictures
+            found.append(self._measure_one(segmenter, place, self.source[chosen[place]], drawn))
+            progress.show(len(found), sum(len(one.rows) for one in found))
+        found = sorted(itertools.chain(*cluster.gather(found)), key=lambda one: one.place)
+        rows, pictures = [row for one in found for row in one.rows], [one.picture for one in found if one.picture]
+        with_objects, seconds = sum(bool(one.rows) for one in found), time.monotonic() - start
+        return Outcome(self.clicks, rows, pictures[: self.pictures], with_objects, len(found) - with_objects, seconds)
+
+    def _measure_one(self, segmenter, place: int, example: Example, is_drawn: bool) -> Measured:
+        objects = self._objects(example)
+        drawn, rows, traces = _spread(example, objects) if is_drawn else [], [], []
+        if objects:
+            segmenter.set_image(example.image_HW3)
+        for first in range(0, len(objects), self.object_batch):
+            group = objects[first : first + self.object_batch]
+            for row, trace in self._interact(segmenter, example, group, drawn):
+                rows.append(row)
+                traces += [trace] if trace else []
+        return Measured(place, rows, Picture(example.image_HW3, traces) if traces else None)
 
     def _objects(self, example: Example) -> list[int]:
         # One at a time: pycocotools cannot add up the areas of more than 255 masks with numpy 2.

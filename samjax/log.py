@@ -15,31 +15,50 @@ import json
 import math
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import optax
 import tensorboardX
+from jax.sharding import Mesh
 
 from samjax import checkpoint
 
 LOSSES = ('loss', 'focal', 'dice', 'iou')
+SLOW_DATA = 0.05  # share of the time, from which on waiting for data is worth a line
 
 
 class Log:
     """Collects the metrics of each step and tells their means once per interval."""
 
-    def __init__(self, workdir: str, start: int, steps: int, every: int, batch: int, rate: optax.Schedule):
+    def __init__(
+        self,
+        workdir: str,
+        start: int,
+        steps: int,
+        every: int,
+        batch: int,
+        rate: optax.Schedule,
+        begun: float,
+        utilisation: Callable[[float], float],
+    ):
         """Continues after update `start` of `steps`: what the files hold of later steps is dropped.
 
-        A line is told every `every` steps; `batch` is the number of images per step, `rate` the learning rate.
+        A line is told every `every` steps; `batch` is the number of images per step, `rate` the learning rate, `begun`
+        when the process began to prepare for them (time.perf_counter) and `utilisation` makes images per second a
+        share of what the devices could do, NaN where that is not known.
         """
         self._speaks = jax.process_index() == 0
         self._steps, self._every, self._batch, self._rate = steps, every, batch, rate
+        self._utilisation = utilisation
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._count = 0
         self._timed = 0  # steps since `_since`
         self._since = math.nan
+        self._begun = begun
+        self._spent: dict[str, float] = collections.defaultdict(float)  # s, by what else than steps
+        self._waited = 0.0  # s, for data since `_since`
         if self._speaks:
             self._workdir, folder = workdir, pathlib.Path(workdir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +74,7 @@ class Log:
         self._count += 1
         if math.isnan(self._since):  # the first step of a process compiles: its time says nothing about the next
             self._since = time.perf_counter()
+            self._spent['start'] = self._since - self._begun - sum(self._spent.values())
         else:
             self._timed += 1
         if step % self._every == 0 or step == self._steps:
@@ -76,15 +96,26 @@ class Log:
             print(line, flush=True)
 
     @contextlib.contextmanager
-    def untimed(self):
-        """What happens inside does not count against the training speed."""
+    def spends(self, on: str):
+        """What happens inside is not training: it counts as time spent `on` something else."""
         begun = time.perf_counter()
         yield
-        self._since += time.perf_counter() - begun
+        spent = time.perf_counter() - begun
+        self._since += spent
+        self._spent[on] += spent
+
+    @contextlib.contextmanager
+    def waits(self, is_idle: Callable[[], bool]):
+        """Waiting for data inside is lost time if the devices were idle at its end, as `is_idle` says."""
+        begun = time.perf_counter()
+        yield
+        if is_idle() and not math.isnan(self._since):
+            self._waited += time.perf_counter() - begun
 
     def finish(self) -> None:
-        """Draws the curves of the whole run."""
+        """Says how the time of this process was used, and draws the curves of the whole run."""
         if self._speaks:
+            self.say(goodput(time.perf_counter() - self._begun, self._spent))
             self.say(f'done: {draw_curves(self._workdir)}')
 
     def close(self) -> None:
@@ -96,18 +127,27 @@ class Log:
         lr = float(self._rate(step - 1))
         now = time.perf_counter()
         per_second = self._timed / (now - self._since) if self._timed else math.nan
+        waited = self._waited / (now - self._since)
+        self._spent['data'] += self._waited
         self._sums.clear()
-        self._count, self._timed, self._since = 0, 0, now
-        speed = {} if math.isnan(per_second) else {'images_per_second': per_second * self._batch}
-        self.values(step, {f'train/{name}': value for name, value in ({'lr': lr} | means | speed).items()})
-        self.say(progress(step, self._steps, means, lr, per_second, self._batch))
+        self._count, self._timed, self._since, self._waited = 0, 0, now, 0.0
+        used = self._utilisation(per_second * self._batch)
+        speed = {'images_per_second': per_second * self._batch, 'mfu': used, 'data_wait': waited}
+        known = {name: value for name, value in speed.items() if not math.isnan(per_second + value)}
+        self.values(step, {f'train/{name}': value for name, value in ({'lr': lr} | means | known).items()})
+        self.say(progress(step, self._steps, means, lr, per_second, self._batch, used))
+        if waited > SLOW_DATA:
+            self.say(f'the devices waited {waited:.0%} of the time for data: raise --config.data.workers')
 
 
-def progress(step: int, steps: int, means: dict[str, float], lr: float, per_second: float, batch: int) -> str:
+def progress(
+    step: int, steps: int, means: dict[str, float], lr: float, per_second: float, batch: int, used: float
+) -> str:
     """One line: where the run stands, how fast (steps per second; NaN: not known yet) and when it ends."""
     parts = ', '.join(f'{name} {means[name]:.4f}' for name in LOSSES[1:])
     known = not math.isnan(per_second)
     speed = f'{per_second * batch:.1f} images/s' if known else '- images/s'
+    speed += '' if math.isnan(used) else f' (MFU {used:.0%})'
     left = duration((steps - step) / per_second) if known else '-'
     return (
         f'step {step}/{steps} | {speed} | loss {means["loss"]:.4f} ({parts}) | '
@@ -124,6 +164,13 @@ def duration(seconds: float) -> str:
     return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
 
 
+def goodput(seconds: float, spent: dict[str, float]) -> str:
+    """One line: the share of `seconds` that was training, and what else took time."""
+    others = ', '.join(f'{on} {duration(s)}' for on, s in spent.items() if s >= 0.5)
+    share = 1 - sum(spent.values()) / seconds
+    return f'goodput {share:.1%} of {duration(seconds)}' + (f' (else: {others})' if others else '')
+
+
 def parameter_table(params) -> str:
     """Parameters by module: the first two parts of each path, their count, and the total."""
     counts: dict[str, int] = collections.defaultdict(int)
@@ -135,10 +182,11 @@ def parameter_table(params) -> str:
     return '\n'.join(f'{name:<{width}} {count:>13,}' for name, count in counts.items())
 
 
-def device_line() -> str:
+def device_line(mesh: Mesh) -> str:
     """What the run computes on."""
-    first = jax.devices()[0]
-    return f'{jax.device_count()} x {first.device_kind} ({first.platform}) in {jax.process_count()} process(es)'
+    first = mesh.devices.flat[0]
+    shape = ' x '.join(f'{name} {side}' for name, side in mesh.shape.items())
+    return f'{mesh.size} x {first.device_kind} ({first.platform}) in {jax.process_count()} process(es), mesh {shape}'
 
 
 def read_metrics(workdir: str) -> list[dict]:

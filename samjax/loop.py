@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 import signal
+import time
 from collections.abc import Callable
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from samjax import checkpoint, optimizer, pictures, report, sharding
+from samjax import checkpoint, flops, pictures, report, sharding
 from samjax import log as logs
-from samjax.checkpoint import Checkpoints, abstract_on
+from samjax.checkpoint import Checkpoints
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
-from samjax.losses import LossOptions
-from samjax.model.sam import abstract, sam_config
-from samjax.prompts import Simulation
-from samjax.step import TrainState, init_state, train_step
+from samjax.program import Program, build
+from samjax.step import TrainState
+
+# What a run that was asked to stop exits with: the number of the signal says who asked.
+EXIT = {signal.SIGINT: 130, signal.SIGTERM: 75}  # Ctrl-C; preemption: "try again" of sysexits.h
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
@@ -30,136 +40,167 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     Files: see `samjax.checkpoint` and `samjax.log`; pictures of each evaluation in workdir/pictures.
 
     Raises:
-        SamjaxError: a setting or file is wrong, the loss is not finite, or the disk is full.
-        KeyboardInterrupt: Ctrl-C was pressed; the state is saved.
+        SamjaxError: a setting or file is wrong, too many steps had no finite loss, or the disk is full.
+        Stopped: Ctrl-C was pressed or SIGTERM sent, to any process of the job; the state is saved.
     """
-    model = sam_config(**config.model)
-    mesh = sharding.make_mesh()
-    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    sharding.check_batch(config.train.batch, mesh)
-    options = optimizer.Options(**config.optimizer)
-    rate = optimizer.schedule(options)
-    graphdef, shapes, _ = abstract(model)
-    tx = optimizer.make_optimizer(options, shapes, model.depth)
-    init = functools.partial(init_state, model, tx, config.seed)
-    update = functools.partial(
-        train_step,
-        graphdef=graphdef,
-        tx=tx,
-        simulation=Simulation(**config.prompts),
-        loss=LossOptions(**config.loss),
-        seed=config.seed,
-    )
+    begun = time.perf_counter()
+    program = build(config)
+    mesh, steps = program.mesh, config.train.steps
     batches = open_batches(config)
-    evaluation = Evaluation(config, workdir)
+    evaluation = Evaluation(config, workdir, mesh)
     checkpoints = Checkpoints(workdir, config.train.keep, config)
 
     # Restore or initialise.
     if checkpoints.latest is None:
-        state = initial_state(config, init, replicated)
+        state = initial_state(config, program)
     else:
-        state = checkpoints.restore(abstract_on(jax.eval_shape(init), replicated), batches)
-    step = jax.jit(
-        update,
-        in_shardings=(replicated, split),
-        out_shardings=(replicated, replicated),
-        donate_argnums=0,
-    )
-    start, steps = int(state.step), config.train.steps
-    log = logs.Log(workdir, start, steps, config.train.log_every, config.train.batch, rate)
+        state = checkpoints.restore(program.state, batches)
+    start = int(state.step)
+    every, batch = config.train.log_every, config.train.batch
+    log = logs.Log(workdir, start, steps, every, batch, program.rate, begun, utilisation(config, program))
     log.say(logs.parameter_table(state.params))
-    log.say(f'{logs.device_line()}; {config.train.batch} images per step')
+    log.say(f'{logs.device_line(mesh)}; {config.train.batch} images per step')
     log.say(f'{"continues" if start else "starts"} at step {start} of {steps} in {workdir}; the first step compiles')
 
     # Contract.  `done` updates lie behind the state.  Before the next batch is taken, the scores of this state are in
-    # the log and the state is on disk, if they are due; so what a restored run finds is what it would have made.
-    # Metrics of a step are read after the next one is dispatched, but before anything is saved: a state is saved only
-    # if the loss and gradient that made it are finite.  Between batch and dispatch nothing moves between host and
-    # device unless it says so.
-    pending = Pending(log, checkpoints)
-    with contextlib.closing(log), contextlib.closing(batches), _interrupts() as interrupted:
+    # the log and the state is on its way to the disk, if they are due; so what a restored run finds is what it would
+    # have made.  Metrics of a step, and whether a process was asked to stop, are read after the next one is dispatched,
+    # so all processes know it before the same step.  Between batch and dispatch nothing moves between host and device
+    # unless it says so.
+    pending = Pending(log, config.train.max_skipped, checkpoints)
+    trace = Trace(config.train.profile, workdir)
+    with contextlib.closing(log), contextlib.closing(batches), contextlib.closing(checkpoints), _signals() as asked:
         for done in range(start, steps):
-            stop = interrupted()
             due_evaluation = done > start and done % config.train.eval_every == 0
-            due_save = stop or done > start and done % config.train.save_every == 0
+            due_save = pending.asked or done > start and done % config.train.save_every == 0
             if due_evaluation or due_save:
                 pending.settle()
-                with log.untimed():
-                    if due_evaluation:
+                if due_evaluation:
+                    with log.spends('evaluation'):
                         log.values(done, evaluation(state))
-                    if due_save:
+                if due_save:
+                    with log.spends('saving'):
                         checkpoints.save(state, batches)
-            if stop:
-                raise KeyboardInterrupt(f'stopped and saved at step {done}; the same command continues')
+            if pending.asked:
+                checkpoints.wait()
+                raise Stopped(f'stopped and saved at step {done}; the same command continues', EXIT[pending.asked])
+            trace.before(done + 1, pending)
             with jax.transfer_guard('disallow'):
-                batch = sharding.to_global(next(batches), mesh)
-                state, metrics = step(state, batch)
+                with log.waits(pending.is_computed):
+                    batch = next(batches)
+                batch = sharding.to_global(batch, mesh)
+                state, metrics = program.step(state, batch)
+                vote = sharding.highest(asked(), mesh)
             pending.settle()
-            pending.add(done + 1, metrics)
+            pending.add(done + 1, metrics, vote)
         pending.settle()
+        trace.close()
         if start < steps:
-            log.values(steps, evaluation(state))
-            checkpoints.save(state, batches)
+            with log.spends('evaluation'):
+                log.values(steps, evaluation(state))
+            with log.spends('saving'):
+                checkpoints.save(state, batches)
+                checkpoints.wait()
         log.finish()
     return state
 
 
-def initial_state(config: ConfigDict, init: Callable[[], TrainState], placement: jax.sharding.Sharding) -> TrainState:
-    """What `init` draws, or its optimiser with the parameters of the checkpoint that `config.train.init` names.
+def initial_state(config: ConfigDict, program: Program) -> TrainState:
+    """A fresh state, with the parameters of the checkpoint that `config.train.init` names, if it does.
 
     Raises:
         SamjaxError: there is no checkpoint, or one of a model of another size.
     """
-    state = jax.jit(init, out_shardings=placement)()
+    state = program.init()
     if not config.train.init:
         return state
-    params, buffers, _ = checkpoint.restore_params(config.train.init, config)
+    wanted = program.state.params, program.state.buffers
+    params, buffers, _ = checkpoint.restore_params(config.train.init, config, wanted)
     return dataclasses.replace(state, params=params, buffers=buffers)
 
 
+def utilisation(config: ConfigDict, program: Program) -> Callable[[float], float]:
+    """Images per second -> share of the peak of all devices (MFU), NaN if that is not known."""
+    peak = flops.peak(program.mesh.devices.flat[0].device_kind) or math.nan
+    per_image = flops.train_flops(program.model, config.data.max_objects, config.prompts.rounds)
+    return lambda images_per_second: images_per_second * per_image / (program.mesh.size * peak)
+
+
 class Pending:
-    """The metrics of the last dispatched step, not yet read from the device."""
+    """What the last dispatched step will say: its metrics, and whether a process was asked to stop."""
 
-    def __init__(self, log: logs.Log, checkpoints: Checkpoints):
-        self._log, self._checkpoints = log, checkpoints
-        self._step, self._metrics = 0, None
+    def __init__(self, log: logs.Log, max_skipped: int, checkpoints: Checkpoints):
+        self._log, self._max_skipped, self._checkpoints = log, max_skipped, checkpoints
+        self._step, self._metrics, self._vote = 0, None, None
+        self.asked = 0  # the signal that a process of the job got, as of the last step that was settled
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of update `step`, which may still be computed."""
-        self._step, self._metrics = step, metrics
+    def add(self, step: int, metrics: dict[str, jax.Array], vote: jax.Array) -> None:
+        """Takes what update `step` says, which may still be computed."""
+        self._step, self._metrics, self._vote = step, metrics, vote
+
+    def is_computed(self) -> bool:
+        """Whether the devices are done with the step, so that they have nothing to do."""
+        return self._metrics is None or self._metrics['loss'].is_ready()
 
     def settle(self) -> None:
-        """Waits for the metrics and logs them.
+        """Waits for it and logs it.
 
         Raises:
-            SamjaxError: loss or gradient is not finite.
+            SamjaxError: loss or gradient were not finite in too many steps in a row.
         """
         if self._metrics is None:
             return
         metrics = {name: float(value) for name, value in jax.device_get(self._metrics).items()}
+        self.asked = int(jax.device_get(self._vote))
         self._metrics = None
-        for name in ('loss', 'grad_norm'):
-            if not math.isfinite(metrics[name]):
+        if metrics['skipped']:
+            bad = next(name for name in ('loss', 'grad_norm') if not math.isfinite(metrics[name]))
+            said = f'{bad} is {metrics[bad]} at step {self._step}'
+            if metrics['skipped'] > self._max_skipped:
                 last = self._checkpoints.latest
                 kept = 'no checkpoint exists yet' if last is None else f'the last good checkpoint is step {last}'
                 raise SamjaxError(
-                    f'{name} is {metrics[name]} at step {self._step}, training stops ({kept}): '
-                    f'lower --config.optimizer.lr or set --config.optimizer.clip'
+                    f'{said}, training stops ({kept}): lower --config.optimizer.lr or set --config.optimizer.clip'
                 )
+            self._log.say(f'{said}: the step is skipped')
         self._log.step(self._step, metrics)
+
+
+class Trace:
+    """A profiler trace of steps `first` to `last` in workdir/profile; see it with `xprof --logdir`."""
+
+    def __init__(self, steps: tuple[int, int], workdir: str):
+        self._first, self._last = steps
+        self._folder = str(pathlib.Path(workdir) / 'profile')
+        self._running = False
+
+    def before(self, step: int, pending: Pending) -> None:
+        """To be called before update `step` begins."""
+        if step == self._first:
+            pending.settle()
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif step == self._last + 1:
+            pending.settle()
+            self.close()
+
+    def close(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+        self._running = False
 
 
 class Evaluation:
     """Scores of a state on the evaluation images; draws workdir/pictures/step_<step>.png."""
 
-    def __init__(self, config: ConfigDict, workdir: str):
-        self._config = config
+    def __init__(self, config: ConfigDict, workdir: str, mesh: Mesh):
+        self._config, self._mesh = config, mesh
         self._interactive = report.open_interactive(config, config.eval.max_images, config.eval.max_objects)
         self._folder = pathlib.Path(workdir) / 'pictures'
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        segmenter = report.sam_segmenter('sam', self._config, state.params, state.buffers)
-        outcome = self._interactive.measure(segmenter)
+        model = sharding.local_copy((state.params, state.buffers), self._mesh)
+        outcome = self._interactive.measure(report.sam_segmenter('sam', self._config, *model))
         if outcome.pictures and jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             pictures.mask_grid(self._folder / f'step_{int(state.step):06d}.png', outcome.pictures)
@@ -191,17 +232,18 @@ def open_batches(config: ConfigDict) -> pipeline.Batches:
 
 
 @contextlib.contextmanager
-def _interrupts():
-    """Yields a function that says whether Ctrl-C was pressed; pressed again it stops at once."""
-    pressed = []
+def _signals():
+    """Yields a function that says which signal of `EXIT` came, 0 for none; one that comes again acts at once."""
+    came = []
 
-    def press(number, frame):
-        pressed.append(number)
-        signal.signal(signal.SIGINT, before)
-        print('Ctrl-C: saves after this step; press again to stop at once', flush=True)
+    def note(number, frame):
+        came.append(number)
+        signal.signal(number, before[number])
+        print(f'{signal.Signals(number).name}: saves after this step; once more stops at once', flush=True)
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {number: signal.signal(number, note) for number in EXIT}
     try:
-        yield lambda: bool(pressed)
+        yield lambda: max(came, default=0)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

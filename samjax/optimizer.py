@@ -8,16 +8,20 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from samjax.errors import SamjaxError
+from samjax.model.sam import SamConfig
 
 EPSILON = 1e-8
 # Muon's update of a matrix has orthonormal rows or columns; this share of sqrt(longer side) gives it the root mean
 # square that Adam's has, so that both take the same learning rate (arXiv 2502.16982, section 2.2).
 MUON_RMS = 0.2
 MUON_MOMENTUM = 0.95
+# How many first axes of the encoder's blocks number the blocks.
+STACKED = {'windowed_blocks': 2, 'global_blocks': 1}
 # Names (last part of the path) of the parameters that weight decay pulls at.  'kernels' are the weights of matrix
 # products and convolutions: no norms, biases, tokens, embeddings and positions.
 DECAYED = {
@@ -34,6 +38,7 @@ class Options:
     lr: float
     warmup: int
     milestones: tuple[int, ...]
+    timescale: int
     cooldown: tuple[int, int]
     b1: float
     b2: float
@@ -43,8 +48,8 @@ class Options:
     clip: float
 
 
-def make_optimizer(options: Options, params, depth: int) -> optax.GradientTransformation:
-    """The update rule for `params`, an nnx.State of arrays or shapes, with `depth` encoder blocks.
+def make_optimizer(options: Options, params, model: SamConfig) -> optax.GradientTransformation:
+    """The update rule for `params`, an nnx.State of arrays or shapes, of a `model`.
 
     The layer's factor multiplies the weight decay too, as parameter groups do in the original lineage.
 
@@ -60,7 +65,7 @@ def make_optimizer(options: Options, params, depth: int) -> optax.GradientTransf
         *clip,
         rules[options.name](options, params),
         optax.add_decayed_weights(options.weight_decay, mask=decay_mask(params, options.decay)),
-        _scale_each(layer_factors(params, depth, options.layer_decay)),
+        _scale_each(layer_factors(params, model, options.layer_decay)),
         optax.scale_by_learning_rate(rate),
     )
 
@@ -98,20 +103,28 @@ def is_matrix(names: tuple[str, ...]) -> bool:
 
 
 def matrix_axes(names: tuple[str, ...], ndim: int) -> MuonDimensionNumbers:
-    """Which axes of such a weight its inputs lie along, and which its outputs; queries, keys and values are apart."""
+    """Which axes of such a weight its inputs lie along, and which its outputs; queries, keys and values are apart.
+
+    Encoder blocks are stacked along the first axes, which belong to neither.
+    """
+    lead = STACKED.get(names[1], 0) if len(names) > 1 else 0
     match names:
         case (*_, 'w_qkv_DsAE'):
-            return MuonDimensionNumbers((0,), (2, 3))
+            return MuonDimensionNumbers((lead,), (lead + 2, lead + 3))
         case (*_, 'w_q_CAE' | 'w_k_CAE' | 'w_v_CAE'):
             return MuonDimensionNumbers((0,), (1, 2))
         case (*_, 'upscale1' | 'upscale2', 'kernel'):
             return MuonDimensionNumbers((2,), (0, 1, 3))
         case _:
-            return MuonDimensionNumbers(tuple(range(ndim - 1)), (ndim - 1,))
+            return MuonDimensionNumbers(tuple(range(lead, ndim - 1)), (ndim - 1,))
 
 
 def schedule(options: Options) -> optax.Schedule:
-    """Updates done so far -> learning rate: linear up to `lr`, a tenth after each milestone, linear down to 0."""
+    """Updates done so far -> learning rate.
+
+    Linear up to `lr`; then a tenth after each milestone, or with a timescale t 1 / sqrt(1 + n / t) after n steps more
+    (arXiv 2106.04560, appendix B); at last linear down to 0.
+    """
     first, last = options.cooldown
     if last < first:
         raise SamjaxError(f'optimizer.cooldown={options.cooldown} ends before it begins: give (first, last) step')
@@ -119,8 +132,9 @@ def schedule(options: Options) -> optax.Schedule:
     def rate(count):
         warm = jnp.minimum(1.0, (count + 1) / max(options.warmup, 1))
         passed = jnp.sum(count >= jnp.asarray(options.milestones, jnp.int32))
+        long = jnp.maximum(count - options.warmup, 0) / options.timescale if options.timescale else 0.0
         left = jnp.clip((last - count) / (last - first), 0, 1) if last > first else 1.0
-        return options.lr * warm * 0.1**passed * left
+        return options.lr * warm * 0.1**passed * (1 + long) ** -0.5 * left
 
     return rate
 
@@ -133,24 +147,30 @@ def decay_mask(params, decay: str):
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(pulled(parts(path)[-1])), params)
 
 
-def layer_factors(params, depth: int, layer_decay: float):
-    """`params` with layer_decay^(depth + 1 - layer): embeddings are layer 0, block i is i + 1, the rest depth + 1."""
+def layer_factors(params, model: SamConfig, layer_decay: float):
+    """`params` with layer_decay^(depth + 1 - layer): embeddings are layer 0, block i is i + 1, the rest depth + 1.
 
-    def factor(path, _) -> float:
+    A number for most parameters, and for the encoder's blocks an array that has one for each block.
+    """
+    layer_Sn = 1 + np.arange(model.depth).reshape(model.stages, -1)
+
+    def factor(path, p):
         match parts(path):
             case ('image_encoder', 'pos_embed' | 'patch_embed', *_):
                 layer = 0
-            case ('image_encoder', 'blocks', index, *_):
-                layer = int(index) + 1
+            case ('image_encoder', 'windowed_blocks', *_):
+                layer = layer_Sn[:, :-1].reshape(*p.shape[:2], *[1] * (p.ndim - 2))
+            case ('image_encoder', 'global_blocks', *_):
+                layer = layer_Sn[:, -1].reshape(*p.shape[:1], *[1] * (p.ndim - 1))
             case _:
-                layer = depth + 1
-        return layer_decay ** (depth + 1 - layer)
+                layer = model.depth + 1
+        return np.float32(layer_decay ** (model.depth + 1.0 - layer))
 
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def parts(path) -> tuple[str, ...]:
-    """A key path of an nnx.State as names: ('image_encoder', 'blocks', '0', ...), without the closing 'value'."""
+    """A key path of an nnx.State as names: ('image_encoder', 'neck', 'norm1', ...), without the closing 'value'."""
     names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
     return names[:-1] if names[-1] == 'value' else names
 

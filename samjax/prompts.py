@@ -1,4 +1,7 @@
-"""Prompt simulation: masks become the clicks and boxes a user would give, inside jit (paper §A; spec §3.3)."""
+"""Prompt simulation: masks become the clicks and boxes a user would give, inside jit (paper §A; spec §3.3).
+
+Each image draws with a key of its own (`keys_B`), so what is drawn does not depend on how a batch is shared out.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from samjax.errors import SamjaxError
+from samjax.model.layers import split
 from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE, Prompts
 
 
@@ -47,16 +51,16 @@ def click_schedule(simulation: Simulation, key: jax.Array) -> tuple[jax.Array, j
     return adds_K, 2 + jnp.cumsum(adds_K) - adds_K
 
 
-def first_prompts(simulation: Simulation, masks_BNHW: jax.Array, low_size: tuple[int, int], size_B2, key) -> Prompts:
+def first_prompts(simulation: Simulation, masks_BNHW: jax.Array, low_size: tuple[int, int], size_B2, keys_B) -> Prompts:
     """A uniform foreground point, or the bounding box with noise, for each object; no mask prompt.
 
     Slots 0 and 1 hold (point, not-a-point) or the two box corners, the rest waits for clicks.
     """
-    key_kind, key_point, key_noise = jax.random.split(key, 3)
+    kind_keys_B, point_keys_B, noise_keys_B = split(keys_B, 3)
     b, n = masks_BNHW.shape[:2]
-    is_box_BN = jax.random.bernoulli(key_kind, simulation.box_probability, (b, n))
-    point_BN2 = sample_pixel(masks_BNHW, key_point)
-    box_BN22 = noisy_box(simulation, bounding_box(masks_BNHW), size_B2, key_noise)
+    is_box_BN = jax.vmap(lambda key: jax.random.bernoulli(key, simulation.box_probability, (n,)))(kind_keys_B)
+    point_BN2 = sample_pixel(masks_BNHW, point_keys_B)
+    box_BN22 = noisy_box(simulation, bounding_box(masks_BNHW), size_B2, noise_keys_B)
     pair_BN22 = jnp.where(is_box_BN[..., None, None], box_BN22, jnp.stack([point_BN2, point_BN2], 2))
     pair_BN2 = jnp.where(
         is_box_BN[..., None],
@@ -80,7 +84,7 @@ def next_prompts(
     inside_BHW: jax.Array,
     adds: jax.Array,
     slot: jax.Array,
-    key: jax.Array,
+    keys_B: jax.Array,
 ) -> Prompts:
     """The earlier prompts, the answer as mask prompt and, if `adds`, a click on an error of the answer in `slot`.
 
@@ -90,7 +94,7 @@ def next_prompts(
       masks_BNHW: the truth.
       inside_BHW: where the image is; clicks never fall on padding.
     """
-    click_BN2, label_BN = error_click(logits_BNHW > 0, masks_BNHW, inside_BHW, key)
+    click_BN2, label_BN = error_click(logits_BNHW > 0, masks_BNHW, inside_BHW, keys_B)
     # A slot outside the array (after the last click) matches nothing.
     here_P = adds & (jnp.arange(prompts.labels_BNP.shape[2]) == slot)
     return Prompts(
@@ -101,7 +105,7 @@ def next_prompts(
     )
 
 
-def error_click(predicted_BNHW, masks_BNHW, inside_BHW, key) -> tuple[jax.Array, jax.Array]:
+def error_click(predicted_BNHW, masks_BNHW, inside_BHW, keys_B) -> tuple[jax.Array, jax.Array]:
     """A pixel drawn uniformly from the errors, (x, y) float32, and its true label.
 
     Without errors it is a background pixel, hence a negative click.
@@ -110,13 +114,13 @@ def error_click(predicted_BNHW, masks_BNHW, inside_BHW, key) -> tuple[jax.Array,
     errors_BNHW = (predicted_BNHW != masks_BNHW) & inside_BNHW
     any_BN = errors_BNHW.any((2, 3))
     candidates_BNHW = jnp.where(any_BN[..., None, None], errors_BNHW, ~masks_BNHW & inside_BNHW)
-    click_BN2 = sample_pixel(candidates_BNHW, key)
+    click_BN2 = sample_pixel(candidates_BNHW, keys_B)
     x_BN, y_BN = click_BN2[..., 0].astype(int), click_BN2[..., 1].astype(int)
     b_B1, n_1N = jnp.ogrid[: masks_BNHW.shape[0], : masks_BNHW.shape[1]]
     return click_BN2, jnp.where(masks_BNHW[b_B1, n_1N, y_BN, x_BN], POSITIVE, NEGATIVE)
 
 
-def sample_pixel(masks_BNHW: jax.Array, key: jax.Array) -> jax.Array:
+def sample_pixel(masks_BNHW: jax.Array, keys_B: jax.Array) -> jax.Array:
     """(x, y) float32 of a pixel drawn uniformly from each mask; (0, 0) for an empty one.
 
     Draws the rank of a pixel in row-major order, then finds its row and column: one random number per mask.
@@ -124,7 +128,9 @@ def sample_pixel(masks_BNHW: jax.Array, key: jax.Array) -> jax.Array:
     rows_BNH = masks_BNHW.sum(3, dtype=jnp.int32)
     ends_BNH = jnp.cumsum(rows_BNH, 2)
     total_BN = ends_BNH[..., -1]
-    rank_BN = jax.random.randint(key, total_BN.shape, 0, jnp.maximum(total_BN, 1))
+    rank_BN = jax.vmap(lambda key, count_N: jax.random.randint(key, count_N.shape, 0, count_N))(
+        keys_B, jnp.maximum(total_BN, 1)
+    )
     y_BN = (ends_BNH <= rank_BN[..., None]).sum(2)
     y_BN = jnp.where(total_BN > 0, y_BN, 0)
     b_B1, n_1N = jnp.ogrid[: masks_BNHW.shape[0], : masks_BNHW.shape[1]]
@@ -148,14 +154,17 @@ def bounding_box(masks_BNHW: jax.Array) -> jax.Array:
     return jnp.stack(corners, 2).astype(jnp.float32)
 
 
-def noisy_box(simulation: Simulation, box_BN22: jax.Array, size_B2: jax.Array, key: jax.Array) -> jax.Array:
+def noisy_box(simulation: Simulation, box_BN22: jax.Array, size_B2: jax.Array, keys_B: jax.Array) -> jax.Array:
     """Shifts each coordinate by noise in proportion to its side (paper: 10 %, at most 20 px), kept on the image."""
     side_BN12 = box_BN22[:, :, 1:] - box_BN22[:, :, :1] + 1
     scale_BN12 = simulation.box_noise_share * side_BN12
     limit = simulation.box_noise_max
+    shape = box_BN22.shape[1:]
     if simulation.box_noise == 'gaussian':
-        noise_BN22 = jnp.clip(scale_BN12 * jax.random.normal(key, box_BN22.shape), -limit, limit)
+        normal_BN22 = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B)
+        noise_BN22 = jnp.clip(scale_BN12 * normal_BN22, -limit, limit)
     else:
-        noise_BN22 = jnp.minimum(scale_BN12, limit) * jax.random.uniform(key, box_BN22.shape, minval=-1, maxval=1)
+        uniform_BN22 = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1, maxval=1))(keys_B)
+        noise_BN22 = jnp.minimum(scale_BN12, limit) * uniform_BN22
     last_B112 = (size_B2[:, None, None, ::-1] - 1).astype(jnp.float32)
     return jnp.clip(box_BN22 + noise_BN22, 0, last_B112)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from samjax import losses, prompts, resize
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
-from samjax.model.layers import Buffer
+from samjax.model.layers import Buffer, split
 from samjax.model.sam import Sam, SamConfig, inside
 from samjax.prompts import Simulation
 from samjax.structs import MULTIMASK, SINGLE_MASK, Batch
@@ -27,6 +28,7 @@ class TrainState:
     params: nnx.State
     buffers: nnx.State
     opt_state: optax.OptState
+    skipped: jax.Array  # steps without effect since the last one that had one: their loss or gradient was not finite
 
 
 def init_params(config: SamConfig, seed: int) -> tuple[nnx.State, nnx.State]:
@@ -38,48 +40,81 @@ def init_params(config: SamConfig, seed: int) -> tuple[nnx.State, nnx.State]:
 def init_state(config: SamConfig, tx: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first step; pure, to be jitted with the shardings it should have."""
     params, buffers = init_params(config, seed)
-    return TrainState(jnp.zeros((), jnp.int32), params, buffers, tx.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, buffers, tx.init(params), zero)
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    graphdef: nnx.GraphDef,
+    object_sums: Callable[..., tuple[nnx.State, dict[str, jax.Array]]],
     tx: optax.GradientTransformation,
-    simulation: Simulation,
     loss: LossOptions,
     seed: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimiser.  Randomness depends on (seed, state.step) alone, so a resumed run repeats it.
 
+    `object_sums` is the function of that name below, or one that shares the work out.  A step whose loss or gradient
+    is not finite changes nothing but the count of steps, and of such steps since the last good one.
+
     Returns the next state and metrics: `loss` and its parts `focal`, `dice`, `iou` (unweighted, summed over rounds,
-    mean over objects), `mask_iou_first` and `mask_iou_last` (IoU reached in that round), `grad_norm`, `objects`.
+    mean over objects), `mask_iou_first` and `mask_iou_last` (IoU reached in that round), `grad_norm`, `objects`,
+    `skipped` (steps that changed nothing since the last one that did).
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    places_B = jnp.arange(len(batch.size_B2))
+    grads, sums = object_sums(state.params, state.buffers, batch, places_B, key)
+    objects = batch.valid_BN.sum()
+    grads, parts = jax.tree.map(lambda s: s / jnp.maximum(objects, 1), (grads, sums))
+    value, norm = losses.total(loss, parts), optax.tree.norm(grads)
 
-    def mean_loss(params):
-        sam = nnx.merge(graphdef, params, state.buffers)
-        parts = batch_loss(sam, batch, simulation, loss, key)
-        return losses.total(loss, parts), parts
-
-    (value, metrics), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = metrics | {'loss': value, 'grad_norm': optax.tree.norm(grads), 'objects': batch.valid_BN.sum()}
-    return TrainState(state.step + 1, params, state.buffers, opt_state), metrics
+    good = jnp.isfinite(value) & jnp.isfinite(norm)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    skipped = jnp.where(good, 0, state.skipped + 1)
+    metrics = parts | {'loss': value, 'grad_norm': norm, 'objects': objects, 'skipped': skipped}
+    return TrainState(state.step + 1, params, state.buffers, opt_state, skipped), metrics
 
 
-def batch_loss(
-    sam: Sam, batch: Batch, simulation: Simulation, loss: LossOptions, key: jax.Array
+def object_sums(
+    params: nnx.State,
+    buffers: nnx.State,
+    batch: Batch,
+    places_B: jax.Array,
+    key: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    simulation: Simulation,
+    loss: LossOptions,
+) -> tuple[nnx.State, dict[str, jax.Array]]:
+    """Gradient of the loss and its parts, both summed over the valid objects of `batch`.
+
+    `places_B` are the places of its images in the whole batch: sums over parts of a batch add up to the whole's.
+    """
+
+    def total(params):
+        sums = loss_sums(nnx.merge(graphdef, params, buffers), batch, places_B, key, simulation, loss)
+        return losses.total(loss, sums), sums
+
+    return jax.grad(total, has_aux=True)(params)
+
+
+def loss_sums(
+    sam: Sam, batch: Batch, places_B: jax.Array, key: jax.Array, simulation: Simulation, loss: LossOptions
 ) -> dict[str, jax.Array]:
-    """Loss parts summed over rounds and averaged over the valid objects of the whole batch.
+    """Loss parts summed over rounds and over the valid objects.
 
     Objects of an image go through the rounds `simulation.object_chunk` at a time, which bounds memory.
     """
-    key_encoder, key_schedule, key_chunks = jax.random.split(key, 3)
-    embed_BhwC = sam.encode(batch.image_BHW3, batch.size_B2, key_encoder)
+    key_schedule, key_images = jax.random.split(key)
     schedule = prompts.click_schedule(simulation, key_schedule)
+    keys_B = jax.vmap(lambda place: jax.random.fold_in(key_images, place))(places_B)
+    encoder_keys_B, chunk_keys_B = split(keys_B, 2)
+    embed_BhwC = sam.encode(batch.image_BHW3, batch.size_B2, encoder_keys_B)
 
     n = batch.valid_BN.shape[1]
     chunk = min(simulation.object_chunk, n)
@@ -90,16 +125,14 @@ def batch_loss(
         return jnp.moveaxis(x_BN.reshape(x_BN.shape[0], n // chunk, chunk, *x_BN.shape[2:]), 1, 0)
 
     def one_chunk(sums, inputs):
-        masks_BNHW, valid_BN, chunk_key = inputs
-        parts = interact(sam, embed_BhwC, masks_BNHW, batch.size_B2, simulation, loss, schedule, chunk_key)
+        masks_BNHW, valid_BN, keys_B = inputs
+        parts = interact(sam, embed_BhwC, masks_BNHW, batch.size_B2, simulation, loss, schedule, keys_B)
         return jax.tree.map(lambda s, x_BN: s + jnp.where(valid_BN, x_BN, 0).sum(), sums, parts), None
 
-    names = ('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last')
-    zeros = {name: jnp.zeros(()) for name in names}
-    keys = jax.random.split(key_chunks, n // chunk)
-    sums, _ = jax.lax.scan(one_chunk, zeros, (chunks(batch.masks_BNHW), chunks(batch.valid_BN), keys))
-    objects = jnp.maximum(batch.valid_BN.sum(), 1)
-    return jax.tree.map(lambda s: s / objects, sums)
+    zeros = dict.fromkeys(('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last'), jnp.zeros(()))
+    keys_nB = split(chunk_keys_B, n // chunk)
+    sums, _ = jax.lax.scan(one_chunk, zeros, (chunks(batch.masks_BNHW), chunks(batch.valid_BN), keys_nB))
+    return sums
 
 
 def interact(
@@ -110,7 +143,7 @@ def interact(
     simulation: Simulation,
     loss: LossOptions,
     schedule: tuple[jax.Array, jax.Array],
-    key: jax.Array,
+    keys_B: jax.Array,
 ) -> dict[str, jax.Array]:
     """Plays all rounds with N objects per image; loss parts (B, N) summed over rounds, and first and last mask IoU.
 
@@ -122,10 +155,10 @@ def interact(
     inside_BHW = inside(size_B2, frame)
     counted_BHW = inside_BHW if loss.padding == 'exclude' else jnp.ones_like(inside_BHW)
 
-    def play(given, adds, slot, round_key, answering):
+    def play(given, adds, slot, keys_B, answering):
         """One round: answer, loss, and the prompts of the next round."""
-        key_decoder, key_click = jax.random.split(round_key)
-        prediction = sam.decode(embed_BhwC, given, answering, key_decoder)
+        decoder_keys_B, click_keys_B = split(keys_B, 2)
+        prediction = sam.decode(embed_BhwC, given, answering, decoder_keys_B)
         best_BN1 = jnp.argmax(prediction.iou_BNM, -1)[..., None]
         if loss.resolution == 'frame':
             logits_BNMHW = resize.upsample(prediction.logits_BNMyx, factor)
@@ -139,23 +172,23 @@ def interact(
             answer_BNHW = resize.upsample(jax.lax.stop_gradient(low_BNyx), factor)
         fed_back_BNyx = jax.lax.stop_gradient(low_BNyx) if simulation.detach_mask else low_BNyx
         following = prompts.next_prompts(
-            given, fed_back_BNyx, answer_BNHW, masks_BNHW, inside_BHW, adds, slot, key_click
+            given, fed_back_BNyx, answer_BNHW, masks_BNHW, inside_BHW, adds, slot, click_keys_B
         )
         return following, parts
 
-    key_first, key_rounds = jax.random.split(key)
-    keys_K = jax.random.split(key_rounds, simulation.rounds)
+    first_keys_B, *rounds_keys_B = split(keys_B, 1 + simulation.rounds)
+    keys_KB = jnp.stack(rounds_keys_B)
     adds_K, slot_K = schedule
-    first = prompts.first_prompts(simulation, masks_BNHW, low_size, size_B2, key_first)
+    first = prompts.first_prompts(simulation, masks_BNHW, low_size, size_B2, first_keys_B)
 
     # One prompt is ambiguous and gets three answers; from then on there are several, and one answer.
     play_first = jax.checkpoint(play, static_argnums=4)
-    given, parts = play_first(first, adds_K[0], slot_K[0], keys_K[0], MULTIMASK)
+    given, parts = play_first(first, adds_K[0], slot_K[0], keys_KB[0], MULTIMASK)
 
     def next_round(given, inputs):
         return play(given, *inputs, SINGLE_MASK)
 
-    _, later_K = jax.lax.scan(jax.checkpoint(next_round), given, (adds_K[1:], slot_K[1:], keys_K[1:]))
+    _, later_K = jax.lax.scan(jax.checkpoint(next_round), given, (adds_K[1:], slot_K[1:], keys_KB[1:]))
     rounds_K = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), parts, later_K)
     reached_KBN = rounds_K.pop('mask_iou')
     sums = jax.tree.map(lambda x_KBN: x_KBN.sum(0), rounds_K)

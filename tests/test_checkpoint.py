@@ -1,5 +1,6 @@
 """samjax.checkpoint: what is saved comes back, what is broken is said, and a good checkpoint is never lost."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -11,7 +12,6 @@ import shutil
 import subprocess
 import sys
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +30,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 TX = optax.adam(1e-3)
 
 
+MESH = sharding.make_mesh(sharding.MeshOptions(data=0, fsdp=0, tensor=1), width=16, heads=2)
+
+
 def replicated():
-    return sharding.replicated(sharding.make_mesh())
+    return sharding.replicated(MESH)
+
+
+def on_mesh(shapes):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated()), shapes)
 
 
 def tiny_config(**changes):
@@ -50,15 +57,16 @@ def abstract(config):
     def init():
         params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((64, config.data.max_objects)))}})
         params['layer']['bias'] = nnx.Param(jnp.ones(3))
-        return TrainState(jnp.int32(0), params, nnx.State({'fixed': Buffer(jnp.ones((2, 5)))}), TX.init(params))
+        buffers = nnx.State({'fixed': Buffer(jnp.ones((2, 5)))})
+        return TrainState(jnp.int32(0), params, buffers, TX.init(params), jnp.int32(0))
 
-    return checkpoint.abstract_on(jax.eval_shape(init), replicated())
+    return on_mesh(jax.eval_shape(init))
 
 
 def abstract_sam(config):
     """The shapes of a real state."""
     init = functools.partial(init_state, sam_config(**config.model), TX, config.seed)
-    return checkpoint.abstract_on(jax.eval_shape(init), replicated())
+    return on_mesh(jax.eval_shape(init))
 
 
 def filled(abstract, step):
@@ -74,12 +82,24 @@ def state_at(step, config):
     return filled(abstract(config), step)
 
 
-def iterator(taken=0):
-    """0 ... 99 in a shuffled order of which `taken` are gone."""
-    it = iter(grain.MapDataset.range(100).seed(1).shuffle().to_iter_dataset())
-    for _ in range(taken):
-        next(it)
-    return it
+class Position:
+    """Stands for the data: knows how much of it is gone."""
+
+    def __init__(self, taken=0):
+        self.taken = taken
+
+    def get_state(self):
+        return {'taken': self.taken}
+
+    def set_state(self, state):
+        self.taken = state['taken']
+
+
+def save(workdir, state, data, config, keep):
+    """Writes a checkpoint to the end."""
+    with contextlib.closing(Checkpoints(str(workdir), keep, config)) as checkpoints:
+        checkpoints.save(state, data)
+        checkpoints.wait()
 
 
 def assert_same(a, b):
@@ -92,13 +112,13 @@ def test_state_and_data_come_back(tmp_path):
     saved = state_at(3, config)
     checkpoints = Checkpoints(str(tmp_path), 2, config)
     assert checkpoints.latest is None
-    checkpoints.save(saved, iterator(taken=3))
+    checkpoints.save(saved, Position(3))
     checkpoints.close()
 
-    checkpoints, data = Checkpoints(str(tmp_path), 2, config), iterator()
+    checkpoints, data = Checkpoints(str(tmp_path), 2, config), Position()
     restored = checkpoints.restore(abstract(config), data)
     assert_same(saved, restored)
-    assert next(data) == next(iterator(taken=3))
+    assert data.taken == 3
     assert {x.sharding for x in jax.tree.leaves(restored)} == {replicated()}
 
 
@@ -106,14 +126,15 @@ def test_newest_checkpoints_are_kept(tmp_path):
     config = tiny_config()
     checkpoints = Checkpoints(str(tmp_path), 2, config)
     for step in (1, 2, 3, 3):
-        checkpoints.save(state_at(step, config), iterator(taken=step))
+        checkpoints.save(state_at(step, config), Position(step))
+    checkpoints.wait()
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2', '3']
 
 
 def test_params_are_loaded_without_the_optimiser(tmp_path):
     config = tiny_config()
     saved = filled(abstract_sam(config), 3)
-    Checkpoints(str(tmp_path), 2, config).save(saved, iterator())
+    save(tmp_path, saved, Position(), config=config, keep=2)
     shutil.rmtree(tmp_path / 'checkpoints' / '3' / 'opt_state')
     (tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp').mkdir()  # another process is just saving
     params, buffers, step = checkpoint.restore_params(str(tmp_path), config)
@@ -139,7 +160,7 @@ def test_evaluating_an_empty_workdir_is_refused(tmp_path):
 
 
 def test_workdir_of_another_config_is_refused(tmp_path):
-    Checkpoints(str(tmp_path), 2, tiny_config()).save(state_at(1, tiny_config()), iterator())
+    save(tmp_path, state_at(1, tiny_config()), Position(), config=tiny_config(), keep=2)
     other = tiny_config(**{'seed': 1, 'optimizer.lr': 1e-5, 'train.steps': 7})
     with pytest.raises(SamjaxError) as raised:
         Checkpoints(str(tmp_path), 2, other)
@@ -157,7 +178,7 @@ def test_run_that_saved_nothing_may_start_again_with_other_options(tmp_path):
 
 
 def test_lengths_and_evaluation_may_change(tmp_path):
-    Checkpoints(str(tmp_path), 2, tiny_config()).save(state_at(1, tiny_config()), iterator())
+    save(tmp_path, state_at(1, tiny_config()), Position(), config=tiny_config(), keep=2)
     longer = {'train.steps': 7, 'train.log_every': 1, 'train.save_every': 1, 'train.eval_every': 1, 'train.keep': 1}
     places = {'data.eval_path': 'x', 'data.cache': 'y', 'data.workers': 0, 'data.prefetch': 1, 'eval.pictures': 1}
     Checkpoints(str(tmp_path), 2, tiny_config(**longer, **places))
@@ -165,7 +186,7 @@ def test_lengths_and_evaluation_may_change(tmp_path):
 
 
 def test_option_that_did_not_exist_is_named(tmp_path):
-    Checkpoints(str(tmp_path), 2, tiny_config()).save(state_at(1, tiny_config()), iterator())
+    save(tmp_path, state_at(1, tiny_config()), Position(), config=tiny_config(), keep=2)
     path = tmp_path / 'config.json'
     old = json.loads(path.read_text())
     del old['loss']['dice']
@@ -175,7 +196,7 @@ def test_option_that_did_not_exist_is_named(tmp_path):
 
 
 def test_checkpoint_of_another_size_is_refused(tmp_path):
-    Checkpoints(str(tmp_path), 2, tiny_config()).save(filled(abstract_sam(tiny_config()), 3), iterator())
+    save(tmp_path, filled(abstract_sam(tiny_config()), 3), Position(), config=tiny_config(), keep=2)
     other = tiny_config(**{'model.size': 'vit_xxs', 'model.image_size': (64, 64)})
     (tmp_path / 'config.json').unlink()
     message = (
@@ -185,15 +206,14 @@ def test_checkpoint_of_another_size_is_refused(tmp_path):
     with pytest.raises(SamjaxError, match=message):
         checkpoint.restore_params(str(tmp_path), other)
     with pytest.raises(SamjaxError, match=message):
-        Checkpoints(str(tmp_path), 2, other).restore(abstract_sam(other), iterator())
+        Checkpoints(str(tmp_path), 2, other).restore(abstract_sam(other), Position())
 
 
 @pytest.mark.parametrize('unfinished', ['9.orbax-checkpoint-tmp', '9.orbax-checkpoint-tmp-1700000000000000'])
 def test_half_written_checkpoint_is_not_picked_up(tmp_path, unfinished):
     config = tiny_config()
-    checkpoints = Checkpoints(str(tmp_path), 3, config)
     saved = state_at(3, config)
-    checkpoints.save(saved, iterator(taken=3))
+    save(tmp_path, saved, Position(3), config, keep=3)
     folder = tmp_path / 'checkpoints'
     shutil.copytree(folder / '3', folder / unfinished)
     shutil.rmtree(folder / unfinished / 'opt_state')
@@ -201,7 +221,7 @@ def test_half_written_checkpoint_is_not_picked_up(tmp_path, unfinished):
 
     checkpoints = Checkpoints(str(tmp_path), 3, config)
     assert checkpoints.latest == 3
-    assert_same(saved, checkpoints.restore(abstract(config), iterator()))
+    assert_same(saved, checkpoints.restore(abstract(config), Position()))
 
 
 KILLED = """
@@ -213,10 +233,12 @@ from samjax.errors import SamjaxError
 
 config = t.tiny_config()
 checkpoints = Checkpoints({workdir!r}, 3, config)
-checkpoints.save(t.state_at(3, config), t.iterator(taken=3))
+checkpoints.save(t.state_at(3, config), t.Position(3))
+checkpoints.wait()
 {trouble}
 try:
-    checkpoints.save(t.state_at(9, config), t.iterator(taken=9))
+    checkpoints.save(t.state_at(9, config), t.Position(9))
+    checkpoints.wait()
 except SamjaxError as error:
     sys.exit(f'error: {{error}}')
 """
@@ -241,10 +263,10 @@ def run_with_trouble(workdir, trouble):
 
 def assert_step_3_is_whole(workdir):
     config = tiny_config()
-    checkpoints, data = Checkpoints(str(workdir), 3, config), iterator()
+    checkpoints, data = Checkpoints(str(workdir), 3, config), Position()
     assert checkpoints.latest == 3
     assert_same(state_at(3, config), checkpoints.restore(abstract(config), data))
-    assert next(data) == next(iterator(taken=3))
+    assert data.taken == 3
     assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['3']  # nothing is left behind
 
 
@@ -266,13 +288,53 @@ def test_full_disk_while_saving_keeps_the_previous(tmp_path):
     assert_step_3_is_whole(tmp_path)
 
 
-def test_damaged_checkpoint_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)  # after an error both stay quiet
+@pytest.fixture
+def quiet(monkeypatch):
+    """What an error keeps from the terminal for good is undone."""
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
     for name in ('absl', 'asyncio'):
         monkeypatch.setattr(logging.getLogger(name), 'level', logging.getLogger(name).level)
+
+
+def test_damaged_checkpoint_is_named(tmp_path, quiet):
     config = tiny_config()
-    Checkpoints(str(tmp_path), 3, config).save(state_at(3, config), iterator())
+    save(tmp_path, state_at(3, config), Position(), config=config, keep=3)
     for path in (tmp_path / 'checkpoints' / '3' / 'params').rglob('d/*'):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SamjaxError, match=r'checkpoint .*/3 cannot be read \(.*\): remove that folder'):
-        Checkpoints(str(tmp_path), 3, config).restore(abstract(config), iterator())
+        Checkpoints(str(tmp_path), 3, config).restore(abstract(config), Position())
+    assert (tmp_path / 'checkpoints' / '3').is_dir()
+
+
+def cut_short(folder):
+    for path in folder.rglob('d/*'):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def remove_a_file(folder):
+    next(folder.rglob('d/*')).unlink()
+
+
+def empty_the_position(folder):
+    for path in (folder / 'data').iterdir():
+        path.write_text('')
+
+
+@pytest.mark.parametrize('damage', [cut_short, remove_a_file, empty_the_position, shutil.rmtree])
+def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, quiet, capsys, damage):
+    config = tiny_config()
+    for step in (3, 9):
+        save(tmp_path, state_at(step, config), Position(step), config, keep=3)
+    damage(tmp_path / 'checkpoints' / '9' / ('params' if damage is shutil.rmtree else ''))
+    checkpoints, data = Checkpoints(str(tmp_path), 3, config), Position()
+    assert_same(state_at(3, config), checkpoints.restore(abstract(config), data))
+    assert data.taken == 3
+    assert re.search(
+        rf'warning: checkpoint {tmp_path}/checkpoints/9 cannot be read \(.*\): .*; '
+        rf'moved to {tmp_path}/unreadable/9, continues from step 3\n',
+        capsys.readouterr().err,
+    )
+    # The run goes on to step 9 and saves it again.
+    checkpoints.save(state_at(9, config), Position(9))
+    checkpoints.wait()
+    assert_same(state_at(9, config), Checkpoints(str(tmp_path), 3, config).restore(abstract(config), data))

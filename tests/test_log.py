@@ -1,5 +1,6 @@
 """samjax.log: files without repeated steps, and lines a person can read."""
 
+import itertools
 import json
 import math
 
@@ -19,9 +20,13 @@ def rate(count):
     return 0.1 * (count + 1)
 
 
+def utilisation(images_per_second):
+    return math.nan
+
+
 def run(workdir, start, stop, steps=6):
     """Logs updates start + 1 ... stop with loss = step, a line every 2 updates, and a score after update 4."""
-    log = logs.Log(str(workdir), start, steps, every=2, batch=8, rate=rate)
+    log = logs.Log(str(workdir), start, steps, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
     for step in range(start + 1, stop + 1):
         log.step(step, METRICS | {'loss': float(step)})
         if step == 4:
@@ -84,7 +89,7 @@ def events(path):
 
 
 def test_progress_line_is_one_line_with_everything(capsys, tmp_path):
-    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch=8)
+    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch=8, used=math.nan)
     assert line == (
         'step 50/200 | 4.0 images/s | loss 3.0000 (focal 0.1000, dice 0.5000, iou 0.5000) | '
         'mask IoU 0.250 to 0.500 | lr 8.00e-04 | ETA 5 min 00 s'
@@ -94,7 +99,7 @@ def test_progress_line_is_one_line_with_everything(capsys, tmp_path):
 
 
 def test_first_step_of_a_process_is_not_timed():
-    line = logs.progress(1, 200, METRICS, 8e-4, per_second=math.nan, batch=8)
+    line = logs.progress(1, 200, METRICS, 8e-4, per_second=math.nan, batch=8, used=math.nan)
     assert '| - images/s |' in line
     assert line.endswith('ETA -')
 
@@ -102,12 +107,34 @@ def test_first_step_of_a_process_is_not_timed():
 def test_time_outside_training_does_not_count(tmp_path, monkeypatch):
     clock = iter([10.0, 11.0, 51.0, 54.0])  # first step ends, evaluation begins, ends, second step ends
     monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(clock))
-    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate)
+    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
     log.step(1, METRICS)
-    with log.untimed():
+    with log.spends('evaluation'):
         pass
     log.step(2, METRICS)
     assert logs.read_metrics(tmp_path)[0]['train/images_per_second'] == pytest.approx(8 / 4)
+
+
+def test_share_of_the_peak_is_in_the_line():
+    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch=8, used=0.412)
+    assert '| 4.0 images/s (MFU 41%) |' in line
+
+
+def test_waiting_for_data_counts_only_if_the_devices_are_idle(tmp_path, monkeypatch, capsys):
+    # First step ends; a wait of 2 s, one that is not counted; second step ends; the run ends.
+    clock = itertools.chain([10.0, 11.0, 13.0, 14.0, 20.0], itertools.repeat(30.0))
+    monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(clock))
+    log = logs.Log(str(tmp_path), 0, 2, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
+    log.step(1, METRICS)
+    for idle in (True, False):
+        with log.waits(lambda idle=idle: idle):
+            pass
+    log.step(2, METRICS)
+    assert logs.read_metrics(tmp_path)[0]['train/data_wait'] == pytest.approx(0.2)
+    log.finish()
+    out = capsys.readouterr().out
+    assert 'the devices waited 20% of the time for data: raise --config.data.workers' in out
+    assert 'goodput 60.0% of 30 s (else: start 10 s, data 2 s)' in out
 
 
 @pytest.mark.parametrize(
@@ -132,7 +159,9 @@ def test_parameter_table_counts_modules():
 
 
 def test_device_line_names_the_devices():
-    assert logs.device_line() == f'8 x {jax.devices()[0].device_kind} (cpu) in 1 process(es)'
+    mesh = jax.make_mesh((2, 4), ('data', 'fsdp'))
+    kind = jax.devices()[0].device_kind
+    assert logs.device_line(mesh) == f'8 x {kind} (cpu) in 1 process(es), mesh data 2 x fsdp 4'
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
@@ -143,7 +172,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
 
 
 def test_values_are_json_of_the_standard(tmp_path):
-    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate)
+    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
     log.values(3, {'eval/iou_spearman': 0.5})
     assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 3, 'eval/iou_spearman': 0.5}
 

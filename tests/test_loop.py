@@ -5,7 +5,6 @@ once, and every number depends on the data, the seed and the step.  One trains a
 """
 
 import functools
-import math
 import os
 import pathlib
 import re
@@ -16,17 +15,20 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
+from jax import random
 from PIL import Image
 from test_checkpoint import tiny_config
 
 from samjax import checkpoint, log, loop, optimizer, sharding, step
 from samjax.checkpoint import Checkpoints
 from samjax.errors import SamjaxError
+from samjax.losses import LossOptions
 from samjax.model.layers import Buffer
 from samjax.model.sam import sam_config
+from samjax.program import Program
+from samjax.program import build as build_program
 from samjax.step import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -54,38 +56,47 @@ def quick(steps, **changes):
     return tiny_config(**(QUICK | {'train.steps': steps} | changes))
 
 
-def init_params(config, seed):
-    params = {'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}}
-    return nnx.State(params), nnx.State({'fixed': Buffer(jnp.ones(3))})
+def build(config):
+    """A program whose model has two parameters."""
+    model, mesh = sam_config(**config.model), sharding.make_mesh(sharding.MeshOptions(**config.mesh), 16, 2)
+    sharding.check_batch(config.train.batch, mesh)
+    everywhere = sharding.replicated(mesh)
+    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
+    buffers, zero = nnx.State({'fixed': Buffer(jnp.ones(3))}), jnp.zeros((), jnp.int32)
+    options = optimizer.Options(**config.optimizer)
+    tx = optimizer.make_optimizer(options, params, model)
+
+    def init():
+        return TrainState(zero, params, buffers, tx.init(params), zero)
+
+    def shape(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+    update = functools.partial(
+        step.train_step, object_sums=object_sums, tx=tx, loss=LossOptions(**config.loss), seed=config.seed
+    )
+    split = sharding.batch_sharding(mesh)
+    return Program(
+        mesh=mesh,
+        model=model,
+        rate=optimizer.schedule(options),
+        state=jax.tree.map(shape, jax.eval_shape(init)),
+        init=jax.jit(init, out_shardings=everywhere),
+        step=jax.jit(update, in_shardings=(everywhere, split), out_shardings=everywhere, donate_argnums=0),
+    )
 
 
-def abstract(config):
-    return None, *jax.eval_shape(lambda: init_params(config, 0))
-
-
-def init_state(config, tx, seed):
-    params, buffers = init_params(config, seed)
-    return TrainState(jnp.zeros((), jnp.int32), params, buffers, tx.init(params))
-
-
-def train_step(state, batch, *, graphdef, tx, simulation, loss, seed):
-    noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), state.step), ())
-    bright = batch.image_BHW3.astype(jnp.float32).mean() / 255
-
-    def squares(params):
-        return sum(((leaf - bright - noise) ** 2).sum() for leaf in jax.tree.leaves(params))
-
-    value, grads = jax.value_and_grad(squares)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    parts = dict.fromkeys(('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last'), bright)
-    metrics = parts | {'loss': value, 'grad_norm': optax.tree.norm(grads), 'objects': batch.valid_BN.sum()}
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), state.buffers, opt_state), metrics
+def object_sums(params, buffers, batch, places_B, key):
+    """Both parameters chase a number that depends on the images and the key."""
+    aim = batch.image_BHW3.astype(jnp.float32).mean() / 255 + jax.random.normal(key, ())
+    grads = jax.tree.map(lambda p: 2 * (p - aim), params)
+    return grads, dict.fromkeys(('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last'), jnp.square(aim))
 
 
 class Evaluation:
     """Scores without a model."""
 
-    def __init__(self, config, workdir):
+    def __init__(self, config, workdir, mesh):
         pass
 
     def __call__(self, state):
@@ -94,7 +105,7 @@ class Evaluation:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    for part in (abstract, init_state, train_step, Evaluation):
+    for part in (build, Evaluation):
         monkeypatch.setattr(loop, part.__name__, part)
     return monkeypatch
 
@@ -104,8 +115,11 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+UNTIMED = ('train/images_per_second', 'train/data_wait')
+
+
 def lines_without_time(workdir):
-    return [{k: v for k, v in line.items() if k != 'train/images_per_second'} for line in log.read_metrics(workdir)]
+    return [{k: v for k, v in line.items() if k not in UNTIMED} for line in log.read_metrics(workdir)]
 
 
 def test_two_and_two_steps_equal_four(stand_in, tmp_path):
@@ -158,56 +172,87 @@ def test_hidden_transfers_are_refused(stand_in, tmp_path):
         loop.train(quick(2), str(tmp_path))
 
 
-def spoil(at, name, value):
-    """A train step whose metric `name` is `value` at update `at`."""
+def spoil(at, name, object_sums=object_sums):
+    """`object_sums` whose loss or gradients are not finite in the steps `at`."""
 
-    def step(state, batch, **options):
-        following, metrics = train_step(state, batch, **options)
-        return following, metrics | {name: jnp.where(following.step == at, value, metrics[name])}
+    def spoiled_sums(params, buffers, batch, places_B, key):
+        grads, sums = object_sums(params, buffers, batch, places_B, key)
+        # The key is that of the step.
+        bad = jnp.any(jnp.stack([jnp.all(random.key_data(key) == random.key_data(key_of(step))) for step in at]))
+        factor = jnp.where(bad, jnp.nan if name == 'loss' else jnp.inf, 1.0)
+        if name == 'loss':
+            return grads, sums | {'dice': sums['dice'] * factor}
+        return jax.tree.map(lambda g: g * factor, grads), sums
 
-    return step
+    return spoiled_sums
+
+
+def key_of(step):
+    return random.fold_in(random.key(0), step - 1)
 
 
 @pytest.mark.parametrize(
-    ('at', 'name', 'value', 'message'),
+    ('at', 'name', 'message'),
     [
-        (5, 'loss', math.nan, r'loss is nan at step 5, training stops \(the last good checkpoint is step 4\): lower'),
-        (4, 'grad_norm', math.inf, r'grad_norm is inf at step 4, .*checkpoint is step 2'),
-        (6, 'loss', math.nan, r'loss is nan at step 6, .*checkpoint is step 4'),  # the last one
-        (1, 'loss', math.nan, r'loss is nan at step 1, .*no checkpoint exists yet'),
+        (5, 'loss', r'loss is nan at step 5, training stops \(the last good checkpoint is step 4\): lower'),
+        (4, 'grad_norm', r'grad_norm is (inf|nan) at step 4, .*checkpoint is step 2'),
+        (6, 'loss', r'loss is nan at step 6, .*checkpoint is step 4'),  # the last one
+        (1, 'loss', r'loss is nan at step 1, .*no checkpoint exists yet'),
     ],
 )
-def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, name, value, message):
-    stand_in.setattr(loop, 'train_step', spoil(at, name, value))
+def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, name, message):
+    config = quick(6, **{'train.max_skipped': 0})
+    stand_in.setitem(globals(), 'object_sums', spoil([at], name))
     with pytest.raises(SamjaxError, match=message):
-        loop.train(quick(6), str(tmp_path))
+        loop.train(config, str(tmp_path))
     # The checkpoint that is left is good: the same command goes on from it, once the cause is gone.
-    stand_in.setattr(loop, 'train_step', train_step)
-    assert_same(loop.train(quick(6), str(tmp_path)), loop.train(quick(6), str(tmp_path / 'whole')))
+    stand_in.undo()
+    for part in (build, Evaluation):
+        stand_in.setattr(loop, part.__name__, part)
+    assert_same(loop.train(config, str(tmp_path)), loop.train(config, str(tmp_path / 'whole')))
     assert [line['step'] for line in log.read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
 
 
-def test_ctrl_c_saves_and_the_same_command_continues(stand_in, tmp_path, capsys):
-    def evaluate_and_press(self, state):
+def test_bad_steps_are_skipped_and_counted_until_there_are_too_many(stand_in, tmp_path, capsys):
+    stand_in.setitem(globals(), 'object_sums', spoil([2, 3], 'loss'))
+    loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'two'))
+    out = capsys.readouterr().out
+    assert 'loss is nan at step 2: the step is skipped' in out
+    assert [line['train/skipped'] for line in log.read_metrics(tmp_path / 'two') if 'train/skipped' in line] == [
+        0,
+        1,
+        2,
+        0,
+        0,
+    ]
+    stand_in.setitem(globals(), 'object_sums', spoil([2, 3, 4], 'loss'))
+    with pytest.raises(SamjaxError, match='loss is nan at step 4, training stops'):
+        loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'three'))
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_signal_saves_and_the_same_command_continues(stand_in, tmp_path, capsys, number, code):
+    def evaluate_and_signal(self, state):
         if int(state.step) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return {}
 
-    before = signal.getsignal(signal.SIGINT)
-    stand_in.setattr(Evaluation, '__call__', evaluate_and_press)
-    with pytest.raises(KeyboardInterrupt, match='stopped and saved at step 3; the same command continues'):
-        loop.train(quick(4, **{'train.save_every': 100}), str(tmp_path))
-    assert 'press again to stop at once' in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.getsignal(number)
+    stand_in.setattr(Evaluation, '__call__', evaluate_and_signal)
+    with pytest.raises(loop.Stopped, match='stopped and saved at step 4; the same command continues') as stopped:
+        loop.train(quick(6, **{'train.save_every': 100}), str(tmp_path))
+    assert stopped.value.code == code
+    assert f'{number.name}: saves after this step; once more stops at once' in capsys.readouterr().out
+    assert signal.getsignal(number) is before
     stand_in.setattr(Evaluation, '__call__', lambda self, state: {})
-    assert_same(loop.train(quick(4), str(tmp_path)), loop.train(quick(4), str(tmp_path / 'whole')))
+    assert_same(loop.train(quick(6), str(tmp_path)), loop.train(quick(6), str(tmp_path / 'whole')))
 
 
 def test_start_tells_parameters_and_devices(stand_in, tmp_path, capsys):
     loop.train(quick(1), str(tmp_path))
     out = capsys.readouterr().out
     assert re.search(r'^layer/kernel +4$', out, re.MULTILINE)
-    assert '8 x cpu (cpu) in 1 process(es); 8 images per step' in out
+    assert '8 x cpu (cpu) in 1 process(es), mesh data 1 x fsdp 8 x tensor 1; 8 images per step' in out
     assert f'starts at step 0 of 1 in {tmp_path}' in out
     loop.train(quick(2), str(tmp_path))
     assert 'continues at step 1 of 2' in capsys.readouterr().out
@@ -277,16 +322,14 @@ def test_options_of_the_command_reach_the_run(stand_in, tmp_path):
 
 def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     config = quick(1, **{'train.init': str(tmp_path / 'first')})
-    model = sam_config(**config.model)
-    params, buffers = step.init_params(model, 3)
+    params, buffers = step.init_params(sam_config(**config.model), 3)
     checkpoint.save_params(str(tmp_path / 'first'), config, params, buffers)
-    tx = optimizer.make_optimizer(optimizer.Options(**config.optimizer), params, model.depth)
-    init = functools.partial(step.init_state, model, tx, 4)
-    placement = sharding.replicated(sharding.make_mesh())
-    started = loop.initial_state(config, init, placement)
+    program = build_program(config)
+    started = loop.initial_state(config, program)
     assert_same(params, started.params)
     assert_same(buffers, started.buffers)
     assert int(started.step) == 0
+    assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, program.state)
     config.train.init = str(tmp_path / 'nowhere')
     with pytest.raises(SamjaxError, match='nowhere holds no checkpoint'):
-        loop.initial_state(config, init, placement)
+        loop.initial_state(config, program)

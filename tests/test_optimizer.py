@@ -18,6 +18,7 @@ OPTIONS = optimizer.Options(
     lr=1e-2,
     warmup=2,
     milestones=(3, 5),
+    timescale=0,
     cooldown=(0, 0),
     b1=0.9,
     b2=0.99,
@@ -28,17 +29,21 @@ OPTIONS = optimizer.Options(
 )
 
 
+TWO_BLOCKS = dataclasses.replace(SIZES['test'], stages=1, windowed=1)
+
+
 def with_options(**changes):
     return dataclasses.replace(OPTIONS, **changes)
 
 
 def tiny_params():
-    """One parameter for each layer of a depth-2 encoder, one of the neck, each with a kernel and a bias."""
+    """The layers of an encoder with two blocks, one windowed, one global; each with a kernel and a bias."""
 
-    def layer(value):
-        return {'kernel': nnx.Param(jnp.full((2, 2), value)), 'bias': nnx.Param(jnp.full(2, value))}
+    def layer(value, *lead):
+        return {'kernel': nnx.Param(jnp.full((*lead, 2, 2), value)), 'bias': nnx.Param(jnp.full((*lead, 2), value))}
 
-    encoder = {'patch_embed': layer(1.0), 'blocks': {0: layer(2.0), 1: layer(3.0)}, 'neck': layer(4.0)}
+    encoder = {'patch_embed': layer(1.0), 'neck': layer(4.0)}
+    encoder |= {'windowed_blocks': layer(2.0, 1, 1), 'global_blocks': layer(3.0, 1)}
     encoder['pos_embed'] = nnx.Param(jnp.full((2, 2, 2), 5.0))
     return nnx.State({'image_encoder': encoder})
 
@@ -61,6 +66,11 @@ def test_schedule_warms_up_then_drops_to_a_tenth():
 def test_schedule_cools_down_to_zero():
     expected = [0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
     np.testing.assert_allclose(rates(range(9), lr=1.0, warmup=2, milestones=(), cooldown=(3, 7)), expected, rtol=1e-6)
+
+
+def test_schedule_falls_with_the_square_root_of_the_steps():
+    got = rates((0, 1, 2, 5, 14), lr=1.0, warmup=2, milestones=(), timescale=1)
+    np.testing.assert_allclose(got, [0.5, 1, 1, 0.5, 13**-0.5], rtol=1e-6)
 
 
 def test_schedule_without_warmup_and_milestones_is_constant():
@@ -86,7 +96,7 @@ def adamw(params, grads, rates, factor, decay):
 
 def test_two_updates_equal_adamw_with_parameter_groups():
     params = tiny_params()
-    tx = optimizer.make_optimizer(OPTIONS, params, depth=2)
+    tx = optimizer.make_optimizer(OPTIONS, params, TWO_BLOCKS)
     state = tx.init(params)
     rng = np.random.default_rng(0)
     flat = {name: np.asarray(p, np.float64) for name, p in names(params).items()}
@@ -98,10 +108,10 @@ def test_two_updates_equal_adamw_with_parameter_groups():
         'image_encoder/patch_embed/kernel': (0.125, 0.1),
         'image_encoder/patch_embed/bias': (0.125, 0),
         'image_encoder/pos_embed': (0.125, 0),
-        'image_encoder/blocks/0/kernel': (0.25, 0.1),
-        'image_encoder/blocks/0/bias': (0.25, 0),
-        'image_encoder/blocks/1/kernel': (0.5, 0.1),
-        'image_encoder/blocks/1/bias': (0.5, 0),
+        'image_encoder/windowed_blocks/kernel': (0.25, 0.1),
+        'image_encoder/windowed_blocks/bias': (0.25, 0),
+        'image_encoder/global_blocks/kernel': (0.5, 0.1),
+        'image_encoder/global_blocks/bias': (0.5, 0),
         'image_encoder/neck/kernel': (1.0, 0.1),
         'image_encoder/neck/bias': (1.0, 0),
     }
@@ -116,7 +126,7 @@ def test_two_updates_equal_adamw_with_parameter_groups():
 def test_first_update_in_literal_numbers():
     """Adam's first update is the sign of the gradient: 1 - 0.005 * (1 + 0.1 * 1) = 0.9945."""
     params = nnx.State({'neck': {'kernel': nnx.Param(jnp.ones((1, 1)))}})
-    tx = optimizer.make_optimizer(OPTIONS, params, depth=2)
+    tx = optimizer.make_optimizer(OPTIONS, params, TWO_BLOCKS)
     updates, _ = tx.update(jax.tree.map(lambda p: 7 * p, params), tx.init(params), params)
     np.testing.assert_allclose(updates['neck']['kernel'], [[-0.0055]], rtol=1e-5)
 
@@ -126,7 +136,7 @@ def test_clip_scales_gradients_to_the_norm():
     params = nnx.State({'neck': {'kernel': nnx.Param(jnp.zeros((1, 1)))}})
 
     def after(clip, first, second):
-        tx = optimizer.make_optimizer(with_options(clip=clip), params, depth=2)
+        tx = optimizer.make_optimizer(with_options(clip=clip), params, TWO_BLOCKS)
         state = tx.init(params)
         for g in (first, second):
             updates, state = tx.update(jax.tree.map(lambda p, g=g: p + g, params), state, params)
@@ -154,15 +164,22 @@ def test_decay_reaches_the_kernels_of_the_model_and_nothing_else(tiny_config):
 
 def test_unknown_decay_is_named():
     with pytest.raises(SamjaxError, match="optimizer.decay='some'.*kernels, all"):
-        optimizer.make_optimizer(with_options(decay='some'), tiny_params(), depth=2)
+        optimizer.make_optimizer(with_options(decay='some'), tiny_params(), TWO_BLOCKS)
 
 
 def test_layer_factors_of_vit_b():
     params, _ = jax.eval_shape(lambda: init_params(SIZES['vit_b'], 0))
-    factor = names(optimizer.layer_factors(params, SIZES['vit_b'].depth, 0.6))
-    assert factor['image_encoder/pos_embed'] == factor['image_encoder/patch_embed/kernel'] == 0.6**13
-    assert factor['image_encoder/blocks/0/attention/w_qkv_DsAE'] == 0.6**12
-    assert factor['image_encoder/blocks/11/norm1/scale'] == 0.6
+    factor = names(optimizer.layer_factors(params, SIZES['vit_b'], 0.6))
+    np.testing.assert_allclose(factor['image_encoder/pos_embed'], 0.6**13, rtol=1e-6)
+    np.testing.assert_allclose(factor['image_encoder/patch_embed/kernel'], 0.6**13, rtol=1e-6)
+    # Blocks 0, 1 | 3, 4 | 6, 7 | 9, 10 attend in windows, 2, 5, 8, 11 globally.
+    windowed = factor['image_encoder/windowed_blocks/attention/w_qkv_DsAE']
+    assert windowed.shape == (4, 2, 1, 1, 1, 1)
+    expected = 0.6 ** np.array([[12.0, 11], [9, 8], [6, 5], [3, 2]])
+    np.testing.assert_allclose(windowed[..., 0, 0, 0, 0], expected, rtol=1e-6)
+    globally = factor['image_encoder/global_blocks/norm1/scale']
+    assert globally.shape == (4, 1)
+    np.testing.assert_allclose(globally[:, 0], 0.6 ** np.array([10.0, 7, 4, 1]), rtol=1e-6)
     outside = {f for name, f in factor.items() if 'blocks' not in name.split('/')[1] and 'embed' not in name}
     assert outside == {1.0}
 
@@ -173,7 +190,7 @@ def test_muon_moves_all_directions_of_a_matrix_alike_and_the_rest_as_adam_does()
     left, right = (np.linalg.qr(rng.normal(size=(side, 3)))[0] for side in (6, 4))
     kernel = jnp.asarray(left @ np.diag([1.0, 0.1, 0.01]) @ right.T, jnp.float32)
     params = nnx.State({'neck': {'kernel': nnx.Param(kernel), 'bias': nnx.Param(jnp.array([1.0, -1e-3]))}})
-    tx = optimizer.make_optimizer(with_options(name='muon', weight_decay=0.0, warmup=0), params, depth=2)
+    tx = optimizer.make_optimizer(with_options(name='muon', weight_decay=0.0, warmup=0), params, TWO_BLOCKS)
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     scale = -1e-2 * 0.2 * 6**0.5
     singular = np.linalg.svd(left.T @ (np.asarray(updates['neck']['kernel'][...]) / scale) @ right)[1]
@@ -190,8 +207,8 @@ def test_muon_sees_each_product_of_the_model_as_one_matrix(tiny_config):
         for rule in [optimizer.matrix_axes(tuple(name.split('/')), len(p.shape))]
     }
     assert rules['image_encoder/patch_embed/kernel'] == ((0, 1, 2), (3,), (8, 8, 3, 16))
-    assert rules['image_encoder/blocks/0/attention/w_qkv_DsAE'] == ((0,), (2, 3), (16, 3, 2, 8))
-    assert rules['image_encoder/blocks/0/attention/w_out_AED'] == ((0, 1), (2,), (2, 8, 16))
+    assert rules['image_encoder/windowed_blocks/attention/w_qkv_DsAE'] == ((2,), (4, 5), (1, 1, 16, 3, 2, 8))
+    assert rules['image_encoder/global_blocks/attention/w_out_AED'] == ((1, 2), (3,), (1, 2, 8, 16))
     assert rules['image_encoder/neck/smooth_33CC'] == ((0, 1, 2), (3,), (3, 3, 16, 16))
     assert rules['mask_decoder/transformer/final_attention/w_q_CAE'] == ((0,), (1, 2), (16, 2, 4))
     assert rules['mask_decoder/upscale1/kernel'] == ((2,), (0, 1, 3), (2, 2, 16, 4))
@@ -200,4 +217,4 @@ def test_muon_sees_each_product_of_the_model_as_one_matrix(tiny_config):
 
 def test_unknown_rule_is_named():
     with pytest.raises(SamjaxError, match="optimizer.name='lion'.*adamw, muon"):
-        optimizer.make_optimizer(with_options(name='lion'), tiny_params(), depth=2)
+        optimizer.make_optimizer(with_options(name='lion'), tiny_params(), TWO_BLOCKS)

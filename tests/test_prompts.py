@@ -15,10 +15,15 @@ from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT
 PAPER = Simulation(**default.get_config().prompts)
 
 
+def keys(seed):
+    """One for the only image of a batch."""
+    return jax.random.split(jax.random.key(seed), 1)
+
+
 def test_sample_pixel_is_uniform_over_the_mask():
     mask_HW = np.array([[0, 1, 0, 0], [1, 1, 0, 1]], bool)
     masks_BNHW = np.broadcast_to(mask_HW, (1, 4000, 2, 4))
-    xy_N2 = np.asarray(prompts.sample_pixel(masks_BNHW, jax.random.key(0)))[0].astype(int)
+    xy_N2 = np.asarray(prompts.sample_pixel(masks_BNHW, keys(0)))[0].astype(int)
     counts_HW = np.zeros((2, 4), int)
     np.add.at(counts_HW, (xy_N2[:, 1], xy_N2[:, 0]), 1)
     assert (counts_HW[~mask_HW] == 0).all()
@@ -27,7 +32,7 @@ def test_sample_pixel_is_uniform_over_the_mask():
 
 def test_sample_pixel_of_empty_mask_is_the_origin():
     masks_BNHW = np.zeros((1, 1, 3, 5), bool)
-    np.testing.assert_array_equal(prompts.sample_pixel(masks_BNHW, jax.random.key(0)), [[[0, 0]]])
+    np.testing.assert_array_equal(prompts.sample_pixel(masks_BNHW, keys(0)), [[[0, 0]]])
 
 
 def test_bounding_box_is_inclusive_and_xy():
@@ -42,7 +47,7 @@ def test_bounding_box_is_inclusive_and_xy():
 def test_box_noise_is_bounded_and_stays_on_the_image(noise):
     simulation = dataclasses.replace(PAPER, box_noise=noise)
     box_BN22 = jnp.broadcast_to(jnp.array([[0.0, 100.0], [899.0, 119.0]]), (1, 500, 2, 2))
-    noisy_BN22 = prompts.noisy_box(simulation, box_BN22, jnp.array([[200, 900]]), jax.random.key(1))
+    noisy_BN22 = prompts.noisy_box(simulation, box_BN22, jnp.array([[200, 900]]), keys(1))
     shift_BN22 = np.abs(noisy_BN22 - box_BN22)
     assert shift_BN22.max() <= 20
     assert shift_BN22[..., 0].max() > 19
@@ -58,7 +63,7 @@ def test_box_noise_is_bounded_and_stays_on_the_image(noise):
 def test_first_prompts_are_a_point_on_the_mask_or_a_box():
     masks_BNHW = np.zeros((1, 200, 32, 48), bool)
     masks_BNHW[..., 10:20, 5:40] = True
-    first = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), jax.random.key(0))
+    first = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), keys(0))
     assert first.points_BNP2.shape == (1, 200, 10, 2)
     assert not first.has_mask_BN.any()
     labels_NP = np.asarray(first.labels_BNP[0])
@@ -80,7 +85,7 @@ def test_error_click_falls_on_an_error_and_tells_the_truth():
     inside_BHW = np.ones((1, 4, 6), bool)
     inside_BHW[0, 3] = False
     for seed in range(5):
-        xy_BN2, label_BN = prompts.error_click(predicted_BNHW, masks_BNHW, inside_BHW, jax.random.key(seed))
+        xy_BN2, label_BN = prompts.error_click(predicted_BNHW, masks_BNHW, inside_BHW, keys(seed))
         np.testing.assert_array_equal(xy_BN2[0], [[1, 1], [3, 2]])
         np.testing.assert_array_equal(label_BN[0], [POSITIVE, NEGATIVE])
 
@@ -88,7 +93,7 @@ def test_error_click_falls_on_an_error_and_tells_the_truth():
 def test_error_click_without_errors_is_negative_on_the_background():
     masks_BNHW = np.ones((1, 1, 3, 3), bool)
     masks_BNHW[0, 0, 2, 1] = False
-    xy_BN2, label_BN = prompts.error_click(masks_BNHW, masks_BNHW, np.ones((1, 3, 3), bool), jax.random.key(0))
+    xy_BN2, label_BN = prompts.error_click(masks_BNHW, masks_BNHW, np.ones((1, 3, 3), bool), keys(0))
     np.testing.assert_array_equal(xy_BN2, [[[1, 2]]])
     np.testing.assert_array_equal(label_BN, [[NEGATIVE]])
 
@@ -110,18 +115,26 @@ def test_next_prompts_keep_what_was_said_and_add_one_click():
     masks_BNHW = np.zeros((1, 1, 32, 48), bool)
     masks_BNHW[0, 0, 8:16, 8:16] = True
     inside_BHW = np.ones((1, 32, 48), bool)
-    key = jax.random.key(0)
-    given = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), key)
+    given = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), keys(0))
     low_BNyx = jnp.full((1, 1, 16, 24), -1.0)
     for adds in (True, False):
         following = prompts.next_prompts(
-            given, low_BNyx, jnp.full((1, 1, 32, 48), -1.0), masks_BNHW, inside_BHW, adds, 2, key
+            given, low_BNyx, jnp.full((1, 1, 32, 48), -1.0), masks_BNHW, inside_BHW, adds, 2, keys(0)
         )
         np.testing.assert_array_equal(following.points_BNP2[:, :, :2], given.points_BNP2[:, :, :2])
         assert following.has_mask_BN.all()
         assert (following.mask_BNyx == -1).all()
         assert following.labels_BNP[0, 0, 2] == (POSITIVE if adds else ABSENT)
         assert (following.labels_BNP[0, 0, 3:] == ABSENT).all()
+
+
+def test_what_an_image_draws_does_not_depend_on_its_batch():
+    masks_BNHW = np.random.default_rng(0).random((3, 5, 32, 48)) > 0.5
+    size_B2, keys_B = jnp.array([[32, 48]] * 3), jax.random.split(jax.random.key(7), 3)
+    together = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), size_B2, keys_B)
+    alone = prompts.first_prompts(PAPER, masks_BNHW[2:], (16, 24), size_B2[2:], keys_B[2:])
+    np.testing.assert_array_equal(together.points_BNP2[2:], alone.points_BNP2)
+    np.testing.assert_array_equal(together.labels_BNP[2:], alone.labels_BNP)
 
 
 def test_unknown_noise_is_refused():

@@ -1,20 +1,79 @@
-"""samjax.sharding on the eight simulated devices of conftest.py."""
+"""samjax.sharding on the eight simulated devices of conftest.py: who holds what, and that it changes no number."""
+
+import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from samjax import sharding
+from configs import default
+from samjax import sharding, step
 from samjax.errors import SamjaxError
+from samjax.losses import LossOptions
+from samjax.model.sam import SIZES, abstract
+from samjax.prompts import Simulation
+from samjax.sharding import MeshOptions
 from samjax.structs import Batch
 
 
-def test_mesh_holds_all_devices():
-    assert dict(sharding.make_mesh().shape) == {'data': 8}
+def make_mesh(data=0, fsdp=0, tensor=1, width=16, heads=2, devices=None):
+    return sharding.make_mesh(MeshOptions(data, fsdp, tensor), width, heads, devices)
 
 
-def test_batch_is_split_along_its_first_axis():
-    mesh = sharding.make_mesh()
+@pytest.mark.parametrize(
+    ('options', 'shape'),
+    [
+        ({}, (1, 8, 1)),
+        ({'width': 12}, (2, 4, 1)),  # 8 devices do not divide a width of 12
+        ({'tensor': 2}, (1, 4, 2)),
+        ({'fsdp': 2}, (4, 2, 1)),
+        ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2, 2, 2)),
+    ],
+)
+def test_mesh_is_chosen(options, shape):
+    assert tuple(make_mesh(**options).shape.items()) == tuple(zip(('data', 'fsdp', 'tensor'), shape, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks a device."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = 'cpu'
+    device_kind: str = 'stand-in'
+
+
+def test_slices_lie_along_data():
+    devices = [Device(i, slice_index=i // 4, process_index=i // 4) for i in range(8)]
+    mesh = make_mesh(devices=devices)
+    assert dict(mesh.shape) == {'data': 2, 'fsdp': 4, 'tensor': 1}
+    assert [{device.slice_index for device in row.flat} for row in mesh.devices] == [{0}, {1}]
+    with pytest.raises(SamjaxError, match=r'mesh.data=1 x mesh.fsdp=8 .* 8 devices in 2 slice'):
+        make_mesh(data=1, fsdp=8, devices=devices)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'tensor': 3}, 'mesh.tensor=3 divides not both the 8 devices of a slice and the 2 heads'),
+        ({'tensor': 4}, 'mesh.tensor=4 divides not both'),
+        ({'data': 3}, 'mesh.data=3 x mesh.fsdp=8 x mesh.tensor=1 is not the 8 devices'),
+        ({'tensor': 4, 'heads': 4, 'devices': [Device(i, 0, i // 2) for i in range(8)]}, 'between processes'),
+    ],
+)
+def test_mesh_that_does_not_fit_is_named(options, message):
+    with pytest.raises(SamjaxError, match=message):
+        make_mesh(**options)
+
+
+def test_batch_is_shared_out_along_its_first_axis():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
     local = Batch(
         np.arange(8 * 2 * 4 * 3, dtype=np.uint8).reshape(8, 2, 4, 3),
         np.zeros((8, 5, 2, 4), bool),
@@ -26,20 +85,114 @@ def test_batch_is_split_along_its_first_axis():
     for given, made in zip(local, batch, strict=True):
         np.testing.assert_array_equal(given, made)
         assert given.dtype == made.dtype
-        assert {shard.data.shape for shard in made.addressable_shards} == {(1, *given.shape[1:])}
-        assert made.sharding == sharding.batch_sharding(mesh)
-
-
-def test_replicated_is_whole_on_every_device():
-    x = jax.device_put(np.ones((3, 2)), sharding.replicated(sharding.make_mesh()))
-    assert [shard.data.shape for shard in x.addressable_shards] == [(3, 2)] * 8
-
-
-def test_batch_that_devices_can_share_passes():
-    sharding.check_batch(16, sharding.make_mesh())
+        assert {shard.data.shape for shard in made.addressable_shards} == {(2, *given.shape[1:])}
 
 
 @pytest.mark.parametrize('batch', [0, 12])
 def test_batch_that_devices_cannot_share_is_named(batch):
+    sharding.check_batch(16, make_mesh())
+    sharding.check_batch(12, make_mesh(tensor=2))
     with pytest.raises(SamjaxError, match=f'train.batch={batch} .* 8 devices.* multiple of 8'):
-        sharding.check_batch(batch, sharding.make_mesh())
+        sharding.check_batch(batch, make_mesh())
+
+
+def test_matrices_of_the_encoder_are_split_and_nothing_else(tiny_config):
+    params = abstract(tiny_config)[1]
+    state = {'params': params, 'opt_state': optax.adam(1e-3).init(params)}
+    shardings = sharding.state_shardings(state, make_mesh(data=2, fsdp=2, tensor=2))
+    for found in (shardings['params'], shardings['opt_state'][0].mu):
+        blocks = found['image_encoder']['windowed_blocks']
+        specs = {name: leaf.get_value().spec for part in ('attention', 'norm1') for name, leaf in blocks[part].items()}
+        assert specs['w_qkv_DsAE'] == P(None, None, 'fsdp', None, 'tensor', None)
+        assert specs['b_qkv_sAE'] == P(None, None, None, 'tensor', None)
+        assert specs['w_out_AED'] == P(None, None, 'tensor', None, 'fsdp')
+        assert not any(specs['rel_h_RE'])
+        assert not any(specs['scale'])
+        first, second = (blocks['mlp']['layers'][i] for i in (0, 1))
+        assert first['kernel'].get_value().spec == P(None, None, 'fsdp', 'tensor')
+        assert first['bias'].get_value().spec == P(None, None, 'tensor')
+        assert second['kernel'].get_value().spec == P(None, None, 'tensor', 'fsdp')
+        assert found['image_encoder']['pos_embed'].get_value().spec == P(None, None, 'fsdp')
+        decoder = jax.tree.leaves(found['mask_decoder'])
+        assert all(leaf.spec == P() for leaf in decoder)
+    alone = sharding.state_shardings(state, make_mesh(data=8, fsdp=1))
+    assert all(not any(leaf.spec) for leaf in jax.tree.leaves(alone))
+
+
+TX = optax.sgd(0.1, momentum=0.9)  # Adam's first step is the sign of a gradient, however small
+SIMULATION = dataclasses.replace(Simulation(**default.get_config().prompts), rounds=5, object_chunk=1)
+LOSS = LossOptions(**default.get_config().loss)
+
+
+def one_step(config, batch, mesh):
+    """State and metrics after a step from parameters none of which is zero; on `mesh`, or on one device."""
+    graphdef, params, _ = abstract(config)
+    sums = functools.partial(step.object_sums, graphdef=graphdef, simulation=SIMULATION, loss=LOSS)
+
+    def init():
+        state = step.init_state(config, TX, 0)
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.key(5), len(leaves))
+        noisy = [p + 0.02 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+        return dataclasses.replace(state, params=tree.unflatten(noisy))
+
+    if mesh is None:
+        run = functools.partial(step.train_step, object_sums=sums, tx=TX, loss=LOSS, seed=0)
+        return jax.jit(run)(jax.jit(init)(), batch)
+    shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
+    shared = sharding.shared_out(sums, params, mesh, config.dtype)
+    run = functools.partial(step.train_step, object_sums=shared, tx=TX, loss=LOSS, seed=0)
+    state = jax.jit(init, out_shardings=shardings)()
+    images = sharding.batch_sharding(mesh)
+    run = jax.jit(run, in_shardings=(shardings, images), out_shardings=(shardings, sharding.replicated(mesh)))
+    return run(state, sharding.to_global(batch, mesh))
+
+
+@pytest.fixture(scope='module')
+def single():
+    """The step on one device, with drop path and dropout, of eight images with two objects each."""
+    # More than two channels in the norm of the mask prompt, which otherwise turns rounding errors into signs.
+    config, batch = dataclasses.replace(SIZES['test'], mask_channels=32, drop_path=0.5, dropout=0.1), eight_images()
+    with jax.default_matmul_precision('highest'):
+        return config, batch, one_step(config, batch, None)
+
+
+def eight_images():
+    rng = np.random.default_rng(3)
+    masks_BNHW = np.zeros((8, 2, 32, 48), bool)
+    for b in range(8):
+        for n in range(2):
+            y, x = rng.integers(0, 16, 2)
+            masks_BNHW[b, n, y : y + 8 + n, x : x + 14] = True
+    valid_BN = np.ones((8, 2), bool)
+    valid_BN[5, 1] = valid_BN[6] = False  # an image without objects, too
+    size_B2 = np.tile(np.int32([32, 48]), (8, 1))
+    size_B2[2] = 32, 31
+    image_BHW3 = rng.integers(0, 256, (8, 32, 48, 3), np.uint8)
+    return Batch(image_BHW3, masks_BNHW & valid_BN[..., None, None], valid_BN, size_B2)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2)], ids=lambda s: 'x'.join(map(str, s)))
+def test_step_on_eight_devices_equals_the_step_on_one(single, shape):
+    config, batch, (expected, expected_metrics) = single
+    with jax.default_matmul_precision('highest'):
+        state, metrics = one_step(config, batch, make_mesh(*shape))
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    for whole, shared in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(shared, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_highest_number_of_all_devices():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    with jax.transfer_guard('disallow'):
+        highest = sharding.highest(15, mesh)
+    assert int(highest) == 15
+
+
+def test_local_copy_is_whole_on_one_device():
+    mesh = make_mesh()
+    x = jax.device_put(jnp.arange(16.0), jax.sharding.NamedSharding(mesh, P('fsdp')))
+    [copy] = sharding.local_copy([x], mesh)
+    np.testing.assert_array_equal(copy, np.arange(16.0))
+    assert copy.devices() == {jax.local_devices()[0]}

@@ -1,0 +1,193 @@
+"""Preflight: compiles the training step of a config for TPUs that are not there, and says what it would take.
+
+TPU's compiler runs on any machine (`pip install "jax[tpu]"`); its verdict about memory is the one the pod would give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import serialize_executable, topologies
+from ml_collections import ConfigDict
+
+from samjax import collectives, flops, sharding
+from samjax.errors import SamjaxError
+from samjax.log import duration
+from samjax.program import Program, build
+from samjax.structs import Batch
+
+UTILISATIONS = (0.3, 0.4, 0.5)
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What one device of a pod would need for the training step, per step unless said otherwise."""
+
+    chip: str  # as the hardware calls itself
+    chips: int
+    mesh: dict[str, int]
+    images: int  # on a chip
+    parameters: int
+    compile_seconds: float
+    arguments: int  # bytes: parameters, optimiser state and batch
+    temporaries: int | None  # bytes; None: the compiler gave up before it knew
+    needed: float | None  # GiB, all in all
+    refusal: str | None  # what the compiler said, if the program does not fit
+    step_flops: float  # of all chips
+    sent: list[collectives.Sent]
+    steps: int  # of the whole run
+    remat: str
+    object_chunk: int
+
+    def lines(self) -> list[str]:
+        """The report in words."""
+        spec = flops.CHIPS[self.chip]
+        per_chip = self.step_flops / self.chips
+        floor = per_chip / spec.peak
+        bytes_sent = sum(row.bytes for row in self.sent if row.kind != collectives.OTHER_SLICES)
+        lines = [
+            f'{self.chips} x {self.chip}, mesh {" x ".join(f"{k} {v}" for k, v in self.mesh.items())}, '
+            f'{self.images} image(s) per chip, compiled in {self.compile_seconds:.0f} s',
+            f'parameters   {self.parameters:,}',
+        ]
+        if self.refusal is None:
+            lines += [
+                f'memory       {self.needed:.2f} of {spec.usable / GIB:.2f} GiB per chip: '
+                f'arguments {self.arguments / GIB:.2f}, temporaries {self.temporaries / GIB:.2f}',
+            ]
+            lines += [
+                f'{row.kind:<12} {row.bytes / GIB:.3f} GiB received per chip in {row.count} operation(s)'
+                + (f'; {row.unknown_loops} in loops of unknown length, counted once' if row.unknown_loops else '')
+                for row in self.sent
+            ]
+            lines.append(
+                f'network      {bytes_sent / spec.network:.3f} s if nothing else happened, '
+                f'{bytes_sent / spec.network / floor:.0%} of the computation'
+            )
+        lines.append(
+            f'computation  {self.step_flops / 1e12:.0f} TFLOP per step, {per_chip / 1e12:.1f} per chip: '
+            f'{floor:.3f} s at peak'
+        )
+        hours = ', '.join(f'{duration(floor / share * self.steps)} at {share:.0%}' for share in UTILISATIONS)
+        lines.append(f'whole run    {self.steps:,} steps: {hours} utilisation')
+        lines.append(self.verdict())
+        return lines
+
+    def verdict(self) -> str:
+        """Whether it fits, and what to change."""
+        if self.refusal is None:
+            return 'fits'
+        mends = []
+        if self.remat != 'full':
+            mends.append("--config.model.remat='full'")
+        if self.object_chunk > 1:
+            mends.append(f'--config.prompts.object_chunk={self.object_chunk // 2}')
+        if self.images > 1:
+            mends.append(f'--config.train.batch={self.images * self.chips // 2} (or more chips)')
+        mends = mends or ['a chip with more memory']
+        return f'DOES NOT FIT ({self.refusal}): try {", then ".join(mends)}'
+
+
+def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) -> Report:
+    """Compiles the training step of `config` for `slices` of `topology`, such as 'v5e:16x16'.
+
+    save: a file for the compiled program; what can load it is JAX of the same version.
+
+    Raises:
+        SamjaxError: the topology is not known, or the config does not fit it.
+    """
+    devices = describe(topology, slices)
+    program = build(config, devices)
+    batch = abstract_batch(config, program)
+    begun = time.perf_counter()
+    lowered = program.step.lower(program.state, batch)
+    compiled, refusal, needed = None, None, None
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = out_of_memory(str(error))
+        if refusal is None:
+            raise
+    seconds = time.perf_counter() - begun
+    arguments, temporaries, sent = bytes_per_device((program.state, batch)), None, []
+    if compiled is not None:
+        memory = compiled.memory_analysis()
+        temporaries = memory.temp_size_in_bytes
+        arguments = memory.argument_size_in_bytes
+        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        needed = (arguments + outputs + temporaries + memory.generated_code_size_in_bytes) / GIB
+        sent = collectives.read(compiled.as_text())
+        if save:
+            with open(save, 'wb') as file:
+                pickle.dump(serialize_executable.serialize(compiled), file)
+    images = config.train.batch // program.mesh.size
+    per_image = flops.train_flops(program.model, config.data.max_objects, config.prompts.rounds)
+    return Report(
+        chip=devices[0].device_kind,
+        chips=program.mesh.size,
+        mesh=dict(program.mesh.shape),
+        images=images,
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(program.state.params)),
+        compile_seconds=seconds,
+        arguments=arguments,
+        temporaries=temporaries,
+        needed=needed,
+        refusal=refusal,
+        step_flops=per_image * config.train.batch,
+        sent=sent,
+        steps=config.train.steps,
+        remat=config.model.remat,
+        object_chunk=config.prompts.object_chunk,
+    )
+
+
+def describe(topology: str, slices: int) -> list:
+    """The devices of a described topology.  Raises SamjaxError if it is not known or the compiler is not installed."""
+    try:
+        more = {'num_slices': slices} if slices > 1 else {}
+        if topology.startswith('v4:'):
+            more['chip_config_name'] = 'megacore'  # the two cores of a chip are one device
+        return topologies.get_topology_desc(platform='tpu', topology_name=topology, **more).devices
+    except ModuleNotFoundError as error:
+        raise SamjaxError(f'{error.name} is not installed: pip install "jax[tpu]"') from None
+    except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split('\n')[0]
+        raise SamjaxError(
+            f'the topology {topology!r} cannot be described ({reason}): write it as v5e:16x16, v6e:16x16, v5p:8x8x4 '
+            f'or v4:8x8x4, and install TPU\'s compiler by pip install "jax[tpu]"'
+        ) from None
+
+
+def abstract_batch(config: ConfigDict, program: Program) -> Batch:
+    """Shapes and shardings of a batch."""
+    b, n, (h, w) = config.train.batch, config.data.max_objects, config.model.image_size
+    images = sharding.batch_sharding(program.mesh)
+
+    def array(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=images)
+
+    return Batch(
+        image_BHW3=array((b, h, w, 3), jnp.uint8),
+        masks_BNHW=array((b, n, h, w), bool),
+        valid_BN=array((b, n), bool),
+        size_B2=array((b, 2), jnp.int32),
+    )
+
+
+def bytes_per_device(tree) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def out_of_memory(message: str) -> str | None:
+    """'18.0G of 15.7G' from the compiler's message, None if it is about something else."""
+    if 'RESOURCE_EXHAUSTED' not in message:
+        return None
+    found = re.search(r'Used ([\d.]+\w) of ([\d.]+\w)|\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)', message)
+    return f'{found[1] or found[3]} of {found[2] or found[4]}' if found else message.strip().split('\n')[0]
