@@ -79,7 +79,7 @@ def first_prompts(simulation: Simulation, masks_BNHW: jax.Array, low_size: tuple
 def next_prompts(
     prompts: Prompts,
     low_BNyx: jax.Array,
-    logits_BNHW: jax.Array,
+    answer_BNHW: jax.Array,
     masks_BNHW: jax.Array,
     inside_BHW: jax.Array,
     adds: jax.Array,
@@ -90,11 +90,11 @@ def next_prompts(
 
     Args:
       low_BNyx: logits of the answer, fed back as they are.
-      logits_BNHW: the same in the model frame.
+      answer_BNHW: the mask they make in the model frame.
       masks_BNHW: the truth.
       inside_BHW: where the image is; clicks never fall on padding.
     """
-    click_BN2, label_BN = error_click(logits_BNHW > 0, masks_BNHW, inside_BHW, keys_B)
+    click_BN2, label_BN = error_click(answer_BNHW, masks_BNHW, inside_BHW, keys_B)
     # A slot outside the array (after the last click) matches nothing.
     here_P = adds & (jnp.arange(prompts.labels_BNP.shape[2]) == slot)
     return Prompts(

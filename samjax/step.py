@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -155,43 +156,39 @@ def interact(
     inside_BHW = inside(size_B2, frame)
     counted_BHW = inside_BHW if loss.padding == 'exclude' else jnp.ones_like(inside_BHW)
 
-    def play(given, adds, slot, keys_B, answering):
-        """One round: answer, loss, and the prompts of the next round."""
-        decoder_keys_B, click_keys_B = split(keys_B, 2)
-        prediction = sam.decode(embed_BhwC, given, answering, decoder_keys_B)
+    def judge(answering, looked):
+        """Loss parts of the answer, and of its most confident mask the low-resolution logits and the mask itself."""
+        prediction = sam.mask_decoder.answer(*looked, answering)
         best_BN1 = jnp.argmax(prediction.iou_BNM, -1)[..., None]
+        low_BNyx = take_mask(prediction.logits_BNMyx, best_BN1)
         if loss.resolution == 'frame':
             logits_BNMHW = resize.upsample(prediction.logits_BNMyx, factor)
             parts = losses.sam_loss(loss, logits_BNMHW, prediction.iou_BNM, masks_BNHW, counted_BHW)
-            answer_BNHW = take_mask(logits_BNMHW, best_BN1)
-            low_BNyx = take_mask(prediction.logits_BNMyx, best_BN1)
-        else:
-            truth_BNyx, area_Byx = shrink(masks_BNHW, factor), shrink(counted_BHW, factor)
-            parts = losses.sam_loss(loss, prediction.logits_BNMyx, prediction.iou_BNM, truth_BNyx, area_Byx)
-            low_BNyx = take_mask(prediction.logits_BNMyx, best_BN1)
-            answer_BNHW = resize.upsample(jax.lax.stop_gradient(low_BNyx), factor)
+            return parts, low_BNyx, take_mask(logits_BNMHW, best_BN1) > 0
+        truth_BNyx, area_Byx = shrink(masks_BNHW, factor), shrink(counted_BHW, factor)
+        parts = losses.sam_loss(loss, prediction.logits_BNMyx, prediction.iou_BNM, truth_BNyx, area_Byx)
+        return parts, low_BNyx, resize.upsample(jax.lax.stop_gradient(low_BNyx), factor) > 0
+
+    @jax.checkpoint
+    def play(given, inputs):
+        """One round: answer, loss, and the prompts of the next round."""
+        number, adds, slot, keys_B = inputs
+        decoder_keys_B, click_keys_B = split(keys_B, 2)
+        looked = sam.look(embed_BhwC, given, decoder_keys_B)
+        # One prompt is ambiguous and gets three answers; from then on there are several, and one answer.
+        ambiguous, clear = functools.partial(judge, MULTIMASK), functools.partial(judge, SINGLE_MASK)
+        parts, low_BNyx, answer_BNHW = jax.lax.cond(number == 0, ambiguous, clear, looked)
         fed_back_BNyx = jax.lax.stop_gradient(low_BNyx) if simulation.detach_mask else low_BNyx
-        following = prompts.next_prompts(
+        return prompts.next_prompts(
             given, fed_back_BNyx, answer_BNHW, masks_BNHW, inside_BHW, adds, slot, click_keys_B
-        )
-        return following, parts
+        ), parts
 
     first_keys_B, *rounds_keys_B = split(keys_B, 1 + simulation.rounds)
-    keys_KB = jnp.stack(rounds_keys_B)
-    adds_K, slot_K = schedule
     first = prompts.first_prompts(simulation, masks_BNHW, low_size, size_B2, first_keys_B)
-
-    # One prompt is ambiguous and gets three answers; from then on there are several, and one answer.
-    play_first = jax.checkpoint(play, static_argnums=4)
-    given, parts = play_first(first, adds_K[0], slot_K[0], keys_KB[0], MULTIMASK)
-
-    def next_round(given, inputs):
-        return play(given, *inputs, SINGLE_MASK)
-
-    _, later_K = jax.lax.scan(jax.checkpoint(next_round), given, (adds_K[1:], slot_K[1:], keys_KB[1:]))
-    rounds_K = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), parts, later_K)
-    reached_KBN = rounds_K.pop('mask_iou')
-    sums = jax.tree.map(lambda x_KBN: x_KBN.sum(0), rounds_K)
+    rounds = (jnp.arange(simulation.rounds), *schedule, jnp.stack(rounds_keys_B))
+    _, parts_K = jax.lax.scan(play, first, rounds)
+    reached_KBN = parts_K.pop('mask_iou')
+    sums = jax.tree.map(lambda x_KBN: x_KBN.sum(0), parts_K)
     return sums | {'mask_iou_first': reached_KBN[0], 'mask_iou_last': reached_KBN[-1]}
 
 

@@ -1,10 +1,8 @@
 """samjax.loop and train.py: the order of things, resuming, and what stops a run.
 
-Most tests train a stand-in for the model, two parameters that chase the brightness of the images: it compiles at
-once, and every number depends on the data, the seed and the step.  One trains a real, tiny SAM.
+Most tests train the model of tests/stand_in.py, which compiles at once.  One trains a real, tiny SAM.
 """
 
-import functools
 import os
 import pathlib
 import re
@@ -16,91 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax import random
 from PIL import Image
-from test_checkpoint import tiny_config
+from stand_in import QUICK, Evaluation, build, object_sums, quick
 
-from samjax import checkpoint, log, loop, optimizer, sharding, step
+from samjax import checkpoint, log, loop, sharding, step
 from samjax.checkpoint import Checkpoints
 from samjax.errors import SamjaxError
-from samjax.losses import LossOptions
-from samjax.model.layers import Buffer
 from samjax.model.sam import sam_config
-from samjax.program import Program
 from samjax.program import build as build_program
-from samjax.step import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = {
-    'model.dtype': 'float32',
-    'data.workers': 0,
-    'data.max_objects': 2,
-    'data.train_images': 40,
-    'data.eval_images': 2,
-    'prompts.rounds': 4,
-    'prompts.object_chunk': 2,
-    'optimizer.warmup': 3,
-    'train.batch': 8,
-    'train.log_every': 1,
-    'train.save_every': 2,
-    'train.eval_every': 2,
-    'eval.clicks': (1, 2),
-    'eval.object_batch': 2,
-    'eval.max_objects': 2,
-    'eval.pictures': 1,
-}
-
-
-def quick(steps, **changes):
-    return tiny_config(**(QUICK | {'train.steps': steps} | changes))
-
-
-def build(config):
-    """A program whose model has two parameters."""
-    model, mesh = sam_config(**config.model), sharding.make_mesh(sharding.MeshOptions(**config.mesh), 16, 2)
-    sharding.check_batch(config.train.batch, mesh)
-    everywhere = sharding.replicated(mesh)
-    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
-    buffers, zero = nnx.State({'fixed': Buffer(jnp.ones(3))}), jnp.zeros((), jnp.int32)
-    options = optimizer.Options(**config.optimizer)
-    tx = optimizer.make_optimizer(options, params, model)
-
-    def init():
-        return TrainState(zero, params, buffers, tx.init(params), zero)
-
-    def shape(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
-
-    update = functools.partial(
-        step.train_step, object_sums=object_sums, tx=tx, loss=LossOptions(**config.loss), seed=config.seed
-    )
-    split = sharding.batch_sharding(mesh)
-    return Program(
-        mesh=mesh,
-        model=model,
-        rate=optimizer.schedule(options),
-        state=jax.tree.map(shape, jax.eval_shape(init)),
-        init=jax.jit(init, out_shardings=everywhere),
-        step=jax.jit(update, in_shardings=(everywhere, split), out_shardings=everywhere, donate_argnums=0),
-    )
-
-
-def object_sums(params, buffers, batch, places_B, key):
-    """Both parameters chase a number that depends on the images and the key."""
-    aim = batch.image_BHW3.astype(jnp.float32).mean() / 255 + jax.random.normal(key, ())
-    grads = jax.tree.map(lambda p: 2 * (p - aim), params)
-    return grads, dict.fromkeys(('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last'), jnp.square(aim))
-
-
-class Evaluation:
-    """Scores without a model."""
-
-    def __init__(self, config, workdir, mesh):
-        pass
-
-    def __call__(self, state):
-        return {'eval/miou@1': float(state.params['layer']['bias'][0])}
 
 
 @pytest.fixture
@@ -202,7 +126,7 @@ def key_of(step):
 )
 def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, name, message):
     config = quick(6, **{'train.max_skipped': 0})
-    stand_in.setitem(globals(), 'object_sums', spoil([at], name))
+    stand_in.setattr('stand_in.object_sums', spoil([at], name))
     with pytest.raises(SamjaxError, match=message):
         loop.train(config, str(tmp_path))
     # The checkpoint that is left is good: the same command goes on from it, once the cause is gone.
@@ -214,7 +138,7 @@ def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, 
 
 
 def test_bad_steps_are_skipped_and_counted_until_there_are_too_many(stand_in, tmp_path, capsys):
-    stand_in.setitem(globals(), 'object_sums', spoil([2, 3], 'loss'))
+    stand_in.setattr('stand_in.object_sums', spoil([2, 3], 'loss'))
     loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'two'))
     out = capsys.readouterr().out
     assert 'loss is nan at step 2: the step is skipped' in out
@@ -225,7 +149,7 @@ def test_bad_steps_are_skipped_and_counted_until_there_are_too_many(stand_in, tm
         0,
         0,
     ]
-    stand_in.setitem(globals(), 'object_sums', spoil([2, 3, 4], 'loss'))
+    stand_in.setattr('stand_in.object_sums', spoil([2, 3, 4], 'loss'))
     with pytest.raises(SamjaxError, match='loss is nan at step 4, training stops'):
         loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'three'))
 

@@ -119,7 +119,7 @@ def test_next_prompts_keep_what_was_said_and_add_one_click():
     low_BNyx = jnp.full((1, 1, 16, 24), -1.0)
     for adds in (True, False):
         following = prompts.next_prompts(
-            given, low_BNyx, jnp.full((1, 1, 32, 48), -1.0), masks_BNHW, inside_BHW, adds, 2, keys(0)
+            given, low_BNyx, jnp.zeros((1, 1, 32, 48), bool), masks_BNHW, inside_BHW, adds, 2, keys(0)
         )
         np.testing.assert_array_equal(following.points_BNP2[:, :, :2], given.points_BNP2[:, :, :2])
         assert following.has_mask_BN.all()

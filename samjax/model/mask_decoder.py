@@ -38,16 +38,16 @@ class MaskDecoder(nnx.Module):
         self.iou_head = Mlp((c, config.iou_hidden, config.iou_hidden, MASK_TOKENS), jax.nn.relu, dtype, rngs)
         self.dtype = dtype
 
-    def __call__(
+    def look(
         self,
         embed_BhwC: jax.Array,
         positions_hwC: jax.Array,
         sparse_BNPC: jax.Array,
         present_BNP: jax.Array,
         dense_BNhwC: jax.Array,
-        masks: tuple[int, ...],
         keys_B: jax.Array | None,
-    ) -> Prediction:
+    ) -> tuple[jax.Array, jax.Array]:
+        """The decoder's own tokens (B, N, 1 + MASK_TOKENS, C) and the image (B, N, y, x, U) after their talk."""
         b, n, h, w, c = dense_BNhwC.shape
         own_5C = jnp.concatenate([self.iou_token_1C[...], self.mask_tokens_4C[...]])
         own_BN5C = jnp.broadcast_to(own_5C[None, None], (b, n, 1 + MASK_TOKENS, c))
@@ -59,10 +59,13 @@ class MaskDecoder(nnx.Module):
         tokens_BNTC, image_BNLC = self.transformer(tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B)
 
         up_BNhwU = gelu(self.upscale_norm(self.upscale1(image_BNLC.reshape(b, n, h, w, c))))
-        up_BNyxU = gelu(self.upscale2(up_BNhwU))
-        heads_BNMU = jnp.stack([self.mask_heads[m](tokens_BNTC[:, :, 1 + m]) for m in masks], 2)
+        return tokens_BNTC[:, :, : 1 + MASK_TOKENS], gelu(self.upscale2(up_BNhwU))
+
+    def answer(self, own_BN5C: jax.Array, up_BNyxU: jax.Array, masks: tuple[int, ...]) -> Prediction:
+        """The masks of the mask tokens named in `masks`, from what `look` returned."""
+        heads_BNMU = jnp.stack([self.mask_heads[m](own_BN5C[:, :, 1 + m]) for m in masks], 2)
         logits_BNMyx = jnp.einsum('BNMU,BNyxU->BNMyx', heads_BNMU, up_BNyxU, preferred_element_type=jnp.float32)
-        iou_BN4 = self.iou_head(tokens_BNTC[:, :, 0]).astype(jnp.float32)
+        iou_BN4 = self.iou_head(own_BN5C[:, :, 0]).astype(jnp.float32)
         return Prediction(logits_BNMyx, jnp.stack([iou_BN4[..., m] for m in masks], -1))
 
 
