@@ -106,9 +106,9 @@ def _add_preflight(commands) -> None:
 
 
 def _preflight(options) -> None:
-    # Before JAX is imported: compile for TPUs, look for none.
+    # Before JAX is imported: compile for TPUs, look for none.  The type only keeps the compiler from asking for it.
     os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost'}
-    os.environ |= {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_ACCELERATOR_TYPE': options.topology}
+    os.environ |= {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_ACCELERATOR_TYPE': 'v4-8'}
     from samjax.preflight import preflight
 
     config = _config(options.config, options.changes)

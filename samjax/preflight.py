@@ -37,8 +37,7 @@ class Report:
     parameters: int
     compile_seconds: float
     arguments: int  # bytes: parameters, optimiser state and batch
-    temporaries: int | None  # bytes; None: the compiler gave up before it knew
-    needed: float | None  # GiB, all in all
+    peak: int | None  # bytes of memory in use at most, arguments included; None: the compiler gave up before it knew
     refusal: str | None  # what the compiler said, if the program does not fit
     step_flops: float  # of all chips
     sent: list[collectives.Sent]
@@ -59,8 +58,8 @@ class Report:
         ]
         if self.refusal is None:
             lines += [
-                f'memory       {self.needed:.2f} of {spec.usable / GIB:.2f} GiB per chip: '
-                f'arguments {self.arguments / GIB:.2f}, temporaries {self.temporaries / GIB:.2f}',
+                f'memory       {self.peak / GIB:.2f} of {spec.usable / GIB:.2f} GiB per chip at most, '
+                f'{self.arguments / GIB:.2f} of it parameters, optimiser state and batch',
             ]
             lines += [
                 f'{row.kind:<12} {row.bytes / GIB:.3f} GiB received per chip in {row.count} operation(s)'
@@ -108,7 +107,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
     batch = abstract_batch(config, program)
     begun = time.perf_counter()
     lowered = program.step.lower(program.state, batch)
-    compiled, refusal, needed = None, None, None
+    compiled, refusal, peak = None, None, None
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -116,13 +115,10 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
         if refusal is None:
             raise
     seconds = time.perf_counter() - begun
-    arguments, temporaries, sent = bytes_per_device((program.state, batch)), None, []
+    arguments, sent = bytes_per_device((program.state, batch)), []
     if compiled is not None:
         memory = compiled.memory_analysis()
-        temporaries = memory.temp_size_in_bytes
-        arguments = memory.argument_size_in_bytes
-        outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        needed = (arguments + outputs + temporaries + memory.generated_code_size_in_bytes) / GIB
+        arguments, peak = memory.argument_size_in_bytes, memory.peak_memory_in_bytes
         sent = collectives.read(compiled.as_text())
         if save:
             with open(save, 'wb') as file:
@@ -137,8 +133,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(program.state.params)),
         compile_seconds=seconds,
         arguments=arguments,
-        temporaries=temporaries,
-        needed=needed,
+        peak=peak,
         refusal=refusal,
         step_flops=per_image * config.train.batch,
         sent=sent,

@@ -3,7 +3,9 @@
 Both parameters chase a number that depends on the images of the step and its key, so the curve tells whether data,
 step and seed are as they were.  Run as a program it is train.py with this model:
 
-    python tests/stand_in.py WORKDIR STEPS SECONDS_PER_STEP DEVICES [PORT PROCESSES PROCESS]
+    python tests/stand_in.py WORKDIR STEPS SECONDS_PER_STEP DEVICES [PORT PROCESSES PROCESS [sam]]
+
+or, with the last word, with a real SAM, which takes a minute to compile.
 """
 
 import functools
@@ -35,7 +37,7 @@ QUICK = {
     'data.workers': 0,
     'data.max_objects': 2,
     'data.train_images': 40,
-    'data.eval_images': 2,
+    'data.eval_images': 3,
     'prompts.rounds': 4,
     'prompts.object_chunk': 2,
     'optimizer.warmup': 3,
@@ -104,7 +106,7 @@ class Evaluation:
         return {'eval/miou@1': float(state.params['layer']['bias'][0])}
 
 
-def main(workdir, steps, seconds, devices, port=None, processes=None, process=None):
+def main(workdir, steps, seconds, devices, port='', processes='', process='', model='stand-in'):
     jax.config.update('jax_num_cpu_devices', int(devices))
     batches = loop.open_batches
 
@@ -114,7 +116,9 @@ def main(workdir, steps, seconds, devices, port=None, processes=None, process=No
         opened.__class__.__next__ = lambda self: (time.sleep(float(seconds)), take(self))[1]
         return opened
 
-    loop.build, loop.Evaluation, loop.open_batches = build, Evaluation, open_slowly
+    loop.open_batches = open_slowly
+    if model == 'stand-in':
+        loop.build, loop.Evaluation = build, Evaluation
     try:
         if port:
             cluster.join(False, f'127.0.0.1:{port}', int(processes), int(process), 60)

@@ -161,6 +161,26 @@ def test_batch_size_does_not_change_scores(source):
     assert whole.rows == parts.rows
 
 
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_share_images_and_find_what_one_finds(source, monkeypatch, processes):
+    """Three images; of two processes one has two, of four one has none."""
+    fake = Fake(source, lambda truth_HW, click, slot: truth_HW if slot else np.zeros_like(truth_HW))
+    whole = interactive(source, pictures=1).measure(fake)
+    found = []
+    for process in range(processes):
+        monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+        monkeypatch.setattr(jax, 'process_count', lambda: processes)
+        monkeypatch.setattr(evaluators.cluster, 'gather', lambda mine: found.append(mine) or [mine])
+        interactive(source, pictures=1).measure(fake)
+    monkeypatch.setattr(evaluators.cluster, 'gather', lambda mine: found)
+    joined = interactive(source, pictures=1).measure(fake)
+    assert joined.rows == whole.rows
+    assert (joined.images, joined.images_without_objects) == (2, 1)
+    np.testing.assert_equal(dict(joined.values()), dict(whole.values()))
+    assert len(joined.pictures) == 1
+    np.testing.assert_array_equal(joined.pictures[0].image_HW3, whole.pictures[0].image_HW3)
+
+
 def test_random_first_clicks_repeat_and_lie_inside(source):
     def points(seed):
         fake = Fake(source, lambda truth, click, slot: truth)

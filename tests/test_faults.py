@@ -24,7 +24,7 @@ LIMIT = 120  # s, for a process that hangs
 
 
 def start(workdir, steps, seconds=0.0, devices=8, job=()):
-    """A training process; `job` is (port, processes, process)."""
+    """A training process; `job` is (port, processes, process), and 'sam' for the real model."""
     words = [sys.executable, TESTS / 'stand_in.py', workdir, steps, seconds, devices, *job]
     return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -173,3 +173,21 @@ def test_only_the_first_process_writes(tmp_path):
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
     assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 4
+
+
+def test_two_processes_train_and_evaluate_sam_as_one_does(tmp_path):
+    """A step of eight images, and an evaluation of three, of which one process has two."""
+    alone = start(tmp_path / 'alone', 1, job=('', '', '', 'sam'))
+    finish(alone)
+    job = port()
+    finish(*(start(tmp_path / 'two', 1, devices=4, job=(job, 2, i, 'sam')) for i in range(2)))
+    (train, evaluation), (expected_train, expected_evaluation) = map(
+        log.read_metrics, (tmp_path / 'two', tmp_path / 'alone')
+    )
+    assert train.keys() == expected_train.keys()
+    for name in ('loss', 'focal', 'dice', 'iou', 'grad_norm', 'objects', 'mask_iou_first', 'mask_iou_last'):
+        assert train[f'train/{name}'] == pytest.approx(expected_train[f'train/{name}'], rel=1e-5, abs=1e-6), name
+    assert evaluation.keys() == expected_evaluation.keys()
+    assert evaluation['eval/masks'] == expected_evaluation['eval/masks']
+    assert evaluation['eval/images'] == 3
+    assert evaluation['eval/miou@1'] == pytest.approx(expected_evaluation['eval/miou@1'], abs=1e-3)

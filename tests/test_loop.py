@@ -172,6 +172,23 @@ def test_signal_saves_and_the_same_command_continues(stand_in, tmp_path, capsys,
     assert_same(loop.train(quick(6), str(tmp_path)), loop.train(quick(6), str(tmp_path / 'whole')))
 
 
+def test_nothing_is_compiled_after_the_first_evaluation_and_save(stand_in, tmp_path):
+    compiled, at = [], {}
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **facts: compiled.append(name) if 'backend_compile' in name else None
+    )
+    step_of_log = log.Log.step
+
+    def note(self, step, metrics):
+        at[step] = len(compiled)
+        step_of_log(self, step, metrics)
+
+    stand_in.setattr(log.Log, 'step', note)
+    loop.train(quick(12), str(tmp_path))
+    assert at[1] > 0
+    assert at[12] == at[4]  # evaluations and saves come every two steps
+
+
 def test_start_tells_parameters_and_devices(stand_in, tmp_path, capsys):
     loop.train(quick(1), str(tmp_path))
     out = capsys.readouterr().out

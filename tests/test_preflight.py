@@ -1,0 +1,95 @@
+"""samjax.preflight: a small model compiles for a described pod, and what does not fit is said with a mend."""
+
+import dataclasses
+import pickle
+import re
+
+import jax
+import pytest
+from jax.experimental import serialize_executable
+from stand_in import QUICK
+
+from samjax import preflight
+from samjax.__main__ import _config, main
+from samjax.errors import SamjaxError
+from samjax.preflight import Report
+from samjax.program import build
+
+REPORT = Report(
+    chip='TPU v5 lite', chips=256, mesh={'data': 16, 'fsdp': 16, 'tensor': 1}, images=4, parameters=641_090_608,
+    compile_seconds=100.0, arguments=2**30, peak=7 * 2**30, refusal=None,
+    step_flops=256 * 19.7e12, sent=[], steps=90_000, remat='matmuls', object_chunk=8,
+)  # fmt: skip
+
+
+def test_report_in_words():
+    lines = REPORT.lines()
+    assert lines[0] == ('256 x TPU v5 lite, mesh data 16 x fsdp 16 x tensor 1, 4 image(s) per chip, compiled in 100 s')
+    assert lines[2] == 'memory       7.00 of 15.75 GiB per chip at most, 1.00 of it parameters, optimiser state and batch'
+    assert lines[-3] == 'computation  5043 TFLOP per step, 19.7 per chip: 0.100 s at peak'
+    # .1 s / .4 x 90,000 = 6.25 h
+    assert '6 h 15 min at 40%' in lines[-2]
+    assert lines[-1] == 'fits'
+
+
+def test_what_does_not_fit_is_said_with_a_mend():
+    refused = dataclasses.replace(REPORT, refusal='18.0G of 15.7G', peak=None)
+    assert refused.lines()[-1] == (
+        "DOES NOT FIT (18.0G of 15.7G): try --config.model.remat='full', then --config.prompts.object_chunk=4, "
+        'then --config.train.batch=512 (or more chips)'
+    )
+    least = dataclasses.replace(refused, remat='full', object_chunk=1, images=1)
+    assert least.verdict().endswith('try a chip with more memory')
+
+
+@pytest.mark.parametrize(
+    ('message', 'said'),
+    [
+        ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. '
+         'Used 18.40G of 15.75G hbm. Exceeded hbm capacity by 2.65G.', '18.40G of 15.75G'),
+        ('RESOURCE_EXHAUSTED: total memory required for HLO temporaries (800.00G) exceeds available HBM (15.75G)',
+         '800.00G of 15.75G'),
+        ('INTERNAL: something else', None),
+    ],
+)  # fmt: skip
+def test_compiler_messages(message, said):
+    assert preflight.out_of_memory(message) == said
+
+
+def test_unknown_topology_is_named():
+    with pytest.raises(SamjaxError, match="the topology 'v9:2x2' cannot be described .*v5e:16x16"):
+        preflight.describe('v9:2x2', 1)
+
+
+def test_small_model_fits_eight_chips(tmp_path, capsys):
+    """The command, from options to the saved program."""
+    saved = tmp_path / 'step.xla'
+    words = ['preflight', '--config', 'configs/default.py', '--topology', 'v5e:2x4', '--save', str(saved)]
+    main([*words, *(f'--config.{key}={value}' for key, value in QUICK.items())])
+    out = capsys.readouterr().out
+    assert re.match(r'8 x TPU v5 lite, mesh data 2 x fsdp 4 x tensor 1, 1 image\(s\) per chip, compiled in', out)
+    for kind in ('all-gather', 'all-reduce', 'reduce-scatter'):
+        assert kind in out
+    assert out.endswith('fits\n')
+    with saved.open('rb') as file:
+        payload, inputs, outputs = pickle.load(file)
+    assert len(payload) > 10_000
+    assert inputs.num_leaves > 20
+    assert callable(serialize_executable.deserialize_and_load)
+
+
+def test_unknown_option_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: the config has no option 'modle' Did you mean"):
+        main(['preflight', '--config', 'configs/default.py', '--topology', 'v5e:2x4', '--config.modle.size=vit_h'])
+    with pytest.raises(SystemExit):
+        main(['preflight', '--config', 'configs/default.py', '--topology', 'v5e:2x4', '--bogus'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters'),
+    [('vit_b', 93_735_472), ('vit_l', 312_342_832), ('vit_h', 641_090_608), ('vit_h_modern', 641_090_608)],
+)
+def test_configs_of_the_paper_build_for_a_pod(name, parameters):
+    config = _config(f'configs/sa1b_{name}.py', ['--config.train.batch=256'])
+    program = build(config, preflight.describe('v5e:16x16', 1))
+    assert sum(x.size for x in jax.tree.leaves(program.state.params)) == parameters
