@@ -1,6 +1,9 @@
 """The training stream is a function of seed and step: not of workers, processes or interruptions."""
 
 import json
+import os
+import signal
+import time
 from typing import NamedTuple
 
 import grain
@@ -46,6 +49,33 @@ class Broken(Numbered):
 
     def __getitem__(self, index):
         raise OSError('the disk is gone')
+
+
+class Deadly(Numbered):
+    """Its reader is killed at an image, as the system does for want of memory; `once` is a file that says it was."""
+
+    def __new__(cls, count, once):
+        made = super().__new__(cls, count)
+        made.once = once
+        return made
+
+    def __getnewargs__(self):
+        return self.count, self.once
+
+    def __getitem__(self, index):
+        if index == 5 and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+class Slow(Numbered):
+    """Takes its time."""
+
+    def __getitem__(self, index):
+        time.sleep(0.5)
+        return super().__getitem__(index)
 
 
 def loader(source, **changes):
@@ -192,6 +222,28 @@ def test_an_error_in_a_worker_reaches_the_loop():
     with pytest.raises(OSError, match='the disk is gone'):
         next(batches)
     batches.close()
+
+
+def test_workers_that_die_are_started_again_and_no_image_is_lost(tmp_path, capsys):
+    expected = take(loader(Numbered(12), batch=1), 14)
+    batches = loader(Deadly(12, tmp_path / 'once'), batch=1, workers=2)
+    for some, others in zip(take(batches, 14), expected, strict=True):
+        assert_equal(some, others)
+    batches.close()
+    assert 'data workers died (by signal SIGKILL); starts them again (attempt 1)' in capsys.readouterr().err
+
+
+def test_workers_that_die_again_and_again_are_an_error():
+    batches = loader(Deadly(12, None), batch=1, workers=1)
+    with pytest.raises(SamjaxError, match=r'data workers died 3 times at batch \d+: .* lower --config.data.workers'):
+        take(batches, 14)
+
+
+def test_waiting_long_for_data_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, 'PATIENCE', 0.1)
+    monkeypatch.setattr(pipeline, 'SLOW', 1)
+    take(loader(Slow(12)), 1)
+    assert 'warning: batch 0 is not there after 1 s: is the storage slow' in capsys.readouterr().err
 
 
 def test_train_loader_refuses_what_it_cannot_do():

@@ -8,9 +8,13 @@ data depend on the seed and the step alone: not on worker or process counts, nor
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
+import time
 import weakref
 
 import grain
@@ -24,6 +28,9 @@ from samjax.data.transforms import FLIPS, sample_example
 from samjax.errors import SamjaxError
 from samjax.structs import Batch, Example
 
+PATIENCE = 0.5  # s between looks at workers that let training wait
+SLOW = 60  # s of waiting that are worth a line
+ATTEMPTS = 3  # to read a batch whose workers died
 ENDLESS = 2**48  # images; Grain's own endless repetition cannot be cut into batches of one
 
 
@@ -90,13 +97,62 @@ class Batches(grain.DatasetIterator):
         self._workers, self._prefetch = workers, prefetch
         self._taken = 0
         self._readers = []  # the one at work, if any
+        self._others, self._processes = [], []  # processes that are not its workers, and those that are
         weakref.finalize(self, _close, self._readers)  # at exit too, while Grain still can
 
     def __next__(self) -> Batch:
-        self.start_prefetch()
-        batch = _unpack(next(self._readers[0]), self._width)
-        self._taken += 1
-        return batch
+        """Raises SamjaxError if a worker dies again and again at the same batch."""
+        for attempt in range(ATTEMPTS):
+            self.start_prefetch()
+            try:
+                batch = self._wait()
+            except _WorkerDied as died:
+                for worker in self._processes:
+                    worker.kill()
+                self._readers.clear()  # closing it might wait for the dead, too
+                print(f'warning: {died}; starts them again (attempt {attempt + 1})', file=sys.stderr, flush=True)
+                continue
+            self._meet()
+            self._taken += 1
+            return _unpack(batch, self._width)
+        raise SamjaxError(
+            f'data workers died {ATTEMPTS} times at batch {self._taken}: the system ends processes for want of memory, '
+            f'so lower --config.data.workers or --config.data.prefetch'
+        )
+
+    def _wait(self) -> Batch:
+        """The next batch; says so when it takes long, and finds out if it will never come.
+
+        Grain notices a dead worker, unless it died while it held the lock of its queue: then Grain waits for ever.
+        """
+        answer, begun, told = _ask(self._readers[0]), time.monotonic(), 0
+        while True:
+            try:
+                batch, error = answer.get(timeout=PATIENCE)
+                if error is None:
+                    return batch
+                if 'terminated unexpectedly' not in str(error):
+                    raise error
+            except queue.Empty:
+                pass
+            self._meet()
+            dead = [worker for worker in self._processes if not worker.is_alive()]
+            if dead:
+                raise _WorkerDied(f'{len(dead)} of {len(self._processes)} data workers died ({_cause(dead[0])})')
+            waited = int(time.monotonic() - begun)
+            if waited >= told + SLOW:
+                told = waited
+                print(
+                    f'warning: batch {self._taken} is not there after {waited} s: is the storage slow, or are there '
+                    f'too few data.workers?',
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _meet(self) -> None:
+        """Notes who the workers are: Grain starts them in its own time, and whoever died is found nowhere."""
+        known = self._others + self._processes
+        self._processes += [child for child in multiprocessing.active_children() if child not in known]
 
     def get_state(self) -> dict[str, int]:
         return {'taken': self._taken}
@@ -107,6 +163,7 @@ class Batches(grain.DatasetIterator):
 
     def start_prefetch(self) -> None:
         if not self._readers:
+            self._others, self._processes = multiprocessing.active_children(), []
             self._readers.append(iter(self._read(self._batches[self._taken :])))
             self._readers[0].start_prefetch()
 
@@ -129,10 +186,34 @@ class Batches(grain.DatasetIterator):
         return read.mp_prefetch(options, worker_init_fn=_deafen)
 
 
+class _WorkerDied(Exception):
+    pass
+
+
+def _ask(reader) -> queue.SimpleQueue:
+    """A place for (next batch, None) or (None, error) of `reader`; who looks there need not wait."""
+    place = queue.SimpleQueue()
+
+    def take():
+        try:
+            place.put((next(reader), None))
+        except Exception as error:
+            place.put((None, error))
+
+    threading.Thread(target=take, daemon=True).start()
+    return place
+
+
+def _cause(worker: multiprocessing.Process) -> str:
+    code = worker.exitcode
+    return f'by signal {signal.Signals(-code).name}' if code and code < 0 else f'with exit code {code}'
+
+
 def _deafen(index: int, count: int) -> None:
-    """Ctrl-C goes to every process of a terminal; only the training process should act on it."""
+    """Ctrl-C goes to every process of a terminal, SIGTERM may go to every process of a job: training acts on them."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _close(readers: list) -> None:
