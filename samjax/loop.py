@@ -65,25 +65,26 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     # Contract.  `done` updates lie behind the state.  Before the next batch is taken, the scores of this state are in
     # the log and the state is on its way to the disk, if they are due; so what a restored run finds is what it would
     # have made.  Metrics of a step, and whether a process was asked to stop, are read after the next one is dispatched,
-    # so all processes know it before the same step.  Between batch and dispatch nothing moves between host and device
-    # unless it says so.
+    # so all processes know it before the same step; then time may be short, and nothing is evaluated.  Between batch
+    # and dispatch nothing moves between host and device unless it says so.
+    intervals = config.train.eval_every, config.train.save_every
     pending = Pending(log, config.train.max_skipped, checkpoints)
     trace = Trace(config.train.profile, workdir)
     with contextlib.closing(log), contextlib.closing(batches), contextlib.closing(checkpoints), _signals() as asked:
         for done in range(start, steps):
-            due_evaluation = done > start and done % config.train.eval_every == 0
-            due_save = pending.asked or done > start and done % config.train.save_every == 0
+            due_evaluation, due_save = (done > start and done % every == 0 for every in intervals)
             if due_evaluation or due_save:
                 pending.settle()
-                if due_evaluation:
-                    with log.spends('evaluation'):
-                        log.values(done, evaluation(state))
-                if due_save:
-                    with log.spends('saving'):
-                        checkpoints.save(state, batches)
             if pending.asked:
+                checkpoints.save(state, batches)
                 checkpoints.wait()
                 raise Stopped(f'stopped and saved at step {done}; the same command continues', EXIT[pending.asked])
+            if due_evaluation:
+                with log.spends('evaluation'):
+                    log.values(done, evaluation(state))
+            if due_save:
+                with log.spends('saving'):
+                    checkpoints.save(state, batches)
             trace.before(done + 1, pending)
             with jax.transfer_guard('disallow'):
                 with log.waits(pending.is_computed):

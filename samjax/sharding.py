@@ -198,8 +198,12 @@ def shared_out(object_sums: Callable, params, mesh: Mesh, dtype: str) -> Callabl
 
 def local_copy(tree, mesh: Mesh):
     """Arrays that are split over all processes -> whole ones on the first device of each process."""
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda x: x.addressable_data(0), whole)
+    return jax.tree.map(lambda x: x.addressable_data(0), _whole(mesh)(tree))
+
+
+@functools.cache
+def _whole(mesh: Mesh):
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def highest(number: int, mesh: Mesh) -> jax.Array:

@@ -172,6 +172,24 @@ def test_signal_saves_and_the_same_command_continues(stand_in, tmp_path, capsys,
     assert_same(loop.train(quick(6), str(tmp_path)), loop.train(quick(6), str(tmp_path / 'whole')))
 
 
+def test_signal_that_is_noticed_before_an_evaluation_saves_at_once(stand_in, tmp_path):
+    """The signal comes while batch 4 is taken; it is known when step 4 is settled, before the evaluation at 4."""
+    take, taken, evaluated = loop.pipeline.Batches.__next__, [], []
+
+    def take_and_signal(self):
+        taken.append(1)
+        if len(taken) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self)
+
+    stand_in.setattr(loop.pipeline.Batches, '__next__', take_and_signal)
+    stand_in.setattr(Evaluation, '__call__', lambda self, state: evaluated.append(int(state.step)) or {})
+    with pytest.raises(loop.Stopped, match='stopped and saved at step 4'):
+        loop.train(quick(6, **{'train.save_every': 100, 'train.eval_every': 4}), str(tmp_path))
+    assert evaluated == []
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['4']
+
+
 def test_nothing_is_compiled_after_the_first_evaluation_and_save(stand_in, tmp_path):
     compiled, at = [], {}
     jax.monitoring.register_event_duration_secs_listener(
