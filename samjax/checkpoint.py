@@ -22,7 +22,6 @@ import shutil
 import sys
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -171,12 +170,12 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
     folder.mkdir(parents=True)
     write(pathlib.Path(workdir) / 'config.json', json.dumps(_plain(config), indent=2) + '\n')
     items = ocp.args.Composite(
-        params=ocp.args.PyTreeSave(jax.tree.map(jnp.asarray, {'params': params, 'buffers': buffers})),
+        params=ocp.args.PyTreeSave(jax.device_put({'params': params, 'buffers': buffers})),
         config=ocp.args.JsonSave(_plain(config)),
     )
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     once = _one_error(f'{workdir} cannot be written', 'make room or choose another place')
-    with once, _manager(folder, options) as manager:
+    with once, _manager(folder, options, in_flight=1) as manager:
         manager.save(0, args=items, force=True)
 
 
@@ -245,11 +244,14 @@ def _folder(workdir: str) -> pathlib.Path:
     return (pathlib.Path(workdir) / 'checkpoints').absolute()
 
 
-def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+def _manager(
+    folder: pathlib.Path, options: ocp.CheckpointManagerOptions, in_flight: int | None = None
+) -> ocp.CheckpointManager:
+    """`in_flight`: GB that are written at once, where memory is short."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     handlers = {
-        'params': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        'params': ocp.PyTreeCheckpointHandler(type_handler_registry=registry, save_concurrent_gb=in_flight),
         'opt_state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         'data': ocp.JsonCheckpointHandler(),
         'config': ocp.JsonCheckpointHandler(),
