@@ -20,7 +20,7 @@ import pytest
 from samjax import log
 
 TESTS = pathlib.Path(__file__).parent
-LIMIT = 120  # s, for a process that hangs
+LIMIT = 300  # s, for a process that hangs
 
 
 def start(workdir, steps, seconds=0.0, devices=8, job=()):
