@@ -1,6 +1,6 @@
 """How far bfloat16 activations move the masks of a trained model: IoU with those of float32, on real images.
 
-    python benchmarks/bfloat16.py runs/quickstart DIR [--images 30]
+    python -m benchmarks.bfloat16 runs/quickstart DIR [--images 30]
 
 DIR is in the layout of SA-1B.  Every object is prompted with its centre click (three masks, the most confident counts)
 and with its box, in both types.  Masks that are empty in both types are left out.
