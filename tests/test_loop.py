@@ -207,6 +207,14 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(stand_in, tmp_p
     assert at[12] == at[4]  # evaluations and saves come every two steps
 
 
+@pytest.mark.parametrize('steps', [(2, 3), (4, 9)])
+def test_profile_is_traced(stand_in, tmp_path, steps):
+    """Also if the run ends before the trace does."""
+    loop.train(quick(4, **{'train.profile': steps}), str(tmp_path))
+    [trace] = (tmp_path / 'profile').rglob('*.xplane.pb')
+    assert trace.stat().st_size > 1000
+
+
 def test_start_tells_parameters_and_devices(stand_in, tmp_path, capsys):
     loop.train(quick(1), str(tmp_path))
     out = capsys.readouterr().out
