@@ -132,12 +132,8 @@ def test_signal_saves_and_says_so_by_its_code(tmp_path, whole, number, code):
 
 def test_run_goes_on_with_other_devices_and_processes(tmp_path, whole):
     """8 devices, then 2, then 2 processes with 4 each, of which one is preempted, then 8 again."""
-
-    def train_until(steps, *processes):
-        return finish(*processes)
-
-    train_until(10, start(tmp_path, 10))
-    train_until(20, start(tmp_path, 20, devices=2))
+    finish(start(tmp_path, 10))
+    finish(start(tmp_path, 20, devices=2))
     job = port()
     pair = [start(tmp_path, 40, 0.05, devices=4, job=(job, 2, i)) for i in range(2)]
     wait_for(lambda: len(losses(tmp_path)) >= 24, pair[0])
