@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
     # Devices: see samjax.sharding for what the axes mean.  The product is the number of devices; 0 is chosen.
     c.mesh = ConfigDict()
     c.mesh.data = 0  # 0: what the other two leave
-    c.mesh.fsdp = 0  # 0: as many devices of a slice as divide the model's width
+    c.mesh.fsdp = 0  # 0: the devices along a side of a TPU slice, or in a process, as far as they divide the width
     c.mesh.tensor = 1
 
     # Training
