@@ -11,6 +11,7 @@ from configs import default
 
 def get_config():
     c = default.get_config()
+    c.model.remat = 'matmuls'  # with one image per chip there is room for them on every TPU, see docs/scaling.md
     c.data.path = '/data/sa1b/train'
     c.data.eval_path = '/data/sa1b/val'  # some tar shards kept back
     return c
