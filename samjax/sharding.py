@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from samjax.errors import SamjaxError
 from samjax.model.attention import attend_by_rows, attend_fused_if_large
+from samjax.optimizer import parts
 from samjax.structs import Batch
 
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
@@ -127,7 +128,7 @@ def to_global(local: Batch, mesh: Mesh) -> Batch:
 
 def spec(path, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """How an array of the training state is split; `path` is its key path, which ends like that of its parameter."""
-    names = [name for name in _names(path) if name != 'value']
+    names = parts(path)
     if 'image_encoder' not in names:
         return PartitionSpec()
     axes: list[str | None] = [None] * len(shape)
@@ -218,7 +219,3 @@ def highest(number: int, mesh: Mesh) -> jax.Array:
 @functools.cache
 def _highest(mesh: Mesh):
     return jax.jit(jnp.max, out_shardings=replicated(mesh))
-
-
-def _names(path) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
