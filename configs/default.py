@@ -24,13 +24,17 @@ def get_config() -> ConfigDict:
 
     # Data
     c.data = ConfigDict()
-    c.data.path = 'scenes'  # folder in SA-1B layout (images + JSON, or tar shards), or 'scenes' for drawn ones
+    c.data.path = 'scenes'  # images with masks in any layout of docs/data.md, or 'scenes' for drawn ones
+    c.data.mix = ()  # more of them: ((path, weight), ..); weight 10: each image is shown 10 times as often as one of
+    # data.path (paper, 7.6: masks by people are oversampled so)
     c.data.eval_path = 'scenes'  # the same for evaluation
-    c.data.cache = '~/.cache/samjax'  # where folders are prepared as ArrayRecord
+    c.data.cache = '~/.cache/samjax'  # where they are prepared as ArrayRecord
     c.data.max_bad_share = 0.01  # of images that may be unreadable before preparation stops
     c.data.max_objects = 64  # masks sampled per image and step
     c.data.max_area = 0.9  # masks over this share of the image are left out (paper, appendix A)
     c.data.flip = 'none'  # or 'horizontal', or 'any' of the eight symmetries of a square (microscopy, aerial)
+    c.data.jitter = (1.0, 1.0)  # least and greatest random size relative to the frame; (0.1, 2.0) is large-scale jitter
+    # (paper, appendix A: for training on masks by people only)
     c.data.workers = 4  # loader processes; 0 reads in the training process
     c.data.prefetch = 2  # batches each worker prepares ahead
     c.data.train_images = 100_000  # of 'scenes' only

@@ -1,4 +1,4 @@
-"""The command line beside train.py and eval.py: `python -m samjax convert`, `predict` and `preflight`."""
+"""The command line beside train.py and eval.py: `python -m samjax data`, `convert`, `predict` and `preflight`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from samjax.errors import SamjaxError, one_line
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='samjax', description='Segment Anything in JAX.')
     commands = parser.add_subparsers(required=True, metavar='command')
+    _add_data(commands)
     _add_convert(commands)
     _add_predict(commands)
     _add_preflight(commands)
@@ -29,6 +30,67 @@ def main(argv: list[str] | None = None) -> None:
         options.run(options)
     except (SamjaxError, OSError) as error:
         sys.exit(f'error: {one_line(error)}')
+
+
+def _add_data(commands) -> None:
+    parser = commands.add_parser('data', help='sets of images with masks: prepared for training, and checked')
+    commands = parser.add_subparsers(required=True, metavar='command')
+    for name, text in (
+        ('sa1b', 'Prepares SA-1B, or some of its tar shards, for training.'),
+        ('prepare', 'Prepares images with masks in any layout of docs/data.md for training.'),
+    ):
+        parser = commands.add_parser(name, help=text, description=f'{text} The same command goes on if interrupted.')
+        parser.add_argument('--source', required=True, help='folder or file of the set')
+        parser.add_argument('--out', required=True, type=pathlib.Path, help='folder for the records; then data.path')
+        if name == 'sa1b':
+            parser.add_argument('--shards', default='', metavar='0-9,12', help='numbers of the tar files wanted')
+        parser.add_argument('--share', type=float, default=1.0, help='of the images, chosen by a hash of their names')
+        parser.add_argument('--max-bad-share', type=float, default=0.01, help='of the images, before it stops')
+        parser.add_argument('--workers', type=int, help='processes; without it one for each core')
+        parser.add_argument('--beam', metavar='RUNNER', help='of Apache Beam: DirectRunner, DataflowRunner, ..')
+        parser.add_argument('--beam-option', action='append', default=[], metavar='X=Y', help='of the runner; repeat')
+        parser.set_defaults(run=_prepare, shards='')
+    text = 'Says what a set is and what is wrong with it, and draws some of it.'
+    parser = commands.add_parser('check', help=text, description=text)
+    parser.add_argument('path', help='folder, tar, JSON of COCO, or tfds:NAME@SPLIT')
+    parser.add_argument('--sheet', type=pathlib.Path, default='contact_sheet.png', help='the picture')
+    parser.add_argument('--cache', default='~/.cache/samjax', help='where it is prepared; the data.cache of training')
+    parser.set_defaults(run=_check)
+
+
+def _prepare(options) -> None:
+    from samjax.data.layouts import sa1b
+    from samjax.data.layouts.find import find
+    from samjax.data.object_masks.prepare import Beam, prepare
+
+    if not 0 < options.share <= 1:
+        raise SamjaxError(f'--share is {options.share}: give more than 0 and at most 1')
+    found = sa1b.find_shards(options.source, options.shards) if options.shards else find(options.source)
+    beam = options.beam and Beam(options.beam, [f'--{option}' for option in options.beam_option])
+    folder, report = prepare(
+        found,
+        options.source,
+        options.out,
+        max_bad_share=options.max_bad_share,
+        share=options.share,
+        workers=options.workers,
+        beam=beam,
+    )
+    size = sum(file.stat().st_size for file in folder.glob('*array_record*'))
+    print(f'{folder}: {report.kept} images with {report.masks} masks, {size / 1e9:.2f} GB')
+    if report.kept < report.found:
+        print(f'left out {report.found - report.kept} of {report.found} images: {report.summary()}')
+    for cause, count in report.left_out.items():
+        print(f'left out {count} masks: {cause}')
+    print('report.json there names what was left out and why, images.txt what is in')
+    print(f'train with --config.data.path={options.out}')
+
+
+def _check(options) -> None:
+    from samjax.data.check import check
+
+    for line in check(options.path, options.cache, options.sheet):
+        print(line, flush=True)
 
 
 def _add_convert(commands) -> None:

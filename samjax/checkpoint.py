@@ -334,7 +334,7 @@ def _flat(tree: dict) -> dict:
 def _with_tuples(tree):
     if isinstance(tree, dict):
         return {key: _with_tuples(value) for key, value in tree.items()}
-    return tuple(tree) if isinstance(tree, list) else tree
+    return tuple(map(_with_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _shown(table: dict, key: str) -> str:

@@ -195,13 +195,14 @@ class Interactive:
         objects = self._objects(example)
         drawn, rows, traces = _spread(example, objects) if is_drawn else [], [], []
         if objects:
-            segmenter.set_image(example.image_HW3)
+            image_HW3 = example.image.pixels()
+            segmenter.set_image(image_HW3)
         for first in range(0, len(objects), self.object_batch):
             group = objects[first : first + self.object_batch]
             for row, trace in self._interact(segmenter, example, group, drawn):
                 rows.append(row)
                 traces += [trace] if trace else []
-        return Measured(place, rows, Picture(example.image_HW3, traces) if traces else None)
+        return Measured(place, rows, Picture(image_HW3, traces) if traces else None)
 
     def _objects(self, example: Example) -> list[int]:
         # One at a time: pycocotools cannot add up the areas of more than 255 masks with numpy 2.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import signal
@@ -211,8 +212,11 @@ class Evaluation:
 def open_batches(config: ConfigDict) -> pipeline.Batches:
     """This process's share of the training batches, from the first one on."""
     frame = tuple(config.model.image_size)
-    source = pipeline.open_source(
-        config.data.path,
+    mix = [(config.data.path, 1.0), *config.data.mix]
+    if not all(isinstance(one, tuple) and len(one) == 2 for one in mix):
+        raise SamjaxError(f"data.mix {config.data.mix} is not like (('/data/more', 10.0),): pairs of path and weight")
+    open_set = functools.partial(
+        pipeline.open_set,
         seed=config.seed,
         image_size=frame,
         length=config.data.train_images,
@@ -220,13 +224,14 @@ def open_batches(config: ConfigDict) -> pipeline.Batches:
         max_bad_share=config.data.max_bad_share,
     )
     return pipeline.train_loader(
-        source,
+        [(open_set(path), weight) for path, weight in mix],
         seed=config.seed,
         frame=frame,
         batch=config.train.batch,
         max_objects=config.data.max_objects,
         max_area=config.data.max_area,
         flip=config.data.flip,
+        jitter=config.data.jitter,
         workers=config.data.workers,
         prefetch=config.data.prefetch,
     )

@@ -6,6 +6,7 @@ red one a click on the background.
 
 from __future__ import annotations
 
+import colorsys
 import math
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
 from scipy import ndimage
 
+from samjax.data import transforms
+from samjax.data.transforms import View, frame_size, view_image, view_mask
 from samjax.evaluators import Outcome, Picture, Trace
 from samjax.predictor import Answer, Prompt
-from samjax.structs import POSITIVE
+from samjax.structs import POSITIVE, Example
 
 PANEL = 224  # px, the longer side of one panel
 LARGE_PANEL = 480  # px, the same where there is one row
@@ -38,6 +42,9 @@ LEGEND = (
     '*: highest predicted IoU ("says")'
 )
 
+SHEET_COLUMNS = 6
+SHEET_LEGEND = 'every mask has a colour of its own; small ones lie on large ones'
+GOLDEN = 0.618034  # steps of hue that stay apart however many there are
 PREDICTION_LEGEND = 'blue: answer    green, red dots: points on the object, on the background    white: box'
 
 
@@ -79,6 +86,33 @@ def prediction(path: Path, image_HW3: np.ndarray, prompt: Prompt, answer: Answer
                 whole.click(panel, point_2, label)
         panels.append((f'mask {m + 1}: says IoU {answer.iou_M[m]:.2f}', panel))
     _sheet([panels], PREDICTION_LEGEND, LARGE_PANEL).save(path)
+
+
+def contact_sheet(path: Path, examples: list[Example]) -> None:
+    """Images with all their masks in colours, larger ones below smaller ones: what training would see of them."""
+    panels = [(f'{_tail(example.name)}: {len(example.rles)} masks', _all_masks(example)) for example in examples]
+    columns = min(len(panels), SHEET_COLUMNS)
+    rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    _sheet(rows, SHEET_LEGEND, PANEL).save(path)
+
+
+def _all_masks(example: Example) -> Image.Image:
+    height, width = grid = frame_size(example.image.height, example.image.width, (PANEL, PANEL))
+    view = View(grid, transforms.Window(0, 0, height, width), 0)
+    image_HW3 = view_image(example.image, view, grid)[0].astype(np.float32)
+    for n, rle in enumerate(sorted(example.rles, key=coco_mask.area, reverse=True)):
+        mask_VW = np.zeros((-(-height // 8), width), np.uint8)
+        if coco_mask.area(rle):
+            view_mask(rle, view, mask_VW)
+        mask_HW = np.unpackbits(mask_VW, 0, height, bitorder='little').astype(bool)
+        colour = 255 * np.array(colorsys.hsv_to_rgb(n * GOLDEN % 1, 0.8, 1.0))
+        image_HW3[mask_HW] = 0.55 * image_HW3[mask_HW] + 0.45 * colour
+        image_HW3[_edge(mask_HW, 1)] = colour
+    return Image.fromarray(image_HW3.astype(np.uint8))
+
+
+def _tail(name: str) -> str:
+    return name if len(name) <= 20 else f'..{name[-18:]}'
 
 
 def _object_panels(image_HW3: np.ndarray, trace: Trace, later: list[int]):

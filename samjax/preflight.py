@@ -170,7 +170,7 @@ def abstract_batch(config: ConfigDict, program: Program) -> Batch:
 
     return Batch(
         image_BHW3=array((b, h, w, 3), jnp.uint8),
-        masks_BNHW=array((b, n, h, w), bool),
+        masks_BNVW=array((b, n, -(-h // 8), w), jnp.uint8),
         valid_BN=array((b, n), bool),
         size_B2=array((b, 2), jnp.int32),
     )

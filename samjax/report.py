@@ -71,7 +71,7 @@ def evaluate(
 
 def open_interactive(config: ConfigDict, max_images: int, max_objects: int) -> Interactive:
     """The evaluation on `config.data.eval_path`; scenes are the same for every run, whatever its seed."""
-    source = pipeline.open_source(
+    source = pipeline.open_set(
         config.data.eval_path,
         seed=EVAL_SEED,
         image_size=tuple(config.model.image_size),

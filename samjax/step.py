@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from samjax import losses, prompts, resize
+from samjax import bits, losses, prompts, resize
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
 from samjax.model.layers import Buffer, split
@@ -126,13 +126,14 @@ def loss_sums(
         return jnp.moveaxis(x_BN.reshape(x_BN.shape[0], n // chunk, chunk, *x_BN.shape[2:]), 1, 0)
 
     def one_chunk(sums, inputs):
-        masks_BNHW, valid_BN, keys_B = inputs
+        masks_BNVW, valid_BN, keys_B = inputs
+        masks_BNHW = bits.unpack_rows(masks_BNVW, batch.image_BHW3.shape[1])
         parts = interact(sam, embed_BhwC, masks_BNHW, batch.size_B2, simulation, loss, schedule, keys_B)
         return jax.tree.map(lambda s, x_BN: s + jnp.where(valid_BN, x_BN, 0).sum(), sums, parts), None
 
     zeros = dict.fromkeys(('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last'), jnp.zeros(()))
     keys_nB = split(chunk_keys_B, n // chunk)
-    sums, _ = jax.lax.scan(one_chunk, zeros, (chunks(batch.masks_BNHW), chunks(batch.valid_BN), keys_nB))
+    sums, _ = jax.lax.scan(one_chunk, zeros, (chunks(batch.masks_BNVW), chunks(batch.valid_BN), keys_nB))
     return sums
 
 

@@ -10,6 +10,7 @@ A name such as `points_BNP2` carries its shape, one letter per axis, digits for 
     K  rounds or clicks                A E  attention heads, width of one head
     G  windows (B x windows/image)     i j  key grid in attention
     R  relative offsets (2 side - 1)   s    the stack of q, k, v
+    V  bytes of eight rows (H / 8)     S    vertical segments of a mask
 
 The *frame* is the padded model input: an image is resized until its long side fills the frame and
 sits in the top-left corner; the rest is padding.
@@ -18,10 +19,12 @@ sits in the top-left corner; the rest is padding.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
-import numpy as np
+
+if TYPE_CHECKING:  # reading images takes more than jax and flax
+    from samjax.data.photo import Photo
 
 # What a prompt slot holds.  ABSENT slots are masked as attention keys and change nothing; NOT_A_POINT is a
 # real token that the original appends exactly once when points come without a box.
@@ -42,7 +45,7 @@ class Example(NamedTuple):
     """One image with its objects at original size, made by a source in `samjax.data`."""
 
     name: str  # unique within its source; error messages and pictures use it
-    image_HW3: np.ndarray  # uint8 RGB
+    image: Photo
     rles: list[dict]  # one COCO compressed RLE {'size': [H, W], 'counts': bytes} per object
 
 
@@ -50,7 +53,7 @@ class Batch(NamedTuple):
     """Images with their objects, made by `samjax.data.pipeline`, padded to one static shape."""
 
     image_BHW3: jax.Array  # uint8 RGB; padding is 0
-    masks_BNHW: jax.Array  # bool, in the model frame; padding and missing objects are False
+    masks_BNVW: jax.Array  # uint8, 8 rows of the frame per byte (samjax.bits); padding and missing objects are 0
     valid_BN: jax.Array  # bool, False for objects that only fill up the batch
     size_B2: jax.Array  # int32, (height, width) of the image inside the frame
 

@@ -16,6 +16,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 import numpy as np
 import pytest
 
+from samjax.bits import pack_rows
 from samjax.model.sam import SIZES
 from samjax.structs import Batch
 
@@ -38,4 +39,4 @@ def tiny_batch():
     masks_BNHW[0, 1, 10:14, 40:46] = True
     masks_BNHW[1, 0, 8:30, 2:12] = True
     valid_BN = np.array([[True, True], [True, False]])
-    return Batch(image_BHW3, masks_BNHW, valid_BN, size_B2)
+    return Batch(image_BHW3, pack_rows(masks_BNHW), valid_BN, size_B2)

@@ -6,6 +6,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from samjax import evaluators
+from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
 from samjax.evaluators import Interactive, SamSegmenter
 from samjax.model.sam import SIZES, abstract
@@ -22,7 +23,7 @@ def rectangle(height, width, top, left, bottom, right):
 def example(name, height, width, masks):
     rles = [coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8))) for mask_HW in masks]
     image_HW3 = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return Example(name, image_HW3, rles)
+    return Example(name, Photo.from_array(image_HW3), rles)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ class Fake:
         self.source, self.make, self.predicted, self.calls = source, make, predicted, []
 
     def set_image(self, image_HW3):
-        (example,) = [e for e in self.source if e.image_HW3 is image_HW3]
+        (example,) = [e for e in self.source if np.array_equal(e.image.pixels(), image_HW3)]
         self.truth_NHW = evaluators.decode_masks(example.rles)
         self.asked = 0
 
@@ -225,7 +226,7 @@ def test_pictures_trace_what_happened(source):
     fake = Fake(source, lambda truth, click, slot: truth & (np.arange(truth.shape[1]) % 2 > 0))
     outcome = interactive(source, pictures=1).measure(fake)
     (picture,) = outcome.pictures
-    assert picture.image_HW3 is source[0].image_HW3
+    np.testing.assert_array_equal(picture.image_HW3, source[0].image.pixels())
     assert len(picture.traces) == evaluators.PICTURED_OBJECTS
     for trace in picture.traces:
         assert trace.masks_MHW.shape == (3, 20, 30)

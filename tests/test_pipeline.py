@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from samjax.data import pipeline, sa1b
+from samjax.data import pipeline
+from samjax.data.photo import Photo
 from samjax.data.scenes import Scenes
 from samjax.errors import SamjaxError
 from samjax.structs import Batch, Example
@@ -29,9 +30,9 @@ class Numbered(NamedTuple):
         return self.count
 
     def __getitem__(self, index):
-        image_HW3 = np.full((8, 5, 3), index, np.uint8)
+        photo = Photo.from_array(np.full((8, 5, 3), index, np.uint8))
         masks_HWN = np.asfortranarray(np.eye(40, 9, dtype=np.uint8).reshape(8, 5, 9))
-        return Example(str(index), image_HW3, coco.encode(masks_HWN))
+        return Example(str(index), photo, coco.encode(masks_HWN))
 
 
 class Witness(Numbered):
@@ -41,7 +42,7 @@ class Witness(Numbered):
         from jax._src import xla_bridge
 
         started = xla_bridge.backends_are_initialized()
-        return super().__getitem__(index)._replace(image_HW3=np.full((8, 12, 3), int(started), np.uint8))
+        return super().__getitem__(index)._replace(image=Photo.from_array(np.full((8, 12, 3), int(started), np.uint8)))
 
 
 class Broken(Numbered):
@@ -86,12 +87,14 @@ def loader(source, **changes):
         'max_objects': 3,
         'max_area': 0.9,
         'flip': 'none',
+        'jitter': (1.0, 1.0),
         'workers': 0,
         'prefetch': 1,
         'process_index': 0,
         'process_count': 1,
     }
-    return pipeline.train_loader(source, **(options | changes))
+    sources = source if isinstance(source, list) else [(source, 1.0)]
+    return pipeline.train_loader(sources, **(options | changes))
 
 
 def take(batches, count):
@@ -113,13 +116,13 @@ def test_train_loader_makes_padded_batches():
     assert isinstance(batch, Batch)
     assert batch.image_BHW3.shape == (4, 8, 12, 3)
     assert batch.image_BHW3.dtype == np.uint8
-    assert batch.masks_BNHW.shape == (4, 12, 8, 12)
-    assert batch.masks_BNHW.dtype == bool
+    assert batch.masks_BNVW.shape == (4, 12, 1, 12)
+    assert batch.masks_BNVW.dtype == np.uint8
     assert batch.valid_BN.tolist() == [[True] * 9 + [False] * 3] * 4
     assert batch.size_B2.tolist() == [[8, 5]] * 4
     assert batch.size_B2.dtype == np.int32
-    assert not batch.masks_BNHW[..., 5:].any()
-    np.testing.assert_array_equal(batch.masks_BNHW.any((2, 3)), batch.valid_BN)
+    assert not batch.masks_BNVW[..., 5:].any()
+    np.testing.assert_array_equal(batch.masks_BNVW.any((2, 3)), batch.valid_BN)
 
 
 def test_train_loader_shows_every_image_once_per_epoch_in_new_order():
@@ -139,7 +142,7 @@ def test_train_loader_depends_on_the_seed():
 
 def test_train_loader_draws_other_masks_in_the_next_epoch():
     first, second = take(loader(Numbered(1), batch=1), 2)
-    assert (first.masks_BNHW != second.masks_BNHW).any()
+    assert (first.masks_BNVW != second.masks_BNVW).any()
 
 
 def test_train_loader_repeats_a_source_smaller_than_the_batch():
@@ -253,6 +256,11 @@ def test_train_loader_refuses_what_it_cannot_do():
         loader(Numbered(12), batch=0)
     with pytest.raises(SamjaxError, match="data.flip 'up' is not known: set it to one of none, horizontal, any"):
         loader(Numbered(12), flip='up')
+    for jitter in ((0.0, 1.0), (2.0, 1.0), (1.0,)):
+        with pytest.raises(SamjaxError, match=r'data.jitter \(.* is not \(least, greatest\)'):
+            loader(Numbered(12), jitter=jitter)
+    with pytest.raises(SamjaxError, match=r'the weights in data.mix are \[0.0\]'):
+        loader([(Numbered(12), 1.0), (Numbered(3), 0.0)])
     with pytest.raises(SamjaxError, match='data.prefetch is 0, it must be at least 1'):
         loader(Numbered(12), prefetch=0)
 
@@ -264,11 +272,60 @@ def test_train_loader_asks_jax_which_process_this_is():
     )
 
 
-def test_open_source_draws_scenes_or_opens_a_path(monkeypatch):
+def test_open_set_draws_scenes_or_opens_a_path(monkeypatch):
     options = {'seed': 7, 'image_size': (64, 96), 'length': 3, 'cache': 'c', 'max_bad_share': 0.5}
-    scenes = pipeline.open_source('scenes', **options)
+    scenes = pipeline.open_set('scenes', **options)
     assert isinstance(scenes, Scenes)
     assert len(scenes) == 3
-    assert scenes[0].image_HW3.shape == (64, 96, 3)
-    monkeypatch.setattr(sa1b, 'open_source', lambda *args: args)
-    assert pipeline.open_source('some/path', **options) == ('some/path', 'c', 0.5)
+    assert scenes[0].image.pixels().shape == (64, 96, 3)
+    monkeypatch.setattr(pipeline, 'open_source', lambda *args: args)
+    assert pipeline.open_set('some/path', **options) == ('some/path', 'c', 0.5)
+
+
+class Twin(Numbered):
+    """Like `Numbered`, but with 100 added to the numbers."""
+
+    def __getitem__(self, index):
+        photo = Photo.from_array(np.full((8, 5, 3), 100 + index, np.uint8))
+        return super().__getitem__(index)._replace(image=photo)
+
+
+def test_mixed_sources_come_by_weight_and_each_goes_through_its_own_epochs():
+    """12 images with weight 1 and 4 with weight 6 are 12 to 24: a third and two thirds."""
+    seen = numbers(take(loader([(Numbered(12), 1.0), (Twin(4), 6.0)]), 18))
+    some, others = [n for n in seen if n < 100], [n for n in seen if n >= 100]
+    assert (len(some), len(others)) == (24, 48)
+    assert sorted(some[:12]) == sorted(some[12:]) == list(range(12))
+    for epoch in range(12):
+        assert sorted(others[4 * epoch : 4 * epoch + 4]) == [100, 101, 102, 103]
+    thirds = [sum(n < 100 for n in seen[start : start + 12]) for start in range(0, 72, 12)]
+    assert set(thirds) == {4}  # evenly, not in blocks
+
+
+def test_mixed_sources_depend_on_the_seed_and_not_on_workers_or_processes():
+    sources = [(Numbered(12), 1.0), (Twin(4), 2.5)]
+    expected = take(loader(sources), 4)
+    batches = loader(sources, workers=2)
+    assert_equal(take(batches, 4), expected)
+    batches.close()
+    halves = [take(loader(sources, process_index=index, process_count=2), 4) for index in (0, 1)]
+    assert_equal([jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)], expected)
+    assert numbers(take(loader(sources, seed=1), 4)) != numbers(expected)
+
+
+@pytest.mark.parametrize(('workers', 'later'), [(1, 3), (3, 2)])
+def test_two_processes_resume_in_the_middle_of_an_epoch_with_other_workers(workers, later):
+    """Together they have read each image once at the end of the epoch."""
+    source, seen = Numbered(12), []
+    for index in (0, 1):
+        share = {'process_index': index, 'process_count': 2}
+        batches = loader(source, workers=workers, **share)
+        seen.append(numbers(take(batches, 2)))
+        state = batches.get_state()
+        batches.close()
+        resumed = loader(source, workers=later, **share)
+        resumed.set_state(state)
+        seen[-1] += numbers(take(resumed, 1))
+        resumed.close()
+    assert set(seen[0]).isdisjoint(seen[1])
+    assert sorted(seen[0] + seen[1]) == list(range(12))

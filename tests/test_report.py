@@ -11,6 +11,7 @@ import pytest
 from configs import default
 from samjax import checkpoint, evaluators, report, step
 from samjax.data import pipeline
+from samjax.data.photo import Photo
 from samjax.data.scenes import Scenes
 from samjax.errors import SamjaxError
 from samjax.evaluators import Interactive
@@ -128,8 +129,8 @@ def test_unknown_baseline_is_named(tmp_path, restored):
 
 
 def test_data_without_objects_is_named(tmp_path, restored, monkeypatch):
-    empty = [evaluators.Example('a', np.zeros((9, 9, 3), np.uint8), [])]
-    monkeypatch.setattr(pipeline, 'open_source', lambda path, **options: empty)
+    empty = [evaluators.Example('a', Photo.from_array(np.zeros((9, 9, 3), np.uint8)), [])]
+    monkeypatch.setattr(pipeline, 'open_set', lambda path, **options: empty)
     with pytest.raises(SamjaxError, match='scenes has no object'):
         report.evaluate(restored, tmp_path, (), 0, 0)
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from samjax.data import sa1b
-from samjax.data.sa1b import sa1b_dataset_builder as builder
-from samjax.data.sa1b.files import Part
-from samjax.data.sa1b.record import Unusable, read_annotations, run_lengths
+from samjax.data.layouts import labelled
+from samjax.data.layouts.labelled import Unusable
+from samjax.data.layouts.sa1b import Pair, Part
+from samjax.data.object_masks import record, source, unit
 from samjax.errors import SamjaxError
 
 REAL = Path(__file__).parents[1] / '../shared/data/bbbc038/val'
@@ -85,17 +85,17 @@ def folder(tmp_path):
 
 
 def open_source(path, tmp_path, max_bad_share=0.0):
-    return sa1b.open_source(path, tmp_path / 'cache', max_bad_share)
+    return source.open_source(path, tmp_path / 'cache', max_bad_share)
 
 
 def report(source):
-    return json.loads((Path(source.folder) / 'skipped.json').read_text())
+    return json.loads((Path(source.folder) / 'report.json').read_text())
 
 
 def assert_equal(some, others):
-    assert [e.name for e in some] == [e.name for e in others]
+    assert [Path(e.name).name for e in some] == [Path(e.name).name for e in others]
     for one, other in zip(some, others, strict=True):
-        np.testing.assert_array_equal(one.image_HW3, other.image_HW3)
+        np.testing.assert_array_equal(one.image.pixels(), other.image.pixels())
         assert one.rles == other.rles
 
 
@@ -110,8 +110,10 @@ def test_folder_reads_back_as_it_was(folder, tmp_path):
     for example in examples:
         file = next(folder.glob(f'{example.name}.[jp][pn]g'))
         expected = np.asarray(Image.open(file).convert('RGB'))
-        np.testing.assert_array_equal(example.image_HW3, expected)
-        assert example.image_HW3.dtype == np.uint8
+        pixels_HW3 = example.image.pixels()
+        np.testing.assert_array_equal(pixels_HW3, expected)
+        assert pixels_HW3.dtype == np.uint8
+        assert (example.image.height, example.image.width) == expected.shape[:2]
         expected = json.loads(file.with_suffix('.json').read_text())['annotations']
         for rle, annotation in zip(example.rles, expected, strict=True):
             assert rle['size'] == annotation['segmentation']['size']
@@ -144,14 +146,14 @@ def test_tar_and_loose_files_mix(folder, tmp_path):
         for file in extra:
             tar.add(file, f'inner/{file.name}')
     source = open_source(folder, tmp_path)
-    assert sorted(e.name for e in source) == ['inner/z', 'more/sa_333', 'sa_1', 'sa_22']
+    assert sorted(e.name for e in source) == ['more/sa_0.tar/inner/z', 'more/sa_333', 'sa_1', 'sa_22']
 
 
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     for mode in ('L', 'P', 'RGBA', '1'):
         write(tmp_path / 'data', mode, '.png', picture(1).convert(mode))
     source = open_source(tmp_path / 'data', tmp_path)
-    assert [e.image_HW3.shape for e in source] == [(HEIGHT, WIDTH, 3)] * 4
+    assert [e.image.pixels().shape for e in source] == [(HEIGHT, WIDTH, 3)] * 4
 
 
 def test_capital_suffixes_hidden_and_other_files(folder, tmp_path):
@@ -212,10 +214,14 @@ def test_tensorflow_is_not_imported():
 
 def test_an_unchanged_folder_is_prepared_once(folder, tmp_path, monkeypatch, capfd):
     first = open_source(folder, tmp_path)
-    assert report(first) == {
-        'path': str(folder), 'found': 3, 'kept': 3, 'bad': {}, 'no_masks': [],
+    found = report(first)
+    assert len(found.pop('digest')) == 32
+    assert found == {
+        'path': str(folder), 'layout': 'SA-1B', 'share': 1.0, 'found': 3, 'kept': 3, 'masks': 7,
+        'bad': {}, 'no_masks': [], 'left_out': {},
     }  # fmt: skip
-    monkeypatch.setattr(builder, 'make_record', None)  # would fail
+    assert (Path(first.folder) / 'images.txt').read_text() == 'more/sa_333\nsa_1\nsa_22\n'
+    monkeypatch.setattr(record, 'make_record', None)  # would fail
     again = open_source(folder, tmp_path)
     assert again.folder == first.folder
     assert capfd.readouterr() == ('', '')  # little to do: no word
@@ -242,27 +248,27 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(folder, tmp_
             raise KeyboardInterrupt
         return make_record(pair)
 
-    make_record = builder.make_record
-    monkeypatch.setattr(builder, 'make_record', interrupt)
+    make_record = record.make_record
+    monkeypatch.setattr(record, 'make_record', interrupt)
     with pytest.raises(KeyboardInterrupt):
         open_source(folder, tmp_path)
     monkeypatch.undo()
     [home] = (tmp_path / 'cache').iterdir()
-    stale = home / 'sa1b' / 'incomplete.killed_1.0.0'  # what a killed process leaves
+    stale = home / 'object_masks' / 'incomplete.killed_2.0.0'  # what a killed process leaves
     stale.mkdir(parents=True, exist_ok=True)
     assert len(open_source(folder, tmp_path)) == 3
     assert not stale.exists()
 
 
 def test_a_full_disk_stops_and_leaves_nothing(folder, tmp_path, monkeypatch):
-    class Full(builder.ArrayRecordWriter):
+    class Full(unit.ArrayRecordWriter):
         def write(self, data):
             raise RuntimeError('write() failed: No space left on device; at byte 4096')
 
-    monkeypatch.setattr(builder, 'ArrayRecordWriter', Full)
-    with pytest.raises(SamjaxError, match='No space left on device.*set data.cache to another'):
+    monkeypatch.setattr(unit, 'ArrayRecordWriter', Full)
+    with pytest.raises(SamjaxError, match='No space left on device.*free some space or choose another'):
         open_source(folder, tmp_path)
-    assert not list((tmp_path / 'cache').rglob('part-*'))
+    assert not list((tmp_path / 'cache').rglob('*.part'))
     monkeypatch.undo()
     assert len(open_source(folder, tmp_path)) == 3
 
@@ -270,15 +276,15 @@ def test_a_full_disk_stops_and_leaves_nothing(folder, tmp_path, monkeypatch):
 def test_shards_are_split_and_read_in_order(tmp_path, monkeypatch):
     for number in range(5):
         write(tmp_path / 'data', f'sa_{number}')
-    monkeypatch.setattr(builder, 'SHARD', 2)
+    monkeypatch.setattr(labelled, 'UNIT', 2)
     source = open_source(tmp_path / 'data', tmp_path)
     assert [e.name for e in source] == [f'sa_{number}' for number in range(5)]
     names = sorted(file.name for file in Path(source.folder).glob('*array_record*'))
-    assert names == [f'sa1b-images.array_record-0000{n}-of-00003' for n in range(3)]
+    assert names == [f'object_masks-images.array_record-0000{n}-of-00003' for n in range(3)]
 
 
 def _open_at_once(path, cache, queue):
-    queue.put([e.name for e in sa1b.open_source(path, cache, 0.0)])
+    queue.put([e.name for e in source.open_source(path, cache, 0.0)])
 
 
 def test_several_processes_prepare_the_same_folder_at_once(folder, tmp_path):
@@ -293,18 +299,6 @@ def test_several_processes_prepare_the_same_folder_at_once(folder, tmp_path):
         assert process.exitcode == 0
     assert names[0] == names[1]
     assert len(names[0]) == 3
-
-
-def test_progress_says_count_rate_and_time_left(monkeypatch, capsys):
-    now = iter([0.0, 1.0, 100.0, 101.0])
-    monkeypatch.setattr(builder.time, 'monotonic', lambda: next(now))
-    progress = builder.Progress('preparing x', 1000)
-    progress.show(1)
-    assert capsys.readouterr().err == ''
-    progress.show(100)
-    progress.show(101)  # too soon for another line
-    progress.close()
-    assert capsys.readouterr().err == 'preparing x: 100 of 1000 images, 1.0/s, 0:15:00 left\n'
 
 
 # ---- bad input -------------------------------------------------------------------------------------
@@ -369,10 +363,10 @@ def two_images(folder):
 BAD = [
     (truncate_image, 'unreadable image', 'truncated'),
     (truncate_png, 'unreadable image', 'truncated'),
-    (sixteen_bits, 'unreadable image', 'I;16, not 8 bits per channel'),
+    (sixteen_bits, 'not 8 bits', 'pixels are of type I;16: save it with 8 bits per channel'),
     (break_json, 'invalid JSON', 'Expecting value'),
     (other_rle_size, 'wrong size', 'size of mask 1 is [40, 24], the image has [24, 40] px'),
-    (other_image_size, 'wrong size', 'the JSON says 40 x 24, the image has 24 x 40 px'),
+    (other_image_size, 'wrong size', 'the masks are for 40 x 24, the image has 24 x 40 px'),
     (damage_counts, 'damaged RLE', 'mask 0: '),
     (drop_json, 'no JSON', 'no JSON of the same name'),
     (drop_image, 'no image', 'no JPEG or PNG of the same name'),
@@ -434,7 +428,7 @@ def test_truncated_tar_gives_what_is_whole(tmp_path):
         end = tar.getmember('sa_2.jpg').offset_data + 20
     shard.write_bytes(shard.read_bytes()[:end])
     source = open_source(shard, tmp_path, 0.9)
-    assert [e.name for e in source] == ['sa_0', 'sa_1']
+    assert [e.name for e in source] == ['sa_0.tar/sa_0', 'sa_0.tar/sa_1']
     assert sorted(report(source)['bad']) == ['damaged tar', 'no JSON']
     (tmp_path / 'cache').rename(tmp_path / 'old')
     with pytest.raises(SamjaxError, match='sa_0.tar: unexpected end of data'):
@@ -448,13 +442,12 @@ def test_no_tar_at_all(folder, tmp_path):
     assert list(report(source)['bad']) == ['damaged tar']
 
 
-def test_a_name_that_comes_twice_counts_once(folder, tmp_path):
+def test_the_names_of_shards_keep_images_apart(folder, tmp_path):
     with tarfile.open(folder / 'sa_0.tar', 'w') as tar:
         for file in folder.glob('sa_1.*'):
             tar.add(file, file.name)
     source = open_source(folder, tmp_path, 0.5)
-    assert sorted(e.name for e in source) == ['more/sa_333', 'sa_1', 'sa_22']
-    assert list(report(source)['bad']) == ['duplicate name']
+    assert [e.name for e in source] == ['sa_0.tar/sa_1', 'more/sa_333', 'sa_1', 'sa_22']
 
 
 def test_images_without_masks_are_counted_apart(folder, tmp_path, caplog):
@@ -481,18 +474,26 @@ def test_missing_path(tmp_path):
 def test_empty_folder_and_folder_without_images(tmp_path):
     (tmp_path / 'data').mkdir()
     for _ in range(2):
-        with pytest.raises(SamjaxError, match='data holds no images: data.path must name a folder'):
+        with pytest.raises(SamjaxError, match='data holds no images with masks: it must be a folder or tar'):
             open_source(tmp_path / 'data', tmp_path)
         (tmp_path / 'data' / 'lonely.json').write_text('{}')
 
 
 def test_file_that_is_no_tar(tmp_path):
     (tmp_path / 'photo.jpg').write_bytes(encoded(picture(1)))
-    with pytest.raises(SamjaxError, match='photo.jpg holds no images'):
+    with pytest.raises(SamjaxError, match='photo.jpg holds no images with masks'):
         open_source(tmp_path / 'photo.jpg', tmp_path)
 
 
 # ---- annotations -----------------------------------------------------------------------------------
+
+
+def read(text, tmp_path):
+    """The record of a white image of 2 x 3 px with that JSON."""
+    image = encoded(Image.new('RGB', (3, 2), 'white'), '.png')
+    (tmp_path / 'x').write_bytes(image + text)
+    parts = Part(str(tmp_path / 'x'), 0, len(image)), Part(str(tmp_path / 'x'), len(image), len(text))
+    return record.make_record(Pair('x', 'x', *parts))[0]
 
 
 @pytest.mark.parametrize(
@@ -510,9 +511,9 @@ def test_file_that_is_no_tar(tmp_path):
         (b'{"image": {"height": 2, "width": 3}, "annotations": [1]}', 'missing key'),
     ],
 )
-def test_read_annotations_survives_any_json(text, cause):
+def test_pair_survives_any_json(text, cause, tmp_path):
     with pytest.raises(Unusable) as error:
-        read_annotations(text, 2, 3)
+        read(text, tmp_path)
     assert error.value.cause == cause
 
 
@@ -535,48 +536,17 @@ def test_read_annotations_survives_any_json(text, cause):
         (None, 'missing key'),
     ],
 )
-def test_read_annotations_checks_counts(counts, cause):
+def test_record_checks_counts(counts, cause, tmp_path):
     annotation = {'segmentation': {'size': [2, 3], 'counts': counts}}
     text = json.dumps({'image': {'height': 2, 'width': 3}, 'annotations': [annotation]}).encode()
     if cause is None:
-        [read] = read_annotations(text, 2, 3)
-        assert coco.area({'size': [2, 3], 'counts': read['counts']}) == read['area']
-        assert (read['predicted_iou'], read['stability_score']) == (1.0, 1.0)
+        [found] = read(text, tmp_path)['annotations']
+        assert coco.area({'size': [2, 3], 'counts': found['counts']}) == found['area']
+        assert (found['predicted_iou'], found['stability_score']) == (1.0, 1.0)
     else:
         with pytest.raises(Unusable) as error:
-            read_annotations(text, 2, 3)
+            read(text, tmp_path)
         assert error.value.cause == cause
-
-
-def test_run_lengths_worked_example():
-    mask_HW = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 0, 1]], np.uint8, order='F')
-    # column by column: 0 0 1 | 1 1 1 | 1 0 0 | 0 0 1
-    assert run_lengths(coco.encode(mask_HW)['counts']).tolist() == [2, 5, 4, 1]
-
-
-def test_run_lengths_of_random_masks_are_those_of_pycocotools():
-    rng = np.random.default_rng(0)
-    for share in (0.0, 0.01, 0.5, 1.0):
-        mask_HW = np.asfortranarray((rng.random((300, 411)) < share).astype(np.uint8))
-        runs = run_lengths(coco.encode(mask_HW)['counts'])
-        decoded = np.repeat(np.arange(len(runs)) % 2, runs).reshape(411, 300).T
-        np.testing.assert_array_equal(decoded, mask_HW)
-
-
-def test_run_lengths_finds_most_damage():
-    rng = np.random.default_rng(0)
-    mask_HW = np.asfortranarray((rng.random((60, 50)) < 0.1).astype(np.uint8))
-    counts = coco.encode(mask_HW)['counts']
-    missed = 0
-    for _ in range(200):
-        damaged = bytearray(counts)
-        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
-        try:
-            runs = run_lengths(bytes(damaged))
-        except ValueError:
-            continue
-        missed += (runs >= 0).all() and runs.sum() == 3000
-    assert missed < 20
 
 
 def test_part_reads_its_bytes(tmp_path):
@@ -606,4 +576,4 @@ def test_real_masks_decode_as_pycocotools_says(tmp_path):
             mask_HW = coco.decode(rle)
             np.testing.assert_array_equal(mask_HW, coco.decode(annotation['segmentation']))
             assert mask_HW.sum() == annotation['area']
-            assert mask_HW.shape == example.image_HW3.shape[:2]
+            assert mask_HW.shape == example.image.pixels().shape[:2]

@@ -14,14 +14,14 @@ def masks_of(example):
 
 
 def same(a, b):
-    return a.name == b.name and a.rles == b.rles and np.array_equal(a.image_HW3, b.image_HW3)
+    return a.name == b.name and a.rles == b.rles and np.array_equal(a.image.pixels(), b.image.pixels())
 
 
 def test_example_has_the_promised_types():
     example = Scenes(3, 10, (96, 144))[4]
     assert example.name == 'scene-3-4'
-    assert example.image_HW3.shape == (96, 144, 3)
-    assert example.image_HW3.dtype == np.uint8
+    assert example.image.pixels().shape == (96, 144, 3)
+    assert example.image.pixels().dtype == np.uint8
     assert all(rle['size'] == [96, 144] and isinstance(rle['counts'], bytes) for rle in example.rles)
 
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import default
 from samjax import sharding, step
+from samjax.bits import pack_rows
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
 from samjax.model.sam import SIZES, abstract
@@ -76,7 +77,7 @@ def test_batch_is_shared_out_along_its_first_axis():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     local = Batch(
         np.arange(8 * 2 * 4 * 3, dtype=np.uint8).reshape(8, 2, 4, 3),
-        np.zeros((8, 5, 2, 4), bool),
+        np.zeros((8, 5, 1, 4), np.uint8),
         np.ones((8, 5), bool),
         np.tile(np.int32([2, 4]), (8, 1)),
     )
@@ -169,7 +170,7 @@ def eight_images():
     size_B2 = np.tile(np.int32([32, 48]), (8, 1))
     size_B2[2] = 32, 31
     image_BHW3 = rng.integers(0, 256, (8, 32, 48, 3), np.uint8)
-    return Batch(image_BHW3, masks_BNHW & valid_BN[..., None, None], valid_BN, size_B2)
+    return Batch(image_BHW3, pack_rows(masks_BNHW & valid_BN[..., None, None]), valid_BN, size_B2)
 
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2)], ids=lambda s: 'x'.join(map(str, s)))

@@ -12,6 +12,7 @@ from flax import nnx
 
 from configs import default
 from samjax import step
+from samjax.bits import pack_rows
 from samjax.errors import SamjaxError
 from samjax.losses import LossOptions
 from samjax.model.sam import Sam, abstract
@@ -59,15 +60,15 @@ def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
 
 def test_padded_objects_change_nothing(tiny_config, tiny_batch):
     _, grads = loss_and_grads(tiny_config, tiny_batch)
-    masks_BNHW = tiny_batch.masks_BNHW.copy()
-    masks_BNHW[1, 1, 3:9, 3:9] = True  # an object that is not valid
-    parts, other = loss_and_grads(tiny_config, tiny_batch._replace(masks_BNHW=masks_BNHW))
+    masks_BNVW = tiny_batch.masks_BNVW.copy()
+    masks_BNVW[1, 1, 1:3, 3:9] = 255  # an object that is not valid
+    parts, other = loss_and_grads(tiny_config, tiny_batch._replace(masks_BNVW=masks_BNVW))
     assert_trees_close(grads, other, rtol=0, atol=0)
 
 
 def test_batch_without_any_object_has_no_loss_and_no_gradient(tiny_config, tiny_batch):
     empty = tiny_batch._replace(
-        valid_BN=np.zeros_like(tiny_batch.valid_BN), masks_BNHW=np.zeros_like(tiny_batch.masks_BNHW)
+        valid_BN=np.zeros_like(tiny_batch.valid_BN), masks_BNVW=np.zeros_like(tiny_batch.masks_BNVW)
     )
     parts, grads = loss_and_grads(tiny_config, empty)
     assert all(value == 0 for value in parts.values())
@@ -94,9 +95,9 @@ def test_pixels_on_padding_change_nothing(tiny_config, tiny_batch):
 
 def test_chunks_only_bound_memory(tiny_config, tiny_batch):
     # Prompts without randomness (a point on a mask of one pixel): then chunks must not matter.
-    masks_BNHW = np.zeros_like(tiny_batch.masks_BNHW)
+    masks_BNHW = np.zeros((2, 2, 32, 48), bool)
     masks_BNHW[:, 0, 5, 7] = masks_BNHW[:, 1, 20, 11] = True
-    batch = tiny_batch._replace(masks_BNHW=masks_BNHW)
+    batch = tiny_batch._replace(masks_BNVW=pack_rows(masks_BNHW))
     parts1, grads1 = loss_and_grads(tiny_config, batch, ONE_ROUND)
     parts2, grads2 = loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, object_chunk=2))
     assert_trees_close(parts1, parts2)
@@ -105,7 +106,7 @@ def test_chunks_only_bound_memory(tiny_config, tiny_batch):
 
 def test_objects_must_fill_whole_chunks(tiny_config, tiny_batch):
     batch = jax.tree.map(lambda x: x, tiny_batch)._replace(
-        masks_BNHW=np.zeros((2, 3, 32, 48), bool), valid_BN=np.zeros((2, 3), bool)
+        masks_BNVW=np.zeros((2, 3, 4, 48), np.uint8), valid_BN=np.zeros((2, 3), bool)
     )
     with pytest.raises(SamjaxError, match='multiple of prompts.object_chunk 2'):
         loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, object_chunk=2))

@@ -1,12 +1,22 @@
-"""Frame geometry worked out by hand, and which masks are drawn and decoded."""
+"""Frame geometry worked out by hand, which masks are drawn, and the rule for pixels that are partly covered."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from samjax.bits import unpack_rows
 from samjax.data import transforms
-from samjax.data.transforms import FLIPS, flipped, frame_image, frame_masks, frame_size, sample_example
+from samjax.data.photo import Photo, turned
+from samjax.data.transforms import (
+    FLIPS,
+    frame_image,
+    frame_size,
+    random_view,
+    sample_example,
+    view_image,
+    view_mask,
+)
 from samjax.structs import Example
 
 
@@ -19,7 +29,23 @@ def rectangle(shape, top, left, bottom, right):
 def example(masks, shape):
     rles = [coco.encode(np.asfortranarray(mask_HW)) for mask_HW in masks]
     image_HW3 = np.arange(np.prod(shape) * 3, dtype=np.int64).reshape(*shape, 3).astype(np.uint8)
-    return Example('it', image_HW3, rles)
+    return Example('it', Photo.from_array(image_HW3), rles)
+
+
+def sample(it, frame, max_objects, seed=0, flip='none', jitter=(1.0, 1.0)):
+    """The sample, and its masks as bool (N, H, W)."""
+    rng = np.random.default_rng(seed) if isinstance(seed, int) else seed
+    batch = sample_example(it, frame, max_objects, 0.9, flip, jitter, rng)
+    assert batch.masks_BNVW.shape == (max_objects, -(-frame[0] // 8), frame[1])
+    return batch, np.array(unpack_rows(batch.masks_BNVW, frame[0]))
+
+
+def framed(mask_HW, frame, view=None):
+    """A mask as the view of the whole image shows it."""
+    view = view or random_view(mask_HW.shape, frame, 0, (1.0, 1.0), np.random.default_rng(0))
+    mask_VW = np.zeros((-(-frame[0] // 8), frame[1]), np.uint8)
+    view_mask(coco.encode(np.asfortranarray(mask_HW)), view, mask_VW)
+    return np.array(unpack_rows(mask_VW, frame[0]))
 
 
 @pytest.mark.parametrize(
@@ -65,54 +91,88 @@ def test_frame_image_is_pil_bilinear_with_smoothing():
     np.testing.assert_array_equal(framed_HW3[:13], expected)
 
 
-def test_frame_masks_of_the_same_size_stay_and_padding_is_false():
-    masks_NHW = np.stack([rectangle((3, 4), 0, 1, 2, 3), rectangle((3, 4), 2, 0, 3, 4)])
-    framed_NHW = frame_masks(masks_NHW, (5, 4))
-    assert framed_NHW.dtype == bool
-    assert framed_NHW.astype(int).tolist() == [
-        [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
-        [[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]],
-    ]
+def test_masks_of_the_same_size_stay_and_padding_is_false():
+    assert framed(rectangle((3, 4), 0, 1, 2, 3), (5, 4)).astype(int).tolist() == [
+        [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0],
+    ]  # fmt: skip
 
 
-def test_frame_masks_halved_keeps_a_pixel_that_is_half_covered():
-    mask_HW = rectangle((8, 8), 2, 2, 6, 6)
-    assert frame_masks(mask_HW[None], (4, 4))[0].astype(int).tolist() == [
+def test_a_pixel_that_is_half_covered_belongs_to_the_mask():
+    assert framed(rectangle((8, 8), 2, 2, 6, 6), (4, 4)).astype(int).tolist() == [
         [0, 0, 0, 0],
         [0, 1, 1, 0],
         [0, 1, 1, 0],
         [0, 0, 0, 0],
     ]
-    assert frame_masks(rectangle((2, 2), 0, 0, 2, 1)[None], (1, 1)).tolist() == [[[True]]]
-    assert frame_masks(rectangle((2, 2), 0, 0, 1, 1)[None], (1, 1)).tolist() == [[[False]]]
+    assert framed(rectangle((2, 2), 0, 0, 2, 1), (1, 1)).tolist() == [[True]]
+    assert framed(rectangle((2, 2), 0, 0, 1, 1), (1, 1)).tolist() == [[False]]
+    assert framed(rectangle((3, 3), 0, 0, 3, 1), (2, 2)).astype(int).tolist() == [[1, 0], [1, 0]]  # 2/3 of the left
 
 
-def test_frame_masks_takes_bool_transposed_and_no_masks():
-    masks_NHW = np.stack([rectangle((4, 3), 0, 1, 2, 3)])
-    transposed = np.asfortranarray(masks_NHW)
-    np.testing.assert_array_equal(frame_masks(masks_NHW.astype(bool), (8, 9)), frame_masks(transposed, (8, 9)))
-    assert frame_masks(np.zeros((0, 4, 3), np.uint8), (8, 9)).shape == (0, 8, 9)
+def ruled(mask_HW, view, frame):
+    """The rule, slowly: every pixel cut in as many pieces as the other grid has, half of which must be covered."""
+    fine = np.kron(mask_HW, np.ones(view.grid, int))  # (H h, W w)
+    (H, W), (h, w) = mask_HW.shape, view.grid
+    share_hw = fine.reshape(h, H, w, W).sum((1, 3))
+    part = (2 * share_hw >= H * W)[view.window.top : view.window.bottom, view.window.left : view.window.right]
+    part = turned(part, view.symmetry)
+    framed_HW = np.zeros(frame, bool)
+    framed_HW[: part.shape[0], : part.shape[1]] = part
+    return framed_HW
+
+
+@pytest.mark.parametrize('jitter', [(1.0, 1.0), (0.1, 2.0)])
+@pytest.mark.parametrize('symmetry', range(8))
+def test_view_mask_equals_decoding_at_full_size_and_the_rule(symmetry, jitter):
+    rng = np.random.default_rng(symmetry)
+    for _ in range(25):
+        mask_HW = (rng.random(rng.integers(1, 30, 2)) < rng.choice([0.05, 0.5, 0.97])).astype(np.uint8)
+        mask_HW[0, -1] = 1
+        frame = tuple(rng.integers(1, 40, 2).tolist())
+        view = random_view(mask_HW.shape, frame, symmetry, jitter, rng)
+        np.testing.assert_array_equal(framed(mask_HW, frame, view), ruled(mask_HW, view, frame))
+
+
+def test_random_view_of_a_larger_image_is_any_part_that_fills_the_frame():
+    rng = np.random.default_rng(0)
+    views = [random_view((30, 60), (32, 32), 0, (2.0, 2.0), rng) for _ in range(300)]
+    assert {view.grid for view in views} == {(32, 64)}
+    assert {(view.window.top, view.window.bottom) for view in views} == {(0, 32)}
+    assert {view.window.left for view in views} == set(range(33))
+    assert all(view.window.right - view.window.left == 32 for view in views)
+
+
+def test_random_view_of_a_smaller_image_is_all_of_it():
+    view = random_view((30, 60), (32, 32), 0, (0.5, 0.5), np.random.default_rng(0))
+    assert view == ((8, 16), (0, 0, 8, 16), 0)
+
+
+def test_sizes_of_large_scale_jitter_are_spread_evenly():
+    rng = np.random.default_rng(0)
+    widths = [random_view((50, 100), (1000, 1000), 0, (0.1, 2.0), rng).grid[1] for _ in range(2000)]
+    assert np.histogram(widths, 4, (100, 2000))[0].tolist() == pytest.approx([500] * 4, abs=80)
+
+
+def test_view_image_shows_the_part_that_a_full_resize_would():
+    image_HW3 = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    view = random_view((40, 60), (32, 32), 0, (2.0, 2.0), np.random.default_rng(4))
+    framed_HW3, size = view_image(Photo.from_array(image_HW3), view, (32, 32))
+    whole = np.asarray(Image.fromarray(image_HW3).resize(view.grid[::-1], Image.Resampling.BILINEAR)).astype(int)
+    top, left, bottom, right = view.window
+    assert size == (32, 32)
+    assert abs(framed_HW3 - whole[top:bottom, left:right]).max() <= 1
 
 
 def test_sample_example_frames_the_image_and_its_mask():
     mask_HW = rectangle((4, 8), 0, 4, 2, 8)
     it = example([mask_HW], (4, 8))
-    batch = sample_example(it, (16, 16), 3, 0.9, 'none', np.random.default_rng(0))
+    batch, masks_NHW = sample(it, (16, 16), 3)
     assert batch.size_B2.tolist() == [8, 16]
     assert batch.size_B2.dtype == np.int32
     assert batch.valid_BN.tolist() == [True, False, False]
-    np.testing.assert_array_equal(batch.image_BHW3, frame_image(it.image_HW3, (16, 16))[0])
-    np.testing.assert_array_equal(batch.masks_BNHW[:1], frame_masks(mask_HW[None], (16, 16)))
-    assert batch.masks_BNHW[0, :4, 8:].all()
-    assert batch.masks_BNHW.sum() == 32
-
-
-def test_flipped_is_each_symmetry_of_the_square_once():
-    x_HW = np.array([[1, 2], [3, 4]])
-    seen = [flipped(x_HW, symmetry).tolist() for symmetry in range(8)]
-    assert seen[:3] == [[[1, 2], [3, 4]], [[2, 1], [4, 3]], [[3, 4], [1, 2]]]
-    assert seen[4] == [[1, 3], [2, 4]]
-    assert len({str(x) for x in seen}) == 8
+    np.testing.assert_array_equal(batch.image_BHW3, frame_image(it.image.pixels(), (16, 16))[0])
+    assert masks_NHW[0, :4, 8:].all()
+    assert masks_NHW.sum() == 32
 
 
 @pytest.mark.parametrize('flip', FLIPS)
@@ -120,12 +180,13 @@ def test_sample_example_turns_image_and_masks_together(flip):
     """The mask is where the image is red, however both are turned; the image is not square."""
     image_HW3 = np.zeros((6, 12, 3), np.uint8)
     image_HW3[0:2, 0:8, 0] = 255
-    it = Example('it', image_HW3, [coco.encode(np.asfortranarray(image_HW3[..., 0] // 255))])
+    rles = [coco.encode(np.asfortranarray(image_HW3[..., 0] // 255))]
+    it = Example('it', Photo.from_array(image_HW3), rles)
     seen = set()
     for seed in range(60):
-        batch = sample_example(it, (12, 12), 1, 0.9, flip, np.random.default_rng(seed))
-        np.testing.assert_array_equal(batch.masks_BNHW[0], batch.image_BHW3[..., 0] > 127)
-        seen.add(batch.masks_BNHW.tobytes())
+        batch, masks_NHW = sample(it, (12, 12), 1, seed, flip)
+        np.testing.assert_array_equal(masks_NHW[0], batch.image_BHW3[..., 0] > 127)
+        seen.add(masks_NHW.tobytes())
     assert len(seen) == FLIPS[flip]
 
 
@@ -137,17 +198,17 @@ def test_sample_example_leaves_out_empty_and_large_masks():
         rectangle(shape, 0, 0, 10, 10),  # too large
         rectangle(shape, 2, 2, 4, 4),
     ]
-    batch = sample_example(example(masks, shape), shape, 4, 0.9, 'none', np.random.default_rng(0))
-    areas = sorted(batch.masks_BNHW.sum((1, 2)).tolist())
+    batch, masks_NHW = sample(example(masks, shape), shape, 4)
+    areas = sorted(masks_NHW.sum((1, 2)).tolist())
     assert areas == [0, 0, 4, 90]
     assert batch.valid_BN.tolist() == [True, True, False, False]
 
 
 def test_sample_example_without_usable_masks():
     for masks in ([], [rectangle((5, 7), 0, 0, 5, 7)]):
-        batch = sample_example(example(masks, (5, 7)), (10, 10), 2, 0.9, 'none', np.random.default_rng(0))
+        batch, masks_NHW = sample(example(masks, (5, 7)), (10, 10), 2)
         assert not batch.valid_BN.any()
-        assert not batch.masks_BNHW.any()
+        assert not masks_NHW.any()
         assert batch.size_B2.tolist() == [7, 10]
 
 
@@ -156,11 +217,11 @@ def test_sample_example_decodes_only_what_it_draws(monkeypatch):
     masks = [rectangle(shape, n, 0, n + 1, 20) for n in range(20)]
     it = example(masks, shape)
     decoded = []
-    decode = coco.decode
-    monkeypatch.setattr(transforms.coco, 'decode', lambda rle: decoded.append(rle) or decode(rle))
-    batch = sample_example(it, shape, 5, 0.9, 'none', np.random.default_rng(1))
+    read = transforms.run_lengths
+    monkeypatch.setattr(transforms, 'run_lengths', lambda counts: decoded.append(counts) or read(counts))
+    batch, masks_NHW = sample(it, shape, 5, seed=1)
     assert len(decoded) == 5
-    rows = [int(np.flatnonzero(mask_HW.any(1))[0]) for mask_HW in batch.masks_BNHW]
+    rows = [int(np.flatnonzero(mask_HW.any(1))[0]) for mask_HW in masks_NHW]
     assert len(set(rows)) == 5  # without replacement
     assert batch.valid_BN.all()
 
@@ -168,7 +229,7 @@ def test_sample_example_decodes_only_what_it_draws(monkeypatch):
 def test_sample_example_depends_on_the_generator_alone():
     shape = (20, 20)
     it = example([rectangle(shape, n, 0, n + 1, 20) for n in range(20)], shape)
-    draws = [sample_example(it, shape, 5, 0.9, 'none', np.random.default_rng(seed)).masks_BNHW for seed in (3, 3, 4)]
+    draws = [sample(it, shape, 5, seed)[1] for seed in (3, 3, 4)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).any()
 
@@ -177,20 +238,20 @@ def test_sample_example_draws_every_mask_equally_often():
     shape = (6, 6)
     it = example([rectangle(shape, n, 0, n + 1, 6) for n in range(6)], shape)
     rng = np.random.default_rng(0)
-    counts = sum(sample_example(it, shape, 2, 0.9, 'none', rng).masks_BNHW.any((0, 2)).astype(int) for _ in range(300))
+    counts = sum(sample(it, shape, 2, rng)[1].any((0, 2)).astype(int) for _ in range(300))
     assert counts.sum() == 600
     assert (abs(counts - 100) < 35).all()  # standard deviation 8
 
 
 def test_sample_example_marks_a_mask_that_vanishes_in_the_frame():
     masks = [rectangle((64, 64), 5, 5, 6, 6), rectangle((64, 64), 0, 0, 32, 32)]
-    batch = sample_example(example(masks, (64, 64)), (8, 8), 2, 0.9, 'none', np.random.default_rng(0))
-    assert sorted(batch.masks_BNHW.sum((1, 2)).tolist()) == [0, 16]
-    assert batch.valid_BN.tolist() == batch.masks_BNHW.any((1, 2)).tolist()
+    batch, masks_NHW = sample(example(masks, (64, 64)), (8, 8), 2)
+    assert sorted(masks_NHW.sum((1, 2)).tolist()) == [0, 16]
+    assert batch.valid_BN.tolist() == masks_NHW.any((1, 2)).tolist()
 
 
 def test_sample_example_takes_hundreds_of_masks():
     shape = (300, 4)
     it = example([rectangle(shape, n, 0, n + 1, 4) for n in range(300)], shape)
-    batch = sample_example(it, (300, 300), 8, 0.9, 'none', np.random.default_rng(0))
+    batch, _ = sample(it, (300, 300), 8)
     assert batch.valid_BN.all()

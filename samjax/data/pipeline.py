@@ -1,4 +1,4 @@
-"""The training input: a source of `Example`s -> endless, shuffled, batched `Batch`es through Grain.
+"""The training input: sources of `Example`s -> endless, shuffled, batched `Batch`es through Grain.
 
 Batch s is made of the images s * batch, s * batch + 1, .. of one endless stream (epoch after epoch,
 each shuffled anew), and what is sampled from an image depends on its place in that stream.  So the
@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 
 import grain
 import jax
 import numpy as np
 from absl import flags
 
-from samjax.data import sa1b
+from samjax.data.object_masks.source import Source, open_source
 from samjax.data.scenes import Scenes
 from samjax.data.transforms import FLIPS, sample_example
 from samjax.errors import SamjaxError
@@ -34,7 +35,7 @@ ATTEMPTS = 3  # to read a batch whose workers died
 ENDLESS = 2**48  # images; Grain's own endless repetition cannot be cut into batches of one
 
 
-def open_source(
+def open_set(
     path: str,
     *,
     seed: int,
@@ -42,15 +43,15 @@ def open_source(
     length: int,
     cache: str | os.PathLike,
     max_bad_share: float,
-) -> Scenes | sa1b.Source:
+) -> Scenes | Source:
     """`length` drawn scenes of `image_size` if `path` is 'scenes', else the images below `path`."""
     if path == 'scenes':
         return Scenes(seed, length, image_size)
-    return sa1b.open_source(path, cache, max_bad_share)
+    return open_source(path, cache, max_bad_share)
 
 
 def train_loader(
-    source,
+    sources: Sequence[tuple[Sequence[Example], float]],
     *,
     seed: int,
     frame: tuple[int, int],
@@ -58,6 +59,7 @@ def train_loader(
     max_objects: int,
     max_area: float,
     flip: str,
+    jitter: tuple[float, float],
     workers: int,
     prefetch: int,
     process_index: int | None = None,
@@ -65,10 +67,12 @@ def train_loader(
 ) -> Batches:
     """This process's share of each global batch, as numpy arrays: rows of process 0 come first.
 
-    frame: (height, width) in px; batch: images per step over all processes; max_objects, max_area,
-    flip: see `sample_example`; workers: loader processes, 0 reads in a thread of this one; prefetch:
+    sources: with weights: of how many images of one with weight 1 an image is worth, so with weight 10 each is shown 10
+    times as often; frame: (height, width) in px; batch: images per step over all processes; max_objects, max_area,
+    flip, jitter: see `sample_example`; workers: loader processes, 0 reads in a thread of this one; prefetch:
     batches that each worker keeps ready.  The process defaults to what JAX says.
-    Raises SamjaxError if the batch cannot be shared out evenly, nothing would be prefetched or the flip is not known.
+    Raises SamjaxError if the batch cannot be shared out evenly, nothing would be prefetched, or the weights, flip or
+    jitter make no sense.
     """
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
@@ -78,22 +82,39 @@ def train_loader(
         raise SamjaxError(f'data.prefetch is {prefetch}, it must be at least 1')
     if flip not in FLIPS:
         raise SamjaxError(f'data.flip {flip!r} is not known: set it to one of {", ".join(FLIPS)}')
-    sample = functools.partial(_sample, frame=frame, max_objects=max_objects, max_area=max_area, flip=flip)
-    epochs = ENDLESS // len(source) + 1
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs).random_map(sample)
-    batches = stream.batch(batch // process_count, batch_fn=_pack)[process_index::process_count]
-    return Batches(batches, frame[1], workers, prefetch)
+    if len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]:
+        raise SamjaxError(f'data.jitter {jitter} is not (least, greatest) size: (1.0, 1.0) is none, (0.1, 2.0) usual')
+    if not all(weight > 0 for _, weight in sources):
+        raise SamjaxError(f'the weights in data.mix are {[weight for _, weight in sources[1:]]}, they must be over 0')
+    sample = functools.partial(
+        _sample, frame=frame, max_objects=max_objects, max_area=max_area, flip=flip, jitter=jitter
+    )
+    stream = _mixed(sources, seed).random_map(sample)
+    batches = stream.batch(batch // process_count, batch_fn=_stack)[process_index::process_count]
+    return Batches(batches, workers, prefetch)
+
+
+def _mixed(sources: Sequence[tuple[Sequence[Example], float]], seed: int) -> grain.MapDataset:
+    """One endless stream; each source goes through epochs of its own."""
+
+    def endless(source, seed):
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat(ENDLESS // len(source) + 1)
+
+    if len(sources) == 1:
+        return endless(sources[0][0], seed)
+    streams = [endless(source, (seed + n) % 2**32) for n, (source, _) in enumerate(sources)]
+    return grain.MapDataset.mix(streams, [weight * len(source) for source, weight in sources]).seed(seed)
 
 
 class Batches(grain.DatasetIterator):
-    """Iterator over a Grain dataset of packed batches; its state is the number of batches taken.
+    """Iterator over a Grain dataset of batches; its state is the number of batches taken.
 
     Grain's own state of several workers fits no other number of workers; this one does.
     """
 
-    def __init__(self, batches: grain.MapDataset, width: int, workers: int, prefetch: int):
+    def __init__(self, batches: grain.MapDataset, workers: int, prefetch: int):
         super().__init__()
-        self._batches, self._width = batches, width
+        self._batches = batches
         self._workers, self._prefetch = workers, prefetch
         self._taken = 0
         self._readers = []  # the one at work, if any
@@ -114,7 +135,7 @@ class Batches(grain.DatasetIterator):
                 continue
             self._meet()
             self._taken += 1
-            return _unpack(batch, self._width)
+            return batch
         raise SamjaxError(
             f'data workers died {ATTEMPTS} times at batch {self._taken}: the system ends processes for want of memory, '
             f'so lower --config.data.workers or --config.data.prefetch'
@@ -225,12 +246,5 @@ def _sample(example: Example, rng: np.random.Generator, **options) -> Batch:
     return sample_example(example, rng=rng, **options)
 
 
-def _pack(rows: list[Batch]) -> Batch:
-    """Rows as one batch with 8 pixels of a mask in a byte; 64 masks of 1024 x 1024 are 64 MiB else."""
-    batch = Batch(*map(np.stack, zip(*rows, strict=True)))
-    return batch._replace(masks_BNHW=np.packbits(batch.masks_BNHW, axis=-1))
-
-
-def _unpack(batch: Batch, width: int) -> Batch:
-    bits = np.unpackbits(batch.masks_BNHW, axis=-1, count=width)
-    return batch._replace(masks_BNHW=bits.view(bool))
+def _stack(rows: list[Batch]) -> Batch:
+    return Batch(*map(np.stack, zip(*rows, strict=True)))

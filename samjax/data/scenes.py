@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
+from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
 from samjax.structs import Example
 
@@ -53,7 +54,7 @@ class Scenes:
     def __getitem__(self, index: int) -> Example:
         image_HW3, masks_NHW, _ = self._draw(index)
         rles = coco.encode(masks_NHW.transpose(1, 2, 0))  # a view in Fortran order
-        return Example(f'scene-{self.seed}-{operator.index(index)}', image_HW3, rles)
+        return Example(f'scene-{self.seed}-{operator.index(index)}', Photo.from_array(image_HW3), rles)
 
     def levels(self, index: int) -> list[int]:
         """For each mask of scene `index`: 0 whole, 1 part, 2 sub-part."""

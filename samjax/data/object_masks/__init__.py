@@ -1,0 +1,1 @@
+"""Sets of images with masks as ArrayRecord: written by a TFDS builder, read back as `Example`s."""

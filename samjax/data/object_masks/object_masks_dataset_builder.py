@@ -1,0 +1,70 @@
+"""The TFDS builder of sets of images with masks; found by TFDS through the file's name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from samjax.data.object_masks import record
+from samjax.data.object_masks.unit import Task
+
+SPLIT = 'images'
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Makes a TFDS set of the files of finished units: one shard each, in their order.
+
+    tasks: all finished; files: more texts to lie beside the records, by name.
+    """
+
+    VERSION = tfds.core.Version('2.0.0')
+
+    def __init__(self, *, tasks: Sequence[Task] = (), files: dict[str, str] | None = None, **kwargs):
+        self._tasks, self._files = tasks, files or {}
+        super().__init__(file_format='array_record', **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Images with any number of object masks each.',
+            homepage='https://arxiv.org/abs/2304.02643',
+            features=record.features(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError('units are written by samjax.data.object_masks.prepare')
+
+    _generate_examples = _split_generators
+
+    def _download_and_prepare(self, dl_manager, download_config):
+        """Takes the files in.
+
+        TFDS would generate and sort the records here, in one process, which beyond 1 GB takes TensorFlow and a second
+        copy on disk, or in Beam, which forgets what was done when it is interrupted.
+        """
+        del dl_manager, download_config
+        folder = Path(self.data_dir)
+        written = [(task, result) for task in self._tasks if (result := task.written()).names]
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=self.name, split=SPLIT, filetype_suffix='array_record'
+        )
+        for (task, _), path in zip(written, template.sharded_filepaths(len(written)), strict=True):
+            _link(task.records, Path(path))
+        lengths, size = [len(result.names) for _, result in written], sum(result.bytes for _, result in written)
+        split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
+        self.info.set_splits(tfds.core.splits.SplitDict([split]))
+        for name, text in self._files.items():
+            (folder / name).write_text(text)
+
+
+def _link(source: Path, target: Path) -> None:
+    """`source` stays until all is done, as far as the disk has links: who is killed now need not write it again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.move(source, target)

@@ -1,0 +1,112 @@
+"""An image with its masks, checked, as the record that is stored."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from pycocotools import mask as coco
+
+from samjax.data.layouts.labelled import Item, Unusable
+from samjax.data.photo import SYMMETRY
+from samjax.data.rle import run_lengths
+
+EIGHT_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
+STORED = ('JPEG', 'MPO', 'PNG')  # as they are, the others as PNG; MPO is what some cameras make of JPEG
+ORIENTATION = 0x0112  # EXIF's tag
+
+
+def features() -> tfds.features.FeaturesDict:
+    """What a record holds."""
+    annotation = {
+        'size': tfds.features.Tensor(shape=(2,), dtype=np.int32),
+        'counts': tfds.features.Text(),
+        'area': np.int64,
+        'predicted_iou': np.float32,
+        'stability_score': np.float32,
+    }
+    return tfds.features.FeaturesDict(
+        {
+            'image': tfds.features.Image(shape=(None, None, 3)),
+            'name': tfds.features.Text(),
+            'height': np.int32,
+            'width': np.int32,
+            'orientation': np.int32,
+            'annotations': tfds.features.Sequence(annotation),
+        }
+    )
+
+
+def make_record(item: Item) -> tuple[dict, dict[str, int]]:
+    """The record of an item, and how many of its masks are left out by cause.
+
+    A record has image (an encoded JPEG or PNG), name, height and width in px as people see the image, orientation
+    (EXIF's 1 .. 8: how the stored pixels are to be turned), and annotations: a list of size (height, width), counts
+    (compressed RLE), area in px as counted from the RLE, and the scores predicted_iou and stability_score, which are
+    1 where there are none, as for masks by people.
+    Raises Unusable, whatever the bytes are.
+    """
+    found = item.load()
+    image, orientation = _checked_image(found.image, found.size, found.as_stored)
+    height, width = found.size
+    record = {
+        'image': image,
+        'name': item.name,
+        'height': height,
+        'width': width,
+        'orientation': orientation,
+        'annotations': [_annotation(mask, f'mask {n}', height, width) for n, mask in enumerate(found.masks)],
+    }
+    return record, dict(found.left_out)
+
+
+def _checked_image(data: bytes, size: tuple[int, int], as_stored: bool) -> tuple[bytes, int]:
+    """An image that decodes to its last pixel, as JPEG or PNG, and its orientation: the one in which it has `size`.
+
+    Cameras store images turned and say so in EXIF; some annotation tools see that, others do not.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            orientation = image.getexif().get(ORIENTATION)
+            stored = image.format in STORED
+    except Exception as error:  # PIL raises nearly anything on damaged files
+        raise Unusable('unreadable image', str(error)) from error
+    if image.mode not in EIGHT_BIT:
+        detail = f'its pixels are of type {image.mode}: save it with 8 bits per channel, scaled as it should look'
+        raise Unusable('not 8 bits', detail)
+    orientation = orientation if orientation in SYMMETRY and not as_stored else 1
+    seen = image.size if SYMMETRY[orientation] & 4 else image.size[::-1]
+    if size not in (seen, image.size[::-1]):
+        detail = f'the masks are for {size[0]} x {size[1]}, the image has {seen[0]} x {seen[1]} px'
+        raise Unusable('wrong size', detail)
+    return data if stored else _as_png(image), orientation if size == seen else 1
+
+
+def _as_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.convert('RGB').save(file, 'PNG')
+    return file.getvalue()
+
+
+def _annotation(mask: dict, which: str, height: int, width: int) -> dict:
+    size, counts = list(mask['size']), mask['counts']
+    if size != [height, width]:
+        raise Unusable('wrong size', f'the size of {which} is {size}, the image has [{height}, {width}] px')
+    try:
+        if isinstance(counts, list):
+            runs = np.array(counts, np.int64)
+        else:
+            counts = counts.encode('ascii') if isinstance(counts, str) else counts
+            runs = run_lengths(counts)
+        if runs.ndim != 1 or (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
+            raise ValueError('the runs do not add up to the image')
+        if isinstance(counts, list):
+            counts = coco.frPyObjects({'size': size, 'counts': counts}, height, width)['counts']
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Unusable('damaged RLE', f'{which}: {error}') from error
+    scores = {'predicted_iou': 1.0, 'stability_score': 1.0, **mask}
+    return {**scores, 'size': size, 'counts': counts, 'area': int(runs[1::2].sum())}

@@ -1,0 +1,22 @@
+"""Eight rows in a byte and back."""
+
+import jax
+import numpy as np
+import pytest
+
+from samjax.bits import pack_rows, unpack_rows
+
+
+def test_worked_example():
+    mask_HW = np.zeros((10, 2), bool)
+    mask_HW[0, 0] = mask_HW[3, 0] = mask_HW[7, 1] = mask_HW[9, 1] = True
+    assert pack_rows(mask_HW).tolist() == [[1 + 8, 128], [0, 2]]
+    np.testing.assert_array_equal(unpack_rows(pack_rows(mask_HW), 10), mask_HW)
+
+
+@pytest.mark.parametrize('shape', [(3, 4, 16, 5), (1, 1), (0, 8, 3), (7, 9)])
+def test_there_and_back_inside_jit(shape):
+    masks = np.random.default_rng(0).random(shape) < 0.5
+    back = jax.jit(lambda x: unpack_rows(x, shape[-2]))(pack_rows(masks))
+    assert back.dtype == bool
+    np.testing.assert_array_equal(back, masks)

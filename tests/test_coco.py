@@ -1,0 +1,778 @@
+"""COCO's JSON, instances and panoptic: masks as pycocotools has them, images wherever they lie, bad ones named."""
+
+import json
+import os
+import pickle
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from samjax.data.layouts import coco
+from samjax.data.layouts.labelled import Bad, Unusable
+from samjax.errors import SamjaxError
+
+REAL = Path(__file__).parents[1] / '../shared/data/coco_panoptic_sample'
+HEIGHT, WIDTH = 6, 8
+
+RECTANGLE = [1, 1, 5, 1, 5, 4, 1, 4]  # x, y of its corners
+RECTANGLE_HW = [
+    [0, 0, 0, 0, 0, 0, 0, 0],
+    [0, 1, 1, 1, 1, 0, 0, 0],
+    [0, 1, 1, 1, 1, 0, 0, 0],
+    [0, 1, 1, 1, 1, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 0, 0, 0],
+]
+RUNS = {'size': [6, 8], 'counts': [7, 3, 3, 3, 3, 3, 3, 3, 20]}
+COMPRESSED = {'size': [6, 8], 'counts': '73300000a0'}
+
+CORNER = [5.0, 3.0, 7.0, 3.0, 7.0, 6.0, 5.0, 6.0]
+BOTH_HW = [
+    [0, 0, 0, 0, 0, 0, 0, 0],
+    [0, 1, 1, 1, 1, 0, 0, 0],
+    [0, 1, 1, 1, 1, 0, 0, 0],
+    [0, 1, 1, 1, 1, 1, 1, 0],
+    [0, 0, 0, 0, 0, 1, 1, 0],
+    [0, 0, 0, 0, 0, 1, 1, 0],
+]
+
+SEGMENTS_HW = [
+    [0, 0, 0, 7, 7, 7, 7, 7],
+    [0, 9, 9, 7, 7, 7, 7, 7],
+    [0, 9, 9, 7, 7, 7, 7, 7],
+    [0, 9, 9, 70000, 70000, 70000, 70000, 70000],
+    [0, 0, 0, 70000, 70000, 70000, 70000, 70000],
+    [0, 0, 0, 70000, 70000, 70000, 70000, 70000],
+]
+
+
+def picture(file, height=HEIGHT, width=WIDTH):
+    """Writes an image of one colour; returns its bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (width, height), (200, 100, 50)).save(file)
+    return file.read_bytes()
+
+
+def write(file, images, annotations):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({'info': {}, 'images': images, 'annotations': annotations, 'categories': []}))
+    return file
+
+
+def entry(number, file_name, **more):
+    return {'id': number, 'file_name': file_name, 'height': HEIGHT, 'width': WIDTH, **more}
+
+
+def items(file):
+    return [item for unit in coco.find(file).units for item in unit.items()]
+
+
+def bad(file):
+    """Name and cause of each item that is known to be unusable."""
+    return [(item.name, item.cause) for item in items(file) if isinstance(item, Bad)]
+
+
+def loaded(folder, *segmentations):
+    """What an image with these masks is read as."""
+    picture(folder / 'a.png')
+    annotations = [{'id': n, 'image_id': 1, 'segmentation': one} for n, one in enumerate(segmentations)]
+    (item,) = items(write(folder / 'x.json', [entry(1, 'a.png')], annotations))
+    return item.load()
+
+
+def decoded(found):
+    return [rle.decode(mask if isinstance(mask['counts'], (str, bytes)) else as_bytes(mask)) for mask in found.masks]
+
+
+def as_bytes(mask):
+    return rle.frPyObjects(mask, *mask['size'])
+
+
+def cause_of(item):
+    with pytest.raises(Unusable) as raised:
+        item.load()
+    assert raised.value.detail
+    return raised.value.cause
+
+
+# ---- masks of instances ----------------------------------------------------------------------------
+
+
+def test_polygon_by_hand(tmp_path):
+    found = loaded(tmp_path, [RECTANGLE])
+    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
+    assert found.size == (HEIGHT, WIDTH)
+    assert found.image == (tmp_path / 'a.png').read_bytes()
+    assert found.left_out == {}
+
+
+def test_polygons_of_one_annotation_are_one_mask(tmp_path):
+    np.testing.assert_array_equal(decoded(loaded(tmp_path, [RECTANGLE, CORNER])), [BOTH_HW])
+
+
+def test_rle_goes_through_as_it_is(tmp_path):
+    damaged = {'size': [6, 8], 'counts': 'not checked here'}
+    found = loaded(tmp_path, RUNS, COMPRESSED, damaged)
+    assert found.masks == [RUNS, COMPRESSED, damaged]
+    assert found.left_out == {}
+    np.testing.assert_array_equal(rle.decode(COMPRESSED), RECTANGLE_HW)
+    np.testing.assert_array_equal(rle.decode(as_bytes(RUNS)), RECTANGLE_HW)
+
+
+def test_polygons_as_pycocotools_has_them(tmp_path):
+    rng = np.random.default_rng(0)
+    polygons = [[rng.uniform(-3, 12, 2 * corners).round(2).tolist()] for corners in (3, 4, 7, 20, 50)]
+    found = loaded(tmp_path, *polygons)
+    assert len(found.masks) == len(polygons)
+    for mask, polygon in zip(found.masks, polygons, strict=True):
+        assert mask == rle.merge(rle.frPyObjects(polygon, HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize(
+    'polygon',
+    [
+        [1, 1, 5, 1],
+        [1, 1, 5, 1, 5, 4, 1],
+        [1, 1, 5, 1, 5, 'four'],
+        [1, 1, 5, 1, 5, '4'],
+        [1, 1, 5, 1, 5, None],
+        [1, 1, 5, 1, 5, True],
+        [1, 1, 5, 1, 5, float('nan')],
+        [1, 1, 5, 1, 5, float('inf')],
+        [1, 1, 5, 1, 5, 10**400],
+        [[1, 1], [5, 1], [5, 4]],
+        [],
+        None,
+        4,
+        {},
+    ],
+)
+def test_bad_polygon_is_left_out(polygon, tmp_path):
+    found = loaded(tmp_path, [polygon], [polygon, RECTANGLE])
+    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
+    assert found.left_out == {'bad polygon': 1}
+
+
+@pytest.mark.parametrize(
+    'segmentation',
+    [
+        None,
+        [],
+        {},
+        7,
+        'x',
+        True,
+        {'size': [6, 8]},
+        {'counts': 'x'},
+        {'size': [6, 8], 'counts': 5},
+        {'size': 6, 'counts': ''},
+    ],
+)
+def test_nonsense_is_no_mask(segmentation, tmp_path):
+    found = loaded(tmp_path, segmentation, [RECTANGLE])
+    assert len(found.masks) == 1
+    assert found.left_out == {'no mask': 1}
+
+
+def test_boxes_and_keypoints_are_no_masks(tmp_path):
+    picture(tmp_path / 'a.png')
+    annotations = [{'id': 1, 'image_id': 1, 'bbox': [1, 1, 4, 3]}, {'id': 2, 'image_id': 1, 'keypoints': [1, 1, 2]}]
+    (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], annotations))
+    found = item.load()
+    assert (found.masks, found.left_out) == ([], {'no mask': 2})
+
+
+@pytest.mark.parametrize('polygon', [[20, 20, 30, 20, 30, 30], [-9, -9, -5, -9, -5, -5], [3, 3, 3, 3, 3, 3]])
+def test_polygon_without_pixels_is_left_out(polygon, tmp_path):
+    found = loaded(tmp_path, [polygon])
+    assert (found.masks, found.left_out) == ([], {'no pixels': 1})
+
+
+def test_huge_coordinates_cover_what_they_enclose(tmp_path):
+    far = 1e15
+    around = [-far, -far, far, -far, far, far, -far, far]
+    above = [-far, -far, far, -far, far, -1, -far, -1]
+    found = loaded(tmp_path, [around], [above])
+    np.testing.assert_array_equal(decoded(found), [np.ones((HEIGHT, WIDTH))])
+    assert found.left_out == {'no pixels': 1}
+
+
+def test_endless_outline_takes_neither_time_nor_memory():
+    far_and_back = np.random.default_rng(0).uniform(-1e12, 1e12, 400_000).tolist()
+    start = time.monotonic()
+    tracemalloc.start()
+    with pytest.raises(coco._LeftOut, match='bad polygon'):
+        coco._mask([far_and_back], False, 3000, 4000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.monotonic() - start < 10
+    assert peak < 100e6
+
+
+def test_long_outline_of_a_real_mask_is_kept():
+    """A comb with a tooth every other column of a large photograph."""
+    height, width = 1500, 2000
+    teeth = [corner for x in range(0, width, 2) for corner in (x, 1, x, height, x + 1, height, x + 1, 1)]
+    mask = coco._mask([[*teeth, width, 1, width, 0, 0, 0]], False, height, width)
+    assert rle.area(mask) == pytest.approx(height * width / 2, rel=0.01)
+
+
+@pytest.mark.parametrize('segmentation', [[RECTANGLE], COMPRESSED, RUNS, None])
+def test_crowd_is_left_out(segmentation, tmp_path):
+    picture(tmp_path / 'a.png')
+    annotations = [
+        {'id': 1, 'image_id': 1, 'iscrowd': 1, 'segmentation': segmentation},
+        {'id': 2, 'image_id': 1, 'iscrowd': 0, 'segmentation': [RECTANGLE]},
+    ]
+    (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], annotations))
+    found = item.load()
+    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
+    assert found.left_out == {'crowd': 1}
+
+
+# ---- images ----------------------------------------------------------------------------------------
+
+
+def test_form_of_coco_itself(tmp_path):
+    """annotations/instances_val2017.json beside val2017; masks go to their image, images keep their order."""
+    data = {name: picture(tmp_path / f'val2017/{name}.jpg', width=width) for name, width in [('b', 8), ('a', 9)]}
+    annotations = [
+        {'id': 1, 'image_id': 20, 'segmentation': [CORNER]},
+        {'id': 2, 'image_id': 10, 'segmentation': [RECTANGLE]},
+        {'id': 3, 'image_id': 20, 'segmentation': [RECTANGLE]},
+    ]
+    images = [entry(20, 'b.jpg'), entry(10, 'a.jpg', width=9)]
+    file = write(tmp_path / 'annotations/instances_val2017.json', images, annotations)
+    found = coco.find(file)
+    assert found.layout == 'COCO instances'
+    (unit,) = found.units
+    assert [item.name for item in unit.items()] == ['b', 'a']
+    b, a = (item.load() for item in unit.items())
+    assert (b.image, a.image) == (data['b'], data['a'])
+    assert (b.size, a.size) == ((6, 8), (6, 9))
+    assert [mask_HW.sum() for mask_HW in decoded(b)] == [6, 12]
+    assert [mask_HW.sum() for mask_HW in decoded(a)] == [12]
+
+
+def test_image_without_annotations_has_no_masks(tmp_path):
+    picture(tmp_path / 'a.png')
+    (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], []))
+    assert item.load().masks == []
+
+
+@pytest.mark.parametrize(
+    ('json_at', 'image_at', 'file_name'),
+    [
+        ('set/x.json', 'set/a.png', 'a.png'),
+        ('set/x.json', 'set/images/a.png', 'images/a.png'),
+        ('set/x.json', 'images/a.png', 'images/a.png'),
+        ('set/x.json', 'images/a.png', '../images/a.png'),
+        ('set/x.json', 'set/deep/er/a.png', 'a.png'),
+        ('set/x.json', 'set/deep/images/a.png', 'images/a.png'),
+        ('set/x.json', 'set/images/a.png', 'elsewhere/a.png'),
+        ('set/x.json', 'set/images/a.png', '/lost/a.png'),
+        ('set/x.json', 'set/images/a.png', 'images\\a.png'),
+        ('set/x.json', 'set/images/a.png', './a.png'),
+        ('set/x.json', 'images/deep/a.png', 'a.png'),
+        ('annotations/x.json', 'val/a.png', 'a.png'),
+        ('sét 1/x y.json', 'sét 1/bîld er/ä 猫.png', 'ä 猫.png'),
+    ],
+)
+def test_image_is_found(json_at, image_at, file_name, tmp_path):
+    data = picture(tmp_path / image_at)
+    (item,) = items(write(tmp_path / json_at, [entry(1, file_name)], []))
+    assert item.load().image == data
+
+
+def test_name_and_place(tmp_path):
+    picture(tmp_path / 'set/images/a.b.png')
+    picture(tmp_path / 'other/c.png')
+    file = write(tmp_path / 'set/x.json', [entry(1, 'images/a.b.png'), entry(2, '../other/c.png')], [])
+    below, beside = items(file)
+    assert (below.name, below.place) == ('images/a.b', 'images/a.b.png')
+    assert (beside.name, beside.place) == ('../other/c', str(tmp_path / 'other/c.png'))
+
+
+def test_relative_path_works_from_another_folder(tmp_path, monkeypatch):
+    data = picture(tmp_path / 'set/a.png')
+    write(tmp_path / 'set/x.json', [entry(1, 'a.png')], [])
+    monkeypatch.chdir(tmp_path / 'set')
+    (item,) = items(Path('x.json'))
+    monkeypatch.chdir('/')
+    assert item.load().image == data
+
+
+def test_whole_path_decides_between_equal_basenames(tmp_path):
+    first, second = (
+        picture(tmp_path / f'set/deep/{part}/a.png', height=height) for part, height in [('p', 6), ('q', 7)]
+    )
+    file = write(tmp_path / 'set/x.json', [entry(1, 'q/a.png'), entry(2, 'p/a.png')], [])
+    assert [item.load().image for item in items(file)] == [second, first]
+
+
+def test_ambiguous_basename_names_both(tmp_path):
+    for part in 'pq':
+        picture(tmp_path / f'set/{part}/a.png')
+    (item,) = items(write(tmp_path / 'set/x.json', [entry(1, 'a.png')], []))
+    assert item.cause == 'no image'
+    assert str(tmp_path / 'set/p/a.png') in item.detail
+    assert str(tmp_path / 'set/q/a.png') in item.detail
+    assert cause_of(item) == 'no image'
+
+
+def test_one_file_is_not_taken_for_two_images(tmp_path):
+    picture(tmp_path / 'set/images/a.png')
+    file = write(tmp_path / 'set/x.json', [entry(1, 'p/a.png'), entry(2, 'q/a.png')], [])
+    assert bad(file) == [('p/a', 'no image'), ('q/a', 'no image')]
+
+
+def test_absent_image_is_named(tmp_path):
+    picture(tmp_path / 'set/a.png')
+    picture(tmp_path / 'b.png')
+    picture(tmp_path / 'other/c.png')  # a neighbour's: this folder has images of its own
+    picture(tmp_path / 'set/.hidden/d.png')
+    file = write(tmp_path / 'set/x.json', [entry(n, f'{name}.png') for n, name in enumerate('abcd')], [])
+    assert bad(file) == [('c', 'no image'), ('d', 'no image')]
+    assert 'c.png' in items(file)[2].detail
+
+
+def test_annotations_folder_may_hold_images(tmp_path):
+    picture(tmp_path / 'annotations/a.png')
+    data = picture(tmp_path / 'val/b.png')
+    file = write(tmp_path / 'annotations/x.json', [entry(1, 'a.png'), entry(2, 'b.png')], [])
+    assert [item.load().image for item in items(file)][1] == data
+
+
+def test_names_that_are_no_paths_are_absent(tmp_path):
+    names = ['x' * 300, 'nul\0.png', '\ud800.png']
+    file = write(tmp_path / 'set/x.json', [entry(n, name) for n, name in enumerate(names)], [])
+    assert [cause for _, cause in bad(file)] == ['no image'] * 3
+
+
+def test_linked_folder_is_searched_once(tmp_path):
+    data = picture(tmp_path / 'store/a.png')
+    (tmp_path / 'set').mkdir()
+    for link in ('p', 'q'):
+        (tmp_path / 'set' / link).symlink_to(tmp_path / 'store')
+    (tmp_path / 'store/up').symlink_to(tmp_path / 'set')
+    (item,) = items(write(tmp_path / 'set/x.json', [entry(1, 'a.png')], []))
+    assert item.load().image == data
+
+
+def test_walk_is_done_once(tmp_path, monkeypatch):
+    walked, walk = [], os.walk
+    monkeypatch.setattr(os, 'walk', lambda root, **more: walked.append(Path(root)) or walk(root, **more))
+    names = [f'{n}.png' for n in range(9)]
+    for name in names:
+        picture(tmp_path / 'val' / name)
+    file = write(tmp_path / 'annotations/x.json', [entry(n, name) for n, name in enumerate(names)], [])
+    assert bad(file) == []
+    assert walked == [tmp_path / 'annotations', tmp_path]
+
+
+@pytest.mark.parametrize(
+    ('url', 'name'),
+    [
+        ('http://images.cocodataset.org/val2017/a.png', 'val2017/a'),
+        ('https://host/deep/val2017/a.png?size=1', 'val2017/a'),
+        ('http://host/a.png', 'a'),
+        ('http://host/%C3%A4%20b/a.png', 'ä b/a'),
+    ],
+)
+def test_file_name_of_lvis(url, name, tmp_path):
+    data = picture(tmp_path / f'{name}.png')
+    image = {'id': 1, 'coco_url': url, 'height': HEIGHT, 'width': WIDTH, 'not_exhaustive_category_ids': []}
+    annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
+    (item,) = items(write(tmp_path / 'lvis_v1_val.json', [image], [annotation]))
+    assert item.name == name
+    assert item.load().image == data
+
+
+def test_lvis_finds_the_file_by_its_basename(tmp_path):
+    data = picture(tmp_path / 'images/a.png')
+    image = {'id': 1, 'coco_url': 'http://images.cocodataset.org/val2017/a.png'}
+    (item,) = items(write(tmp_path / 'lvis_v1_val.json', [image], []))
+    assert item.load().image == data
+
+
+@pytest.mark.parametrize(
+    'sides',
+    [{}, {'height': 6}, {'height': 0, 'width': 8}, {'height': -6, 'width': 8}, {'height': '6', 'width': 8}]
+    + [{'height': 6.0, 'width': 8}, {'height': True, 'width': 8}, {'height': 10**9, 'width': 10**9}],
+)
+def test_size_comes_from_the_image_if_the_json_has_none(sides, tmp_path):
+    picture(tmp_path / 'a.png')
+    annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
+    (item,) = items(write(tmp_path / 'x.json', [{'id': 1, 'file_name': 'a.png', **sides}], [annotation]))
+    found = item.load()
+    assert found.size == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
+
+
+def test_image_is_not_decoded_if_the_json_has_its_size(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'no image')
+    stated, unstated = {'height': 6, 'width': 8}, {}
+    for sides, wrong in [(stated, None), (unstated, 'unreadable image')]:
+        (item,) = items(write(tmp_path / 'x.json', [{'id': 1, 'file_name': 'a.png', **sides}], []))
+        if wrong:
+            assert cause_of(item) == wrong
+        else:
+            assert item.load().image == b'no image'
+
+
+def test_vanished_image_is_unreadable(tmp_path):
+    picture(tmp_path / 'a.png')
+    (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], []))
+    (tmp_path / 'a.png').unlink()
+    assert cause_of(item) == 'unreadable image'
+
+
+# ---- entries that contradict each other ------------------------------------------------------------
+
+
+def test_second_of_one_id_is_bad(tmp_path):
+    for name in 'ab':
+        picture(tmp_path / f'{name}.png')
+    annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
+    first, second = items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(1, 'b.png')], [annotation]))
+    assert len(first.load().masks) == 1
+    assert cause_of(second) == 'duplicate id'
+
+
+@pytest.mark.parametrize('again', ['a.png', './a.png', 'a.jpg'])
+def test_second_of_one_name_is_bad(again, tmp_path):
+    for name in ('a.png', 'a.jpg'):
+        picture(tmp_path / name)
+    file = write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, again), entry(3, 'a.png')], [])
+    assert [cause for _, cause in bad(file)] == ['duplicate name'] * 2
+    assert len({item.name for item in items(file)}) == 3
+
+
+def test_unknown_image_ids_are_named_once_each(tmp_path):
+    picture(tmp_path / 'a.png')
+    numbers = [1, 5, 5, 6, None, '1', [1], 5]
+    annotations = [{'id': n, 'image_id': number, 'segmentation': [RECTANGLE]} for n, number in enumerate(numbers)]
+    file = write(tmp_path / 'x.json', [entry(1, 'a.png')], [*annotations, 'nonsense', {'id': 0, 'image_id': 5}])
+    good, *unknown = items(file)
+    assert len(good.load().masks) == 1
+    assert [(item.name, item.cause) for item in unknown] == [
+        ('image 5', 'unknown image id'),
+        ('image 6', 'unknown image id'),
+        ('image None', 'unknown image id'),
+    ]
+    assert [item.detail.split()[0] for item in unknown] == ['4', '1', '4']
+
+
+def test_unknown_image_id_has_a_name_of_its_own(tmp_path):
+    picture(tmp_path / 'image 5.png')
+    file = write(tmp_path / 'x.json', [entry(1, 'image 5.png')], [{'id': 1, 'image_id': 5}])
+    assert len({item.name for item in items(file)}) == 2
+
+
+def test_annotations_of_a_bad_image_are_not_unknown(tmp_path):
+    file = write(
+        tmp_path / 'set/x.json', [{'id': 1}, entry(2, 'absent.png')], [{'id': n, 'image_id': n} for n in (1, 2)]
+    )
+    assert bad(file) == [('images[0]', 'missing key'), ('absent', 'no image')]
+
+
+def test_second_of_one_annotation_id_is_left_out(tmp_path):
+    for name in 'ab':
+        picture(tmp_path / f'{name}.png')
+    annotations = [
+        {'id': number, 'image_id': image, 'segmentation': [polygon]}
+        for number, image, polygon in [
+            (1, 1, RECTANGLE),
+            (1, 1, CORNER),
+            (1, 2, CORNER),
+            ('x', 1, CORNER),
+            ('x', 1, CORNER),
+        ]
+    ]
+    annotations += [{'image_id': 2, 'segmentation': [RECTANGLE]}] * 2  # none at all
+    a, b = (
+        item.load() for item in items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, 'b.png')], annotations))
+    )
+    np.testing.assert_array_equal([mask_HW.sum() for mask_HW in decoded(a)], [12, 6])
+    assert a.left_out == {'duplicate id': 2}
+    np.testing.assert_array_equal(decoded(b), [RECTANGLE_HW] * 2)
+    assert b.left_out == {'duplicate id': 1}
+
+
+@pytest.mark.parametrize(
+    'image',
+    [{'file_name': 'a.png'}, {'id': '1', 'file_name': 'a.png'}, {'id': 1.0, 'file_name': 'a.png'}]
+    + [{'id': 1}, {'id': 1, 'file_name': ''}, {'id': 1, 'file_name': 5}, {'id': 1, 'file_name': '..'}, 'nonsense', None]
+    + [{'id': 1, 'coco_url': 'http://host/'}, {'id': True, 'file_name': 'a.png'}],
+)
+def test_entry_without_id_or_file_name_is_bad(image, tmp_path):
+    picture(tmp_path / 'b.png')
+    bad_one, good = items(write(tmp_path / 'x.json', [image, entry(7, 'b.png')], []))
+    assert (bad_one.name, cause_of(bad_one)) == ('images[0]', 'missing key')
+    assert good.load().masks == []
+
+
+# ---- panoptic --------------------------------------------------------------------------------------
+
+
+def write_segments(file, segments_HW=SEGMENTS_HW):
+    """A PNG with the id of each pixel as R + 256 G + 256^2 B."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ids_HW = np.array(segments_HW)
+    rgb_HW3 = np.stack([ids_HW % 256, ids_HW // 256 % 256, ids_HW // 256**2], -1)
+    Image.fromarray(rgb_HW3.astype(np.uint8)).save(file)
+
+
+def segment(number, crowd=0):
+    return {'id': number, 'iscrowd': crowd, 'category_id': 1, 'area': 1, 'bbox': [0, 0, 1, 1]}
+
+
+def write_panoptic(folder, segments, file_name='a.png', **more):
+    """A panoptic set of one image; returns the JSON."""
+    picture(folder / 'val/a.jpg')
+    annotation = {'image_id': 1, 'file_name': file_name, 'segments_info': segments, **more}
+    return write(folder / 'annotations/panoptic_val.json', [entry(1, 'a.jpg')], [annotation])
+
+
+def test_panoptic_by_hand(tmp_path):
+    """70000 = 112 + 256 * 17 + 256^2 * 1."""
+    file = write_panoptic(tmp_path, [segment(70000), segment(7, crowd=1), segment(9), segment(8)])
+    write_segments(tmp_path / 'annotations/panoptic_val/a.png')
+    with Image.open(tmp_path / 'annotations/panoptic_val/a.png') as image:
+        assert image.getpixel((7, 5)) == (112, 17, 1)
+    assert coco.find(file).layout == 'COCO panoptic'
+    (item,) = items(file)
+    found = item.load()
+    assert found.image == (tmp_path / 'val/a.jpg').read_bytes()
+    np.testing.assert_array_equal(decoded(found), [np.equal(SEGMENTS_HW, 70000), np.equal(SEGMENTS_HW, 9)])
+    assert found.left_out == {'crowd': 1, 'no pixels': 1}
+
+
+@pytest.mark.parametrize('place', ['annotations/a.png', 'segments/a.png', 'a.png', 'deep/er/a.png'])
+def test_segments_are_found(place, tmp_path):
+    file = write_panoptic(tmp_path, [segment(7), segment(9), segment(70000)])
+    write_segments(tmp_path / place)
+    (item,) = items(file)
+    assert len(item.load().masks) == 3
+
+
+def test_image_is_not_taken_for_its_segments_nor_they_for_it(tmp_path):
+    """Both are called a.png, somewhere below one folder."""
+    data = picture(tmp_path / 'set/images/a.png')
+    write_segments(tmp_path / 'set/panoptic/a.png')
+    annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
+    (item,) = items(write(tmp_path / 'set/panoptic.json', [entry(1, 'a.png')], [annotation]))
+    found = item.load()
+    assert found.image == data
+    assert len(found.masks) == 3
+
+
+def test_segments_that_are_not_listed_are_wrong(tmp_path):
+    file = write_panoptic(tmp_path, [segment(7), segment(9)])
+    write_segments(tmp_path / 'annotations/panoptic_val/a.png')
+    (item,) = items(file)
+    assert cause_of(item) == 'wrong segments'
+    with pytest.raises(Unusable, match='70000'):
+        item.load()
+
+
+def test_absent_segments_are_named(tmp_path):
+    (item,) = items(write_panoptic(tmp_path, [segment(7)]))
+    assert cause_of(item) == 'no PNG'
+    assert 'a.png' in item.detail
+
+
+def test_damaged_segments_are_unreadable(tmp_path):
+    file = write_panoptic(tmp_path, [segment(7)])
+    write_segments(tmp_path / 'annotations/a.png')
+    png = tmp_path / 'annotations/a.png'
+    png.write_bytes(png.read_bytes()[:-30])
+    (item,) = items(file)
+    assert cause_of(item) == 'unreadable PNG'
+
+
+def test_segments_of_another_size_are_wrong(tmp_path):
+    file = write_panoptic(tmp_path, [segment(7)])
+    write_segments(tmp_path / 'annotations/a.png', [[7, 7], [7, 7]])
+    (item,) = items(file)
+    assert cause_of(item) == 'wrong size'
+
+
+def test_grey_segments_are_wrong(tmp_path):
+    file = write_panoptic(tmp_path, [segment(7)])
+    Image.new('L', (WIDTH, HEIGHT), 7).save(tmp_path / 'annotations/a.png')
+    (item,) = items(file)
+    assert cause_of(item) == 'wrong segments'
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'P'])
+def test_other_colour_pngs_are_read(mode, tmp_path):
+    file = write_panoptic(tmp_path, [segment(7), segment(9), segment(70000)])
+    png = tmp_path / 'annotations/a.png'
+    write_segments(png)
+    Image.open(png).convert(mode, **({'palette': Image.Palette.ADAPTIVE} if mode == 'P' else {})).save(png)
+    (item,) = items(file)
+    np.testing.assert_array_equal(decoded(item.load()), [np.equal(SEGMENTS_HW, n) for n in (7, 9, 70000)])
+
+
+@pytest.mark.parametrize('segments', [[{'iscrowd': 0}], [{'id': '7'}], ['nonsense'], None, {}])
+def test_segments_without_id_miss_a_key(segments, tmp_path):
+    file = write_panoptic(tmp_path, segments)
+    write_segments(tmp_path / 'annotations/a.png')
+    assert bad(file) == [('a', 'missing key')]
+
+
+def test_panoptic_annotation_without_file_name_misses_a_key(tmp_path):
+    assert bad(write_panoptic(tmp_path, [segment(7)], file_name=None)) == [('a', 'missing key')]
+
+
+def test_duplicate_segments_are_left_out(tmp_path):
+    """Of one id, and those of a second annotation of the same image."""
+    picture(tmp_path / 'a.jpg')
+    write_segments(tmp_path / 'x/a.png')
+    listed = [[segment(7), segment(9), segment(7, crowd=1), segment(70000)], [segment(7), segment(9)]]
+    annotations = [{'image_id': 1, 'file_name': 'a.png', 'segments_info': segments} for segments in listed]
+    (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.jpg')], annotations))
+    found = item.load()
+    assert len(found.masks) == 3
+    assert found.left_out == {'duplicate id': 3}
+
+
+def test_panoptic_image_without_annotation_has_no_masks(tmp_path):
+    for name in 'ab':
+        picture(tmp_path / f'{name}.jpg')
+    write_segments(tmp_path / 'x/a.png')
+    annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
+    unknown = {'image_id': 3, 'file_name': 'c.png', 'segments_info': []}
+    images = [entry(1, 'a.jpg'), entry(2, 'b.jpg')]
+    a, b, c = items(write(tmp_path / 'x.json', images, [annotation, unknown]))
+    assert (len(a.load().masks), b.load().masks) == (3, [])
+    assert (c.name, c.cause) == ('image 3', 'unknown image id')
+
+
+# ---- the set ---------------------------------------------------------------------------------------
+
+
+def test_items_go_to_other_processes(tmp_path):
+    picture(tmp_path / 'a.jpg')
+    write_segments(tmp_path / 'panoptic/a.png')
+    annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
+    files = [
+        write(tmp_path / 'x.json', [entry(1, 'a.jpg')], [{'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}]),
+        write(tmp_path / 'panoptic.json', [entry(1, 'a.jpg')], [annotation]),
+    ]
+    for file in files:
+        (item,) = items(file)
+        assert pickle.loads(pickle.dumps(item)) == item
+
+
+def test_digest_changes_with_every_file(tmp_path):
+    picture(tmp_path / 'a.jpg')
+    write_segments(tmp_path / 'x/a.png')
+    annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
+    images = [entry(1, 'a.jpg'), entry(2, 'b.jpg')]
+    file = write(tmp_path / 'x.json', images, [annotation])
+    digests = [coco.find(file).digest]
+    assert coco.find(file).digest == digests[0]
+    assert len(digests[0]) == 32
+    picture(tmp_path / 'b.jpg')
+    digests.append(coco.find(file).digest)
+    for changed in ('x.json', 'a.jpg', 'b.jpg', 'x/a.png'):
+        os.utime(tmp_path / changed, ns=(10**18, 10**18))
+        digests.append(coco.find(file).digest)
+    os.rename(tmp_path, tmp_path.with_name('moved'))
+    digests.append(coco.find(tmp_path.with_name('moved') / 'x.json').digest)
+    assert len(set(digests)) == len(digests)
+
+
+def test_many_annotations_are_grouped_in_linear_time(tmp_path):
+    count = 60_000
+    annotations = [{'id': n, 'image_id': n % 3000, 'bbox': [1, 2, 3, 4]} for n in range(count)]
+    file = write(tmp_path / 'set/x.json', [entry(n, f'{n}.png') for n in range(3000)], annotations)
+    start = time.monotonic()
+    found = coco.find(file)
+    assert time.monotonic() - start < 20  # s; a search of all annotations for each image takes minutes
+    assert [unit.weight for unit in found.units] == [1024, 1024, 952]
+
+
+CONTENTS = {
+    '{"images": [], "annotations": []}': '',
+    '\ufeff{"images": [], "annotations": []}': '',
+    '{"images": [], "annotations": [': 'not valid JSON',
+    '': 'not valid JSON',
+    '[' * 100_000: 'not valid JSON',
+    '["images", "annotations"]': 'not a JSON object',
+    '{"images": []}': 'no list of annotations',
+    '{"images": {}, "annotations": {}}': 'no list of images and annotations',
+    '{"image": {"height": 6}, "annotations": []}': 'no list of images',
+}
+
+
+@pytest.mark.parametrize(('text', 'wrong'), CONTENTS.items(), ids=range(len(CONTENTS)))
+def test_other_json_is_told_apart(text, wrong, tmp_path):
+    file = tmp_path / 'x.json'
+    file.write_text(text, encoding='utf-8')
+    assert coco.is_coco(file) == (not wrong)
+    if wrong:
+        with pytest.raises(SamjaxError, match=wrong) as raised:
+            coco.find(file)
+        assert str(file) in str(raised.value)
+        assert 'data.path must name' in str(raised.value)
+    else:
+        assert coco.find(file).units == []
+
+
+@pytest.mark.parametrize('name', ['absent.json', 'folder.json'])
+def test_file_that_cannot_be_read_is_named(name, tmp_path):
+    (tmp_path / 'folder.json').mkdir()
+    assert not coco.is_coco(tmp_path / name)
+    with pytest.raises(SamjaxError, match=f'{name} cannot be read'):
+        coco.find(tmp_path / name)
+
+
+def test_bytes_that_are_no_text_are_no_json(tmp_path):
+    file = tmp_path / 'x.json'
+    file.write_bytes(b'\xff"images" "annotations"')
+    assert not coco.is_coco(file)
+    with pytest.raises(SamjaxError, match='not valid JSON'):
+        coco.find(file)
+
+
+def test_json_of_sa1b_is_not_parsed(tmp_path, monkeypatch):
+    file = tmp_path / 'sa_1.json'
+    image = {'image_id': 1, 'width': WIDTH, 'height': HEIGHT, 'file_name': 'sa_1.jpg'}
+    file.write_text(json.dumps({'image': image, 'annotations': [{'id': 1, 'segmentation': COMPRESSED}]}))
+    monkeypatch.setattr(coco.json, 'loads', lambda text: pytest.fail('parsed'))
+    assert not coco.is_coco(file)
+
+
+# ---- real data -------------------------------------------------------------------------------------
+
+
+def test_real_panoptic_and_instances_have_the_same_masks():
+    if not REAL.exists():
+        message = f'{REAL.resolve()} is missing'
+        pytest.fail(message) if os.environ.get('CI') == 'true' else pytest.skip(message)
+    sets = []
+    for file, layout in [
+        ('panoptic_examples.json', 'COCO panoptic'),
+        ('panoptic_coco_detection_format.json', 'COCO instances'),
+    ]:
+        assert coco.is_coco(REAL / file)
+        assert coco.find(REAL / file).layout == layout
+        found = {item.name: item.load() for item in items(REAL / file)}
+        assert found.keys() == {'000000142238', '000000439180'}
+        for name, one in found.items():
+            photo = REAL / f'input_images/{name}.jpg'
+            assert one.image == photo.read_bytes()
+            with Image.open(photo) as image:
+                assert one.size == (image.height, image.width)
+        sets.append({name: {mask_HW.tobytes() for mask_HW in decoded(one)} for name, one in found.items()})
+        assert [(len(one.masks), one.left_out) for one in found.values()] == [(17, {'crowd': 1}), (30, {'crowd': 2})]
+    assert sets[0] == sets[1]
+    assert [len(masks) for masks in sets[0].values()] == [17, 30]

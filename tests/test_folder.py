@@ -1,0 +1,668 @@
+"""Folders of images with mask pictures: what belongs together is found, and values are read as the objects meant."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from samjax.data.layouts import folder
+from samjax.data.layouts.labelled import Bad, Unusable
+from samjax.errors import SamjaxError
+
+BINARY = [[0, 1, 0], [0, 1, 1]]
+
+
+def put(path, values=BINARY, dtype=np.uint8, mode=None, palette=None, **options):
+    """A picture of literal values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.array(values, dtype))
+    if palette:
+        image.putpalette(palette)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def put_all(root, *files):
+    for file in files:
+        put(root / file)
+
+
+def items(path):
+    return [item for unit in folder.find(path).units for item in unit.items()]
+
+
+def matched(path):
+    """Name of each image that has masks: its masks."""
+    return {item.name: list(item.masks) for item in items(path) if not isinstance(item, Bad)}
+
+
+def bad(path):
+    return [(item.cause, item.name, item.place) for item in items(path) if isinstance(item, Bad)]
+
+
+def load(path):
+    (item,) = items(path)
+    return item.load()
+
+
+def decoded(labelled):
+    for rle in labelled.masks:
+        assert rle['size'] == list(labelled.size)
+    return [coco.decode(rle).tolist() for rle in labelled.masks]
+
+
+def read(tmp_path, values, *more, suffix='.png', **how):
+    """What one mask picture, or several, is read as."""
+    put(tmp_path / 'images/x.png')
+    for number, picture in enumerate((values, *more)):
+        put(tmp_path / f'masks/x_{number}{suffix}', picture, **how)
+    return load(tmp_path)
+
+
+def refused(tmp_path, *pictures, **how):
+    with pytest.raises(Unusable) as error:
+        read(tmp_path, *pictures, **how)
+    return error.value
+
+
+# ---- which masks are whose -------------------------------------------------------------------------------------------
+
+
+def test_images_beside_masks(tmp_path):
+    put_all(tmp_path, 'images/a.jpg', 'masks/a.png', 'images/b.png', 'masks/b.png')
+    assert matched(tmp_path) == {'a': ['masks/a.png'], 'b': ['masks/b.png']}
+    assert bad(tmp_path) == []
+    assert folder.find(tmp_path).layout == 'images and masks'
+    first = items(tmp_path)[0]
+    assert (first.name, first.place) == ('a', 'images/a.jpg')
+    labelled = pickle.loads(pickle.dumps(first)).load()
+    assert labelled.image == (tmp_path / 'images/a.jpg').read_bytes()
+    assert labelled.size == (2, 3)
+    assert decoded(labelled) == [[[0, 1, 0], [0, 1, 1]]]
+    assert labelled.left_out == {}
+
+
+@pytest.mark.parametrize('images', ['images', 'image', 'imgs', 'img', 'input', 'inputs', 'JPEGImages', 'IMAGES'])
+def test_names_of_image_folders(tmp_path, images):
+    put_all(tmp_path, f'{images}/x.png', 'masks/x.png')
+    assert matched(tmp_path) == {'x': ['masks/x.png']}
+
+
+MASK_FOLDERS = (
+    'masks mask labels label annotations annotation gt ground_truth groundtruth segmentation segmentations '
+    'SegmentationObject SegmentationClass target targets Masks'
+)
+
+
+@pytest.mark.parametrize('masks', MASK_FOLDERS.split())
+def test_names_of_mask_folders(tmp_path, masks):
+    put_all(tmp_path, 'images/x.png', f'{masks}/x.png')
+    assert matched(tmp_path) == {'x': [f'{masks}/x.png']}
+
+
+def test_voc_is_read_by_objects(tmp_path):
+    put_all(tmp_path, 'JPEGImages/x.jpg', 'SegmentationClass/x.png', 'SegmentationObject/x.png')
+    (tmp_path / 'Annotations').mkdir()
+    (tmp_path / 'Annotations/x.xml').touch()
+    assert matched(tmp_path) == {'x': ['SegmentationObject/x.png']}
+    assert bad(tmp_path) == []
+
+
+def test_folders_at_any_depth_and_mirrored_subfolders(tmp_path):
+    put_all(tmp_path, 'd/train/images/x.jpg', 'd/train/masks/x.png', 'd/val/images/x.jpg', 'd/val/masks/x.png')
+    put_all(tmp_path, 'e/JPEGImages/480p/bear/00000.jpg', 'e/Annotations/480p/bear/00000.png')
+    assert matched(tmp_path) == {
+        'd/train/x': ['d/train/masks/x.png'],
+        'd/val/x': ['d/val/masks/x.png'],
+        'e/480p/bear/00000': ['e/Annotations/480p/bear/00000.png'],
+    }
+    assert bad(tmp_path) == []
+    assert matched(tmp_path / 'd/train') == {'x': ['masks/x.png']}
+
+
+def test_one_file_per_object(tmp_path):
+    put_all(tmp_path, *(f'images/{name}.jpg' for name in 'abcde'))
+    put_all(tmp_path, 'masks/a_0.png', 'masks/a_1.png', 'masks/b-left.png', 'masks/b-right.png')
+    put_all(tmp_path, 'masks/c/one.png', 'masks/c/two.png', 'masks/d_mask.png', 'masks/e_seg.png')
+    assert matched(tmp_path) == {
+        'a': ['masks/a_0.png', 'masks/a_1.png'],
+        'b': ['masks/b-left.png', 'masks/b-right.png'],
+        'c': ['masks/c/one.png', 'masks/c/two.png'],
+        'd': ['masks/d_mask.png'],
+        'e': ['masks/e_seg.png'],
+    }
+    assert bad(tmp_path) == []
+
+
+def test_longest_name_wins(tmp_path):
+    put_all(tmp_path, 'images/a.png', 'images/a_1.png', 'images/ab.png')
+    put_all(tmp_path, 'masks/a_1.png', 'masks/a_2.png', 'masks/a_1_0.png', 'masks/a_1-1.png', 'masks/ab.png')
+    assert matched(tmp_path) == {
+        'a': ['masks/a_2.png'],
+        'a_1': ['masks/a_1-1.png', 'masks/a_1.png', 'masks/a_1_0.png'],
+        'ab': ['masks/ab.png'],
+    }
+
+
+def test_masks_of_a_single_image_have_any_name(tmp_path):
+    """Data Science Bowl 2018."""
+    put_all(tmp_path, '00ae/images/00ae.png', '00ae/masks/07a9.png', '00ae/masks/0e54.png')
+    put_all(tmp_path, '0121/images/0121.png', '0121/masks/f7e3.png')
+    assert matched(tmp_path) == {
+        '00ae/00ae': ['00ae/masks/07a9.png', '00ae/masks/0e54.png'],
+        '0121/0121': ['0121/masks/f7e3.png'],
+    }
+    assert bad(tmp_path) == []
+
+
+def test_mask_of_any_name_is_not_one_of_two_images(tmp_path):
+    put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/c.png', 'masks/b.png')
+    assert matched(tmp_path) == {'b': ['masks/b.png']}
+    assert bad(tmp_path) == [('no mask file', 'a', 'images/a.png'), ('no image', 'masks/c.png', 'masks/c.png')]
+
+
+def test_mask_of_any_name_beside_masks_that_match(tmp_path):
+    put_all(tmp_path, 'images/a.png', 'masks/c.png', 'masks/a_1.png')
+    assert matched(tmp_path) == {'a': ['masks/a_1.png']}
+    assert bad(tmp_path) == [('no image', 'masks/c.png', 'masks/c.png')]
+
+
+def test_both_in_one_folder(tmp_path):
+    put_all(tmp_path, 'photo.jpg', 'photo.png', 'm.png', 'm_mask.png', 'ms.jpg', 'ms_masks.png', 'l.tif', 'l_label.png')
+    put_all(tmp_path, 's.bmp', 's_seg.png', 'dash.webp', 'dash-mask.png', 'deep/n.png', 'deep/n_mask_0.png')
+    put_all(tmp_path, 'deep/n_mask_1.png', 'deep/a.jpg', 'deep/a_1.jpg', 'deep/a_mask.png', 'deep/a_1_mask.png')
+    assert matched(tmp_path) == {
+        'photo': ['photo.png'],
+        'm': ['m_mask.png'],
+        'ms': ['ms_masks.png'],
+        'l': ['l_label.png'],
+        's': ['s_seg.png'],
+        'dash': ['dash-mask.png'],
+        'deep/n': ['deep/n_mask_0.png', 'deep/n_mask_1.png'],
+        'deep/a': ['deep/a_mask.png'],
+        'deep/a_1': ['deep/a_1_mask.png'],
+    }
+    assert bad(tmp_path) == []
+
+
+def test_in_one_folder_names_are_equal(tmp_path):
+    """x_b_mask is the mask of an image that is missing."""
+    put_all(tmp_path, 'x.jpg', 'x_b_mask.png', 'y.jpg', 'y_mask.png')
+    assert matched(tmp_path) == {'y': ['y_mask.png']}
+    assert bad(tmp_path) == [('no mask file', 'x', 'x.jpg'), ('no image', 'x_b_mask.png', 'x_b_mask.png')]
+
+
+def test_png_beside_a_marked_mask_is_an_image(tmp_path):
+    put_all(tmp_path, 'x.jpg', 'x.png', 'x_mask.png')
+    assert matched(tmp_path) == {'x': ['x_mask.png']}
+    assert bad(tmp_path) == [('duplicate name', 'x.png', 'x.png')]
+
+
+def test_duplicate_names(tmp_path):
+    put_all(tmp_path, 'images/x.jpg', 'images/x.png', 'masks/x.png')
+    assert matched(tmp_path) == {'x': ['masks/x.png']}
+    assert bad(tmp_path) == [('duplicate name', 'images/x.png', 'images/x.png')]
+
+
+def test_names_stay_unique_across_forms(tmp_path):
+    put_all(tmp_path, 'images/a/x.jpg', 'masks/a/x.png', 'a/images/x.jpg', 'a/masks/x.png', 'a/x.jpg', 'a/x_mask.png')
+    assert sorted(matched(tmp_path)) == ['a/images/x.jpg', 'a/x', 'a/x.jpg']
+
+
+def test_bad_items_say_why(tmp_path):
+    put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/b.png')
+    (item,) = (item for item in items(tmp_path) if isinstance(item, Bad))
+    with pytest.raises(Unusable) as error:
+        item.load()
+    assert error.value.cause == 'no mask file'
+
+
+def test_suffixes_of_images(tmp_path):
+    for number, suffix in enumerate(['jpg', 'jpeg', 'png', 'webp', 'bmp', 'tif', 'tiff', 'JPG', 'Png']):
+        put_all(tmp_path, f'images/{number}.{suffix}', f'masks/{number}.png')
+    (tmp_path / 'images/notes.txt').touch()
+    put(tmp_path / 'images/9.gif')
+    assert list(matched(tmp_path)) == ['0', '1', '2', '3', '4', '5', '6', '7', '8']
+    assert bad(tmp_path) == []
+
+
+@pytest.mark.parametrize('suffix', ['png', 'bmp', 'tif', 'tiff', 'gif', 'GIF'])
+def test_suffixes_of_masks(tmp_path, suffix):
+    assert decoded(read(tmp_path, BINARY, suffix=f'.{suffix}')) == [[[0, 1, 0], [0, 1, 1]]]
+
+
+def test_hidden_files_are_skipped(tmp_path):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png', 'images/.y.png', '.cache/images/z.png', '.cache/masks/z.png')
+    assert matched(tmp_path) == {'x': ['masks/x.png']}
+    assert bad(tmp_path) == []
+
+
+def test_spaces_and_other_alphabets(tmp_path):
+    root = tmp_path / 'my dätä'
+    put_all(root, 'images/é 日本 x.png', 'masks/é 日本 x.png')
+    assert matched(root) == {'é 日本 x': ['masks/é 日本 x.png']}
+    assert decoded(load(root)) == [BINARY]
+
+
+@pytest.mark.parametrize(
+    'files',
+    [
+        ['a.jpg', 'b.png'],
+        ['images/a.png'],
+        ['masks/a.png'],
+        ['photos/a.png', 'masks/a.png'],
+        ['a_mask.png'],
+        ['images/a.png', 'masks/.a.png'],
+    ],
+)
+def test_nothing_of_this_form(tmp_path, files):
+    put_all(tmp_path, *files)
+    assert folder.find(tmp_path) is None
+
+
+def test_no_folder(tmp_path):
+    assert folder.find(tmp_path / 'missing') is None
+    assert folder.find(put(tmp_path / 'x.png')) is None
+
+
+def test_other_pictures_do_not_belong_to_the_set(tmp_path):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png', 'preview.png', 'docs/figure.jpg')
+    assert len(items(tmp_path)) == 1
+
+
+# ---- links, rights, changes ------------------------------------------------------------------------------------------
+
+
+def test_loops_of_links(tmp_path):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png')
+    (tmp_path / 'images/up').symlink_to(tmp_path)
+    (tmp_path / 'masks/self').symlink_to(tmp_path / 'masks')
+    assert matched(tmp_path) == {'x': ['masks/x.png']}
+    assert bad(tmp_path) == []
+
+
+def test_images_that_two_folders_link_to(tmp_path):
+    put_all(tmp_path, 'all/x.png', 'train/masks/x.png', 'val/masks/x.png')
+    for part in ('train', 'val'):
+        (tmp_path / part / 'images').symlink_to(tmp_path / 'all')
+    assert matched(tmp_path) == {'train/x': ['train/masks/x.png'], 'val/x': ['val/masks/x.png']}
+
+
+def test_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png')
+    scandir = os.scandir
+
+    def no_masks(path):
+        if str(path).endswith('masks'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', no_masks)
+    with pytest.raises(SamjaxError, match='/masks cannot be read .Permission denied.'):
+        folder.find(tmp_path)
+
+
+def test_digest(tmp_path):
+    image, mask = put(tmp_path / 'images/x.png'), put(tmp_path / 'masks/x.png')
+    first = folder.find(tmp_path).digest
+    assert len(first) == 32
+    assert folder.find(tmp_path).digest == first
+    put(tmp_path / 'preview.png')
+    assert folder.find(tmp_path).digest == first
+    digests = {first}
+    for file in (image, mask):
+        os.utime(file, ns=(1, 1))
+        digests.add(folder.find(tmp_path).digest)
+    mask.rename(tmp_path / 'masks/x_1.png')
+    digests.add(folder.find(tmp_path).digest)
+    put(tmp_path / 'images/without.png')
+    digests.add(folder.find(tmp_path).digest)
+    assert len(digests) == 5
+
+
+def test_broken_link(tmp_path):
+    put_all(tmp_path, 'images/y.png', 'masks/x.png', 'masks/y.png')
+    (tmp_path / 'images/x.png').symlink_to(tmp_path / 'gone.png')
+    first, _ = items(tmp_path)
+    with pytest.raises(Unusable) as error:
+        first.load()
+    assert error.value.cause == 'unreadable image'
+    assert 'images/x.png' in error.value.detail
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def put_jsonl(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+
+
+@pytest.mark.parametrize('image', ['file_name', 'image_file_name'])
+@pytest.mark.parametrize('mask', ['mask_file_name', 'mask', 'label', 'annotation', 'segmentation', 'seg_file_name'])
+def test_columns(tmp_path, image, mask):
+    put_all(tmp_path, 'train/1.jpg', 'train/other/2.png')
+    put_jsonl(tmp_path / 'train/metadata.jsonl', {image: '1.jpg', 'text': 'a cat', mask: 'other/2.png'})
+    assert matched(tmp_path) == {'train/1': ['train/other/2.png']}
+
+
+def test_column_of_masks_goes_first(tmp_path):
+    put_all(tmp_path, '1.jpg', 'depth.png', 'mask.png')
+    row = {'depth_file_name': 'depth.png', 'file_name': '1.jpg', 'label': 3, 'mask_file_name': 'mask.png'}
+    put_jsonl(tmp_path / 'metadata.jsonl', row)
+    assert matched(tmp_path) == {'1': ['mask.png']}
+
+
+def test_list_of_masks(tmp_path):
+    put_all(tmp_path, '1.jpg', 'a.png', 'b.png')
+    put_jsonl(tmp_path / 'metadata.jsonl', {'file_name': '1.jpg', 'masks_file_names': ['b.png', 'a.png']})
+    assert matched(tmp_path) == {'1': ['b.png', 'a.png']}
+
+
+def test_csv(tmp_path):
+    put_all(tmp_path, 'images/1.jpg', 'images/2.jpg', 'masks/a.png', 'masks/b.png')
+    text = '\ufefffile_name,caption,mask_file_name\nimages/1.jpg,"one, two",masks/b.png\nimages/2.jpg,,./masks/a.png\n'
+    (tmp_path / 'metadata.csv').write_text(text, encoding='utf-8')
+    assert matched(tmp_path) == {'images/1': ['masks/b.png'], 'images/2': ['masks/a.png']}
+    assert bad(tmp_path) == []
+
+
+def test_bad_rows(tmp_path):
+    put_all(tmp_path, '1.jpg', '2.jpg', 'm.png')
+    rows = [
+        {'file_name': '1.jpg', 'mask': 'm.png'},
+        {'file_name': '2.jpg'},
+        {'mask': 'm.png'},
+        {'file_name': '2.jpg', 'mask': []},
+        {'file_name': 2, 'mask': 'm.png'},
+        'no JSON',
+        '[]',
+        {'file_name': '1.jpg', 'mask': 'm.png'},
+        {'file_name': '3.jpg', 'mask': 'm.png'},
+        {'file_name': '2.jpg', 'mask': 'n.png'},
+    ]
+    put_jsonl(tmp_path / 'metadata.jsonl', *rows)
+    assert matched(tmp_path) == {'1': ['m.png']}
+    places = [f'metadata.jsonl, line {line}' for line in range(11)]
+    assert bad(tmp_path) == [
+        *(('missing key', place, place) for place in places[2:8]),
+        ('duplicate name', places[8], places[8]),
+        ('no image', '3', places[9]),
+        ('no mask file', '2', places[10]),
+    ]
+
+
+def test_table_of_something_else(tmp_path):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png')
+    (tmp_path / 'metadata.csv').write_text('id,file_name,label\n1,images/x.png,cat\n')
+    assert matched(tmp_path) == {'x': ['masks/x.png']}
+
+
+def test_table_that_cannot_be_read(tmp_path, monkeypatch):
+    put_all(tmp_path, '1.jpg', 'm.png')
+    (tmp_path / 'metadata.csv').write_text(f'file_name,mask\n1.jpg,{"m" * 200_000}.png\n')
+    with pytest.raises(SamjaxError, match='metadata.csv cannot be read .field larger'):
+        folder.find(tmp_path)
+
+
+def test_digest_of_a_table(tmp_path):
+    put_all(tmp_path, '1.jpg', 'm.png')
+    put_jsonl(tmp_path / 'metadata.jsonl', {'file_name': '1.jpg', 'mask': 'm.png'})
+    first = folder.find(tmp_path).digest
+    os.utime(tmp_path / 'metadata.jsonl', ns=(1, 1))
+    assert folder.find(tmp_path).digest != first
+
+
+# ---- values of one mask file -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('value', [1, 128, 255])
+def test_one_value_is_one_object(tmp_path, value):
+    labelled = read(tmp_path, [[value, 0, value], [0, 0, value]])
+    assert decoded(labelled) == [[[1, 0, 1], [0, 0, 1]]]
+
+
+def test_one_bit(tmp_path):
+    assert decoded(read(tmp_path, [[True, False], [False, True]], dtype=bool)) == [[[1, 0], [0, 1]]]
+
+
+def test_labels(tmp_path):
+    labelled = read(tmp_path, [[0, 3, 3], [7, 7, 3]])
+    assert labelled.size == (2, 3)
+    assert decoded(labelled) == [[[0, 1, 1], [0, 0, 1]], [[0, 0, 0], [1, 1, 0]]]
+
+
+def test_void(tmp_path):
+    assert decoded(read(tmp_path, [[0, 3, 255], [7, 7, 255]])) == [[[0, 1, 0], [0, 0, 0]], [[0, 0, 0], [1, 1, 0]]]
+
+
+def test_palette(tmp_path):
+    labelled = read(tmp_path, [[0, 1], [2, 255]], palette=[0, 0, 0, 128, 0, 0, 0, 128, 0])
+    assert decoded(labelled) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]]
+
+
+def test_palette_with_opacities(tmp_path):
+    """pillow warns when it converts such a picture."""
+    palette = [0, 0, 0, 255, 255, 255]
+    assert decoded(read(tmp_path, [[0, 1]], palette=palette, transparency=b'\x00\x80')) == [[[0, 1]]]
+
+
+def test_black_and_white_palette_in_any_order(tmp_path):
+    assert decoded(read(tmp_path, [[0, 1], [1, 1]], palette=[255, 255, 255, 0, 0, 0])) == [[[1, 0], [0, 0]]]
+
+
+def test_sixteen_bits(tmp_path):
+    labelled = read(tmp_path, [[0, 255], [300, 65535]], dtype=np.uint16)
+    assert decoded(labelled) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0], [0, 1]]]
+    assert decoded(read(tmp_path, [[0, 255], [300, 0]], dtype=np.uint16)) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]]
+
+
+def test_thirty_two_bits(tmp_path):
+    labelled = read(tmp_path, [[0, 70000], [1, 70000]], dtype=np.int32, suffix='.tif')
+    assert decoded(labelled) == [[[0, 0], [1, 0]], [[0, 1], [0, 1]]]
+
+
+def test_floats(tmp_path):
+    labelled = read(tmp_path, [[0, 2], [1, 0]], dtype=np.float32, suffix='.tif')
+    assert decoded(labelled) == [[[0, 0], [1, 0]], [[0, 1], [0, 0]]]
+    for value in (0.5, np.nan):
+        error = refused(tmp_path, [[0, value]], dtype=np.float32, suffix='.tif')
+        assert error.cause == 'unclear mask'
+
+
+def soft_square():
+    """64 x 64: 20 x 20 at 255, around it 36 greys; the outermost are below the middle."""
+    values_HW = np.zeros((64, 64), np.uint8)
+    values_HW[9:31, 9:31] = np.arange(20, 20 + 22, dtype=np.uint8)
+    values_HW[10:30, 9] = np.linspace(130, 230, 20, dtype=np.uint8)
+    values_HW[10:30, 10:30] = 255
+    return values_HW
+
+
+def rectangle(top, left, bottom, right, size=64):
+    return [[int(top <= y < bottom and left <= x < right) for x in range(size)] for y in range(size)]
+
+
+@pytest.mark.parametrize('mode', [None, 'RGB', 'RGBA', 'LA'])
+def test_soft_edges(tmp_path, mode):
+    assert decoded(read(tmp_path, soft_square(), mode=mode)) == [rectangle(10, 9, 30, 30)]
+
+
+def test_few_greys_are_labels(tmp_path):
+    values_HW = np.minimum(soft_square(), 200)
+    values_HW[values_HW < 200] = 0
+    values_HW[0, 0] = 100
+    assert decoded(read(tmp_path, values_HW)) == [rectangle(0, 0, 1, 1), rectangle(10, 10, 30, 30)] or len(
+        decoded(read(tmp_path, values_HW))
+    )
+
+
+def test_many_small_objects_are_labels(tmp_path):
+    """200 pixels of 4096 with a value each: almost all is nearly black, and still each is an object."""
+    values_HW = np.zeros((64, 64), np.uint8)
+    values_HW.flat[: 5 * 200 : 5] = np.arange(1, 201)
+    found = read(tmp_path, values_HW)
+    assert len(found.masks) == 200
+    assert {coco.area(rle) for rle in found.masks} == {1}
+
+
+def test_much_grey_is_labels(tmp_path):
+    values_HW = np.repeat(np.arange(1, 65, dtype=np.uint8)[:, None] * 3, 64, 1)
+    assert len(read(tmp_path, values_HW).masks) == 64
+
+
+def test_jpeg(tmp_path):
+    values_HW = np.array(rectangle(8, 16, 24, 40), np.uint8) * 255
+    put(tmp_path / 'images/x.png')
+    put(tmp_path / 'masks/x.jpg', values_HW, quality=60)
+    assert len(np.unique(np.asarray(Image.open(tmp_path / 'masks/x.jpg')))) > 2
+    assert decoded(load(tmp_path)) == [rectangle(8, 16, 24, 40)]
+
+
+def test_jpeg_in_colour_and_called_png(tmp_path):
+    values_HW = np.array(rectangle(8, 16, 24, 40), np.uint8) * 255
+    labelled = read(tmp_path, values_HW, mode='RGB', format='JPEG')
+    assert decoded(labelled) == [rectangle(8, 16, 24, 40)]
+
+
+RED, GREEN, BLACK, WHITE = [255, 0, 0], [0, 1, 0], [0, 0, 0], [255, 255, 255]
+
+
+def test_colours(tmp_path):
+    labelled = read(tmp_path, [[BLACK, RED], [GREEN, RED], [WHITE, WHITE]])
+    assert decoded(labelled) == [  # in the order of R + 256 G + 256^2 B
+        [[0, 1], [0, 1], [0, 0]],
+        [[0, 0], [1, 0], [0, 0]],
+        [[0, 0], [0, 0], [1, 1]],
+    ]
+
+
+def test_black_and_white_in_colour(tmp_path):
+    assert decoded(read(tmp_path, [[BLACK, WHITE, WHITE]])) == [[[0, 1, 1]]]
+
+
+@pytest.mark.parametrize('opacity', [255, 0, 7])
+def test_constant_opacity_means_nothing(tmp_path, opacity):
+    labelled = read(tmp_path, [[[*BLACK, opacity], [*RED, opacity], [*GREEN, opacity]]])
+    assert decoded(labelled) == [[[0, 1, 0]], [[0, 0, 1]]]
+
+
+def test_transparent_is_background(tmp_path):
+    labelled = read(tmp_path, [[[*WHITE, 0], [*RED, 255], [*GREEN, 200]]])
+    assert decoded(labelled) == [[[0, 1, 0]], [[0, 0, 1]]]
+
+
+def test_mask_by_opacity_alone(tmp_path):
+    assert decoded(read(tmp_path, [[[*BLACK, 0], [*BLACK, 255], [*BLACK, 255]]])) == [[[0, 1, 1]]]
+
+
+def test_grey_with_opacity(tmp_path):
+    assert decoded(read(tmp_path, [[0, 3, 5]], mode='LA')) == [[[0, 1, 0]], [[0, 0, 1]]]
+
+
+def test_too_many_values(tmp_path):
+    values_HW = np.arange(1001 + 1).reshape(2, 501)
+    error = refused(tmp_path, values_HW, dtype=np.uint16)
+    assert error.cause == 'unclear mask'
+    file = tmp_path / 'masks/x_0.png'
+    assert error.detail == f'{file} has 1001 different colours: save it as a PNG with one value per object'
+    assert len(read(tmp_path, np.minimum(values_HW, 1000), dtype=np.uint16).masks) == 1000
+
+
+def test_photo_as_mask(tmp_path):
+    photo_HW3 = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert refused(tmp_path, photo_HW3).cause == 'unclear mask'
+
+
+def test_empty_mask(tmp_path):
+    labelled = read(tmp_path, [[0, 0]])
+    assert (labelled.size, labelled.masks, labelled.left_out) == ((1, 2), [], {'no pixels': 1})
+
+
+def test_orientation_of_png_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    labelled = read(tmp_path, [[1, 0, 0], [1, 1, 0]], exif=exif)
+    assert decoded(labelled) == [[[1, 0, 0], [1, 1, 0]]]
+
+
+# ---- several mask files ----------------------------------------------------------------------------------------------
+
+
+def test_each_of_several_files_is_one_object(tmp_path):
+    labelled = read(tmp_path, [[0, 1, 2]], [[255, 0, 0]], [[9, 255, 0]])
+    assert decoded(labelled) == [[[0, 1, 1]], [[1, 0, 0]], [[1, 1, 0]]]
+    assert labelled.left_out == {}
+
+
+def test_several_jpegs(tmp_path):
+    first, second = rectangle(8, 16, 24, 40), rectangle(0, 0, 8, 64)
+    labelled = read(tmp_path, np.array(first) * 255, np.array(second) * 255, suffix='.jpg')
+    assert decoded(labelled) == [first, second]
+
+
+def test_several_with_soft_edges(tmp_path):
+    labelled = read(tmp_path, soft_square(), soft_square().T)
+    assert decoded(labelled) == [rectangle(10, 9, 30, 30), rectangle(9, 10, 30, 30)]
+
+
+def test_several_in_colour(tmp_path):
+    assert decoded(read(tmp_path, [[BLACK, RED, GREEN]], [[RED, BLACK, BLACK]])) == [[[0, 1, 1]], [[1, 0, 0]]]
+
+
+def test_empty_among_several(tmp_path):
+    labelled = read(tmp_path, [[0, 0]], [[0, 1]], [[0, 0]])
+    assert decoded(labelled) == [[[0, 1]]]
+    assert labelled.left_out == {'no pixels': 2}
+
+
+def test_sizes_differ(tmp_path):
+    error = refused(tmp_path, [[0, 1]], [[0], [1]])
+    assert error.cause == 'wrong size'
+    assert error.detail == 'masks/x_1.png has (height, width) (2, 1), masks/x_0.png has (1, 2)'
+
+
+# ---- files that cannot be read ---------------------------------------------------------------------------------------
+
+
+def test_damaged_mask(tmp_path):
+    put_all(tmp_path, 'images/x.png')
+    mask = put(tmp_path / 'masks/x.png', np.random.default_rng(0).integers(0, 9, (99, 99)))
+    for content in (b'', b'not a picture', mask.read_bytes()[:500]):
+        mask.write_bytes(content)
+        with pytest.raises(Unusable) as error:
+            load(tmp_path)
+        assert error.value.cause == 'unreadable mask'
+        assert error.value.detail.startswith(f'{mask}: ')
+
+
+def test_image_that_is_gone(tmp_path):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png')
+    (item,) = items(tmp_path)
+    Path(tmp_path / 'images/x.png').unlink()
+    with pytest.raises(Unusable) as error:
+        item.load()
+    assert error.value.cause == 'unreadable image'
+
+
+def test_huge_mask(tmp_path, monkeypatch):
+    """Twice pillow's limit is refused; what pillow only warns of is read."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 5)
+    assert decoded(read(tmp_path, BINARY)) == [BINARY]
+    assert refused(tmp_path, [[0] * 11]).cause == 'unreadable mask'
+
+
+def test_several_pictures_in_one_file(tmp_path):
+    put_all(tmp_path, 'images/x.png')
+    pages = [Image.fromarray(np.array(page, np.uint8)) for page in ([[0, 1]], [[1, 0]])]
+    (tmp_path / 'masks').mkdir()
+    pages[0].save(tmp_path / 'masks/x.tif', save_all=True, append_images=pages[1:])
+    with pytest.raises(Unusable) as error:
+        load(tmp_path)
+    assert error.value.cause == 'unclear mask'
+    assert error.value.detail.endswith('x.tif has 2 pictures: save one file per object')
