@@ -42,7 +42,6 @@ LEGEND = (
     '*: highest predicted IoU ("says")'
 )
 
-SHEET_COLUMNS = 6
 SHEET_LEGEND = 'every mask has a colour of its own; small ones lie on large ones'
 GOLDEN = 0.618034  # steps of hue that stay apart however many there are
 PREDICTION_LEGEND = 'blue: answer    green, red dots: points on the object, on the background    white: box'
@@ -90,14 +89,14 @@ def prediction(path: Path, image_HW3: np.ndarray, prompt: Prompt, answer: Answer
 
 def contact_sheet(path: Path, examples: list[Example]) -> None:
     """Images with all their masks in colours, larger ones below smaller ones: what training would see of them."""
-    panels = [(f'{_tail(example.name)}: {len(example.rles)} masks', _all_masks(example)) for example in examples]
-    columns = min(len(panels), SHEET_COLUMNS)
+    side, columns = (LARGE_PANEL, 3) if len(examples) <= 6 else (PANEL, 6)
+    panels = [(f'{_tail(example.name)}: {len(example.rles)} masks', _all_masks(example, side)) for example in examples]
     rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
-    _sheet(rows, SHEET_LEGEND, PANEL).save(path)
+    _sheet(rows, SHEET_LEGEND, side).save(path)
 
 
-def _all_masks(example: Example) -> Image.Image:
-    height, width = grid = frame_size(example.image.height, example.image.width, (PANEL, PANEL))
+def _all_masks(example: Example, side: int) -> Image.Image:
+    height, width = grid = frame_size(example.image.height, example.image.width, (side, side))
     view = View(grid, transforms.Window(0, 0, height, width), 0)
     image_HW3 = view_image(example.image, view, grid)[0].astype(np.float32)
     for n, rle in enumerate(sorted(example.rles, key=coco_mask.area, reverse=True)):

@@ -38,7 +38,12 @@ def items(path):
 
 def matched(path):
     """Name of each image that has masks: its masks."""
-    return {item.name: list(item.masks) for item in items(path) if not isinstance(item, Bad)}
+    return {item.name: list(item.masks) for item in items(path) if not isinstance(item, Bad) and item.masks}
+
+
+def bare(path):
+    """Names of images without masks."""
+    return [item.name for item in items(path) if not isinstance(item, Bad) and not item.masks]
 
 
 def bad(path):
@@ -163,7 +168,14 @@ def test_masks_of_a_single_image_have_any_name(tmp_path):
 def test_mask_of_any_name_is_not_one_of_two_images(tmp_path):
     put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/c.png', 'masks/b.png')
     assert matched(tmp_path) == {'b': ['masks/b.png']}
-    assert bad(tmp_path) == [('no mask file', 'a', 'images/a.png'), ('no image', 'masks/c.png', 'masks/c.png')]
+    assert bare(tmp_path) == ['a']
+    assert bad(tmp_path) == [('no image', 'masks/c.png', 'masks/c.png')]
+
+
+def test_masks_of_other_names_and_two_images(tmp_path):
+    put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/c.png')
+    assert bare(tmp_path) == ['a', 'b']
+    assert [cause for cause, *_ in bad(tmp_path)] == ['no image']
 
 
 def test_mask_of_any_name_beside_masks_that_match(tmp_path):
@@ -194,7 +206,14 @@ def test_in_one_folder_names_are_equal(tmp_path):
     """x_b_mask is the mask of an image that is missing."""
     put_all(tmp_path, 'x.jpg', 'x_b_mask.png', 'y.jpg', 'y_mask.png')
     assert matched(tmp_path) == {'y': ['y_mask.png']}
-    assert bad(tmp_path) == [('no mask file', 'x', 'x.jpg'), ('no image', 'x_b_mask.png', 'x_b_mask.png')]
+    assert bare(tmp_path) == ['x']
+    assert bad(tmp_path) == [('no image', 'x_b_mask.png', 'x_b_mask.png')]
+
+
+def test_in_one_folder_a_single_image_has_no_mask_of_another_name(tmp_path):
+    put_all(tmp_path, 'x.jpg', 'y_mask.png')
+    assert bare(tmp_path) == ['x']
+    assert bad(tmp_path) == [('no image', 'y_mask.png', 'y_mask.png')]
 
 
 def test_png_beside_a_marked_mask_is_an_image(tmp_path):
@@ -214,12 +233,23 @@ def test_names_stay_unique_across_forms(tmp_path):
     assert sorted(matched(tmp_path)) == ['a/images/x.jpg', 'a/x', 'a/x.jpg']
 
 
-def test_bad_items_say_why(tmp_path):
+def test_image_without_mask_file_has_no_masks(tmp_path):
     put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/b.png')
+    item, _ = items(tmp_path)
+    labelled = item.load()
+    with Image.open(tmp_path / 'images/a.png') as image:
+        assert (labelled.size, labelled.masks) == (image.size[::-1], [])
+    (tmp_path / 'images/a.png').write_bytes(b'no image')
+    with pytest.raises(Unusable, match='unreadable image'):
+        item.load()
+
+
+def test_bad_items_say_why(tmp_path):
+    put_all(tmp_path, 'images/b.png', 'masks/b.png', 'images/c.png', 'masks/a.png')
     (item,) = (item for item in items(tmp_path) if isinstance(item, Bad))
     with pytest.raises(Unusable) as error:
         item.load()
-    assert error.value.cause == 'no mask file'
+    assert error.value.cause == 'no image'
 
 
 def test_suffixes_of_images(tmp_path):
@@ -442,7 +472,7 @@ def test_void(tmp_path):
 
 
 def test_palette(tmp_path):
-    labelled = read(tmp_path, [[0, 1], [2, 255]], palette=[0, 0, 0, 128, 0, 0, 0, 128, 0])
+    labelled = read(tmp_path, [[0, 1], [2, 255]], palette=[0, 0, 0, 128, 0, 0, 0, 128, 0, *[224, 224, 192] * 253])
     assert decoded(labelled) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]]
 
 
@@ -494,12 +524,10 @@ def test_soft_edges(tmp_path, mode):
 
 
 def test_few_greys_are_labels(tmp_path):
-    values_HW = np.minimum(soft_square(), 200)
-    values_HW[values_HW < 200] = 0
-    values_HW[0, 0] = 100
-    assert decoded(read(tmp_path, values_HW)) == [rectangle(0, 0, 1, 1), rectangle(10, 10, 30, 30)] or len(
-        decoded(read(tmp_path, values_HW))
-    )
+    values_HW = np.zeros((64, 64), np.uint8)
+    values_HW[10:30, 10:30] = 200
+    values_HW[0, :2] = 100
+    assert decoded(read(tmp_path, values_HW)) == [rectangle(0, 0, 1, 2), rectangle(10, 10, 30, 30)]
 
 
 def test_many_small_objects_are_labels(tmp_path):
@@ -512,22 +540,29 @@ def test_many_small_objects_are_labels(tmp_path):
 
 
 def test_much_grey_is_labels(tmp_path):
-    values_HW = np.repeat(np.arange(1, 65, dtype=np.uint8)[:, None] * 3, 64, 1)
-    assert len(read(tmp_path, values_HW).masks) == 64
+    values_HW = np.repeat(np.arange(100, 164, dtype=np.uint8)[:, None], 64, 1)
+    values_HW[:, 16:] = 250
+    assert len(read(tmp_path, values_HW).masks) == 65
+
+
+def test_palette_is_not_greys(tmp_path):
+    values_HW = soft_square()
+    palette = [0, 0, 0, *[128, 0, 0] * 255]
+    assert len(read(tmp_path, values_HW, palette=palette).masks) == len(np.unique(values_HW)) - 2  # 0 and void
 
 
 def test_jpeg(tmp_path):
-    values_HW = np.array(rectangle(8, 16, 24, 40), np.uint8) * 255
+    values_HW = np.array(rectangle(9, 17, 25, 42), np.uint8) * 255
     put(tmp_path / 'images/x.png')
     put(tmp_path / 'masks/x.jpg', values_HW, quality=60)
     assert len(np.unique(np.asarray(Image.open(tmp_path / 'masks/x.jpg')))) > 2
-    assert decoded(load(tmp_path)) == [rectangle(8, 16, 24, 40)]
+    assert decoded(load(tmp_path)) == [rectangle(9, 17, 25, 42)]
 
 
 def test_jpeg_in_colour_and_called_png(tmp_path):
-    values_HW = np.array(rectangle(8, 16, 24, 40), np.uint8) * 255
+    values_HW = np.array(rectangle(9, 17, 25, 42), np.uint8) * 255
     labelled = read(tmp_path, values_HW, mode='RGB', format='JPEG')
-    assert decoded(labelled) == [rectangle(8, 16, 24, 40)]
+    assert decoded(labelled) == [rectangle(9, 17, 25, 42)]
 
 
 RED, GREEN, BLACK, WHITE = [255, 0, 0], [0, 1, 0], [0, 0, 0], [255, 255, 255]
@@ -542,6 +577,10 @@ def test_colours(tmp_path):
     ]
 
 
+def test_red_is_not_void(tmp_path):
+    assert decoded(read(tmp_path, [[BLACK, RED, [128, 0, 0]]])) == [[[0, 0, 1]], [[0, 1, 0]]]
+
+
 def test_black_and_white_in_colour(tmp_path):
     assert decoded(read(tmp_path, [[BLACK, WHITE, WHITE]])) == [[[0, 1, 1]]]
 
@@ -553,12 +592,18 @@ def test_constant_opacity_means_nothing(tmp_path, opacity):
 
 
 def test_transparent_is_background(tmp_path):
-    labelled = read(tmp_path, [[[*WHITE, 0], [*RED, 255], [*GREEN, 200]]])
+    labelled = read(tmp_path, [[[*WHITE, 0], [*RED, 255], [*GREEN, 90]]])
     assert decoded(labelled) == [[[0, 1, 0]], [[0, 0, 1]]]
 
 
 def test_mask_by_opacity_alone(tmp_path):
-    assert decoded(read(tmp_path, [[[*BLACK, 0], [*BLACK, 255], [*BLACK, 255]]])) == [[[0, 1, 1]]]
+    for most in (255, 81):
+        labelled = read(tmp_path, [[[*BLACK, 0], [*BLACK, 40], [*BLACK, most], [*BLACK, most - 1]]])
+        assert decoded(labelled) == [[[0, 0, 1, 1]]]
+
+
+def test_greys_in_colour(tmp_path):
+    assert decoded(read(tmp_path, [[[0] * 3, [3] * 3, WHITE]])) == [[[0, 1, 0]]]
 
 
 def test_grey_with_opacity(tmp_path):
@@ -601,7 +646,7 @@ def test_each_of_several_files_is_one_object(tmp_path):
 
 
 def test_several_jpegs(tmp_path):
-    first, second = rectangle(8, 16, 24, 40), rectangle(0, 0, 8, 64)
+    first, second = rectangle(9, 17, 25, 42), rectangle(0, 0, 7, 64)
     labelled = read(tmp_path, np.array(first) * 255, np.array(second) * 255, suffix='.jpg')
     assert decoded(labelled) == [first, second]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco
 
 from samjax.data.layouts import labelled
@@ -462,7 +462,7 @@ def test_images_without_masks_are_counted_apart(folder, tmp_path, caplog):
 
 def test_nothing_but_images_without_masks(tmp_path):
     write(tmp_path / 'data', 'none', json_content=content([]))
-    with pytest.raises(SamjaxError, match=r'none of the 1 images found can be used \(1 no masks\)'):
+    with pytest.raises(SamjaxError, match=r'none of the 1 images found can be used \(1 no masks; the first is none\)'):
         open_source(tmp_path / 'data', tmp_path)
 
 
@@ -527,6 +527,8 @@ def test_pair_survives_any_json(text, cause, tmp_path):
         ([1, 2, 'x'], 'damaged RLE'),
         ([[1], [5]], 'damaged RLE'),
         ([10**30], 'damaged RLE'),
+        ([2**62] * 4 + [0, 6], 'damaged RLE'),  # the sum is 6 in 64 bits
+        ('ooooooooooooo0', 'damaged RLE'),
         ('', 'damaged RLE'),
         ('\u00e9', 'damaged RLE'),
         ('6', None),
@@ -552,6 +554,58 @@ def test_record_checks_counts(counts, cause, tmp_path):
 def test_part_reads_its_bytes(tmp_path):
     (tmp_path / 'x').write_bytes(b'0123456789')
     assert Part(str(tmp_path / 'x'), 3, 4).read() == b'3456'
+
+
+# ---- images as they come ---------------------------------------------------------------------------
+
+
+def test_image_that_exif_turns_is_seen_as_the_masks_are(tmp_path):
+    """A camera stored 24 x 40 px; people see, and label, 40 x 24.  One tool did not look at EXIF."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, masks in (('seen', [mask(1, 2, 30, 5, 40, 24)]), ('stored', MASKS)):
+        files = write(tmp_path / 'data', name, json_content=content(masks, *masks[0].shape))
+        picture(7).save(files[0], 'JPEG', exif=exif)
+    seen, stored = open_source(tmp_path / 'data', tmp_path)
+    assert (seen.image.height, seen.image.width) == (40, 24)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / 'data' / 'seen.jpg'))
+    np.testing.assert_array_equal(seen.image.pixels(), upright)
+    with Image.open(tmp_path / 'data' / 'stored.jpg') as image:
+        np.testing.assert_array_equal(stored.image.pixels(), image)
+
+
+def test_cmyk_and_other_formats(tmp_path):
+    for name, image in (('cmyk', picture(1).convert('CMYK')), ('grey', picture(2).convert('L'))):
+        write(tmp_path / 'data', name, image=image)
+    files = write(tmp_path / 'data', 'webp', '.png')
+    picture(3).save(files[0], 'WEBP', lossless=True)  # whatever its suffix says
+    cmyk, grey, webp = open_source(tmp_path / 'data', tmp_path)
+    for example in (cmyk, grey, webp):
+        assert example.image.pixels().shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(webp.image.pixels(), picture(3))
+    assert (np.ptp(grey.image.pixels(), axis=-1) == 0).all()
+
+
+def test_path_with_spaces_and_other_letters(tmp_path):
+    write(tmp_path / 'größe und 画像' / 'é', 'ein Bild ü')
+    with tarfile.open(tmp_path / 'größe und 画像' / 'sa_0 ß.tar', 'w') as tar:
+        for file in sorted((tmp_path / 'größe und 画像' / 'é').iterdir()):
+            tar.add(file, f'n {file.name}')
+    source = open_source(tmp_path / 'größe und 画像', tmp_path)
+    assert [e.name for e in source] == ['sa_0 ß.tar/n ein Bild ü', 'é/ein Bild ü']
+
+
+def test_folder_that_cannot_be_read(folder, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path='.'):
+        if str(path).endswith('more'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(SamjaxError, match=r'more cannot be read \(Permission denied\): mend its permissions or leave'):
+        open_source(folder, tmp_path)
 
 
 # ---- real data -------------------------------------------------------------------------------------

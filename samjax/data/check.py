@@ -27,7 +27,7 @@ def check(path: str, cache: str, sheet: pathlib.Path) -> Iterator[str]:
     report = Report.read(pathlib.Path(source.folder))
     bad = sum(len(places) for places in report.bad.values())
     yield f'{path}: {report.layout}'
-    yield f'images: {report.found}, of which {report.kept} can be used, {len(report.no_masks)} have no mask, {bad} are bad'
+    yield f'images: {report.found}; {report.kept} can be used, {len(report.no_masks)} have no mask, {bad} are bad'
     yield from _measures(source, report)
     for cause, count in report.left_out.items():
         yield f'masks left out: {count} {cause}'

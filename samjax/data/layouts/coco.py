@@ -257,7 +257,7 @@ def _file_name(content) -> str | None:
     if not file_name and isinstance(content.get('coco_url'), str):
         path = urllib.parse.unquote(re.sub(r'^\w+://[^/]*/|[?#].*', '', content['coco_url']))
         file_name = '/'.join(path.split('/')[-2:])
-    if not isinstance(file_name, str):
+    if not isinstance(file_name, str) or re.search(r'[\ud800-\udfff]', file_name):  # half a character
         return None
     path = pathlib.PurePosixPath(file_name.replace('\\', '/'))  # Windows wrote it
     return None if path.name in ('', '..') else str(path)
@@ -358,7 +358,7 @@ def _digest(path: pathlib.Path, *found: Mapping[str, list[str]]) -> str:
     single = ((name, files[0]) for one in found for name, files in one.items() if len(files) == 1)
     for name, file in [('', str(path)), *single]:
         stat = os.stat(file)
-        digest.update(f'\0{name!a} {stat.st_size} {stat.st_mtime_ns}'.encode())
+        digest.update(f'\0{name} {stat.st_size} {stat.st_mtime_ns}'.encode())
     return digest.hexdigest()[:32]
 
 

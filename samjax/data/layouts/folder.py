@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from samjax.data.layouts.labelled import Bad, Found, Item, Labelled, Unusable, in_units
-from samjax.data.rle import encode_labels
+from samjax.data.layouts.mask_picture import one_in_all, one_per_value, read_values
 from samjax.errors import SamjaxError
 
 JPEG = ('.jpg', '.jpeg')
@@ -49,14 +48,9 @@ MASK_KEYS = (  # the first that fits a column with names of pictures
     re.compile(r'.*file_names?', re.IGNORECASE),
 )
 
-FORMATS = ('PNG', 'GIF', 'BMP', 'TIFF', 'JPEG')
-PLAIN = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'F')  # one number per pixel; all else is colour
-VOID = 255
-MOST_VALUES = 1000  # in one mask file
-
 
 class Pictures(NamedTuple):
-    """An image file and its mask files, as paths below `folder`."""
+    """An image file and its mask files, if there are any, as paths below `folder`."""
 
     name: str
     folder: str
@@ -68,19 +62,28 @@ class Pictures(NamedTuple):
             image = Path(self.folder, self.place).read_bytes()
         except OSError as error:
             raise Unusable('unreadable image', str(error)) from error
-        rles = _one_per_value if len(self.masks) == 1 else _one_in_all
+        if not self.masks:
+            return Labelled(image, _size(image), [])
+        rles = one_per_value if len(self.masks) == 1 else one_in_all
         size, masks, empty = None, [], 0
         for file in self.masks:
-            values_HW = _values(os.path.join(self.folder, file))
+            values_HW = read_values(os.path.join(self.folder, file))
             size = size or values_HW.shape
             if values_HW.shape != size:
-                raise Unusable(
-                    'wrong size', f'{file} has (height, width) {values_HW.shape}, {self.masks[0]} has {size}'
-                )
+                detail = f'{file} has (height, width) {values_HW.shape}, {self.masks[0]} has {size}'
+                raise Unusable('wrong size', detail)
             found = rles(values_HW)
             masks += found
             empty += not found
         return Labelled(image, size, masks, {'no pixels': empty} if empty else {})
+
+
+def _size(image: bytes) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return opened.height, opened.width
+    except Exception as error:  # pillow raises nearly anything on damaged files
+        raise Unusable('unreadable image', str(error)) from error
 
 
 class Group(NamedTuple):
@@ -117,9 +120,6 @@ def find(path: Path) -> Found | None:
     masks = {file for item in items if isinstance(item, Pictures) for file in item.masks}
     digest = _digest(path, {*tables, *masks, *(item.place for item in items)})
     return Found('images and masks', in_units(_with_unique_names(items)), digest)
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def _list_files(path: Path) -> Iterator[str]:
@@ -166,9 +166,6 @@ def _above(file: str) -> Iterator[str]:
     while file:
         file = os.path.dirname(file)
         yield file
-
-
-# ---- which masks are whose -------------------------------------------------------------------------------------------
 
 
 def _groups(pictures: list[str]) -> list[Group]:
@@ -228,10 +225,7 @@ def _matched(path: Path, group: Group) -> Iterator[Item]:
         masks_of, others = dict.fromkeys(masks_of, others), []
     for name, masks in masks_of.items():
         first, *more = group.images[name]
-        if masks:
-            yield Pictures(name, str(path), first, tuple(masks))
-        else:
-            yield Bad(name, first, 'no mask file', 'no mask picture has a name that belongs to the image')
+        yield Pictures(name, str(path), first, tuple(masks))
         yield from (Bad(name, file, 'duplicate name', f'the same name as {first}') for file in more)
     yield from (Bad(file, file, 'no image', 'no image has a name that the mask belongs to') for file in others)
 
@@ -248,9 +242,6 @@ def _with_unique_names(items: Iterable[Item]) -> Iterator[Item]:
         item = item._replace(name=item.place) if item.name in taken else item
         taken.add(item.name)
         yield item
-
-
-# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _from_tables(path: Path, tables: dict[str, list[tuple[int, dict]]]) -> Iterator[Item]:
@@ -309,84 +300,3 @@ def _named(row: dict) -> list[str]:
             if key not in IMAGE_KEYS and columns.fullmatch(key) and masks and all(_has(file, MASKS) for file in masks):
                 return image and image + masks
     return []
-
-
-# ---- values of a mask file -------------------------------------------------------------------------------------------
-
-
-def _one_per_value(values_HW: np.ndarray) -> list[dict]:
-    """RLE of each value but 0, and but 255 if it is the last of several, as in VOC, DAVIS and Cityscapes."""
-    rles = encode_labels(values_HW)
-    if len(rles) > 1 and max(rles) == VOID:
-        del rles[VOID]
-    return list(rles.values())
-
-
-def _one_in_all(values_HW: np.ndarray) -> list[dict]:
-    return list(encode_labels(values_HW != 0).values())
-
-
-def _values(file: str) -> np.ndarray:
-    """(height, width) of a mask file: 0 for background, elsewhere what tells objects apart.  Raises Unusable."""
-    try:
-        with warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning):
-            values_HW = _decoded(file)
-    except Unusable:
-        raise
-    except Exception as error:  # pillow raises nearly anything on damaged files, and an error of its own on huge ones
-        raise Unusable('unreadable mask', f'{file}: {error}') from error
-    count = len(np.unique(values_HW[values_HW != 0]))
-    if count > MOST_VALUES:
-        detail = f'{file} has {count} different colours: save it as a PNG with one value per object'
-        raise Unusable('unclear mask', detail)
-    return values_HW
-
-
-def _decoded(file: str) -> np.ndarray:
-    with Image.open(file, formats=FORMATS) as image:
-        if getattr(image, 'n_frames', 1) > 1:
-            raise Unusable('unclear mask', f'{file} has {image.n_frames} pictures: save one file per object')
-        image.load()
-    image.info.pop('transparency', None)  # says how to show the picture; makes pillow warn
-    if image.format in ('JPEG', 'MPO'):  # compression leaves all values near those that were meant
-        return np.asarray(image.convert('L')) >= 128
-    if image.mode == 'P' and _is_black_and_white(image):  # either may be number 0 of the palette
-        image = image.convert('L')
-    values_HW = np.asarray(image) if image.mode in PLAIN else _colours(image)
-    if values_HW.dtype.kind == 'f' and (values_HW % 1).any():
-        raise Unusable('unclear mask', f'{file} has fractions: save it as a PNG with one value per object')
-    return values_HW >= 128 if image.mode != 'P' and _is_soft(values_HW) else values_HW
-
-
-def _is_black_and_white(image: Image.Image) -> bool:
-    colours = image.convert('RGB').getcolors(2)
-    return colours is not None and {colour for _, colour in colours} <= {(0, 0, 0), (255, 255, 255)}
-
-
-def _colours(image: Image.Image) -> np.ndarray:
-    """uint8 if there are only greys, else uint32 R + 256 G + 256^2 B + 256^3 * 255; 0 where it is black or transparent.
-
-    A picture of one colour and many opacities is a mask by its opacity.
-    """
-    pixels_HW = np.ascontiguousarray(image.convert('RGBA')).view('<u4')[..., 0]
-    opacity_HW, colour_HW = pixels_HW >> 24, pixels_HW & 0xFFFFFF
-    if opacity_HW.min() < opacity_HW.max():
-        if colour_HW.min() == colour_HW.max():
-            return opacity_HW.astype(np.uint8)
-        colour_HW = np.where(opacity_HW < 128, 0, colour_HW)
-    if not (colour_HW % 0x10101).any():
-        return (colour_HW // 0x10101).astype(np.uint8)
-    return np.where(colour_HW, colour_HW | 0xFF000000, 0)
-
-
-def _is_soft(values_HW: np.ndarray) -> bool:
-    """Whether it is one object with edges smoothed for display, not a map of labels.
-
-    It then has many greys, few pixels that are neither nearly black nor nearly white, and those only around something
-    white.  A map with many small objects is without the white.
-    """
-    if values_HW.dtype != np.uint8:
-        return False
-    pixels = np.bincount(values_HW.ravel(), minlength=256)
-    between, white = pixels[17:239].sum(), pixels[239:].sum()
-    return np.count_nonzero(pixels) > 32 and between <= 0.1 * pixels.sum() and between <= 2 * white

@@ -60,7 +60,7 @@ class Tar(NamedTuple):
         return os.path.getsize(self.path) / PAIR_BYTES
 
     def items(self) -> Iterator[Item]:
-        """The pairs of a shard in the order of names, then what is wrong with the shard; reads only tar headers."""
+        """What is wrong with the shard, then its pairs in the order of names; reads only tar headers."""
         members, broken = [], None
         try:
             with tarfile.open(self.path, 'r:') as tar:
@@ -72,8 +72,8 @@ class Tar(NamedTuple):
                     tar.members = []  # a shard has tens of thousands; the module would keep them all
         except (tarfile.TarError, EOFError, OSError) as error:
             broken = Bad(self.key, self.key, 'damaged tar', str(error))
-        yield from _paired(members, inside=f'{self.key}/')
         yield from [broken] if broken else []
+        yield from _paired(members, inside=f'{self.key}/')
 
 
 class Part(NamedTuple):

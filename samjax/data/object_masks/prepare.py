@@ -54,10 +54,10 @@ class Report(NamedTuple):
     def read(cls, folder: Path) -> Report:
         return cls(**json.loads((folder / REPORT).read_text()))
 
-    def check(self, max_bad_share: float, expected: float = 0) -> None:
-        """Raises SamjaxError if the share of bad images, of those found or `expected`, is over `max_bad_share`."""
+    def check(self, max_bad_share: float, whole: float = 1.0) -> None:
+        """Raises SamjaxError if more images are bad than `max_bad_share` of a set `whole` times as large as this."""
         bad = sum(len(places) for places in self.bad.values())
-        if bad <= max_bad_share * max(self.found, expected):
+        if bad <= max_bad_share * self.found * whole:
             return
         cause, places = next(iter(self.bad.items()))
         raise SamjaxError(
@@ -121,25 +121,24 @@ def _start(work: Path, found: Found, share: float) -> None:
 
 def _prepare(found, path, out, work, max_bad_share, share, workers, beam) -> Report:
     tasks = [Task(unit, str(work / f'{n:05d}'), share) for n, unit in enumerate(found.units)]
-    expected = share * sum(unit.weight for unit in found.units)
+    total = sum(unit.weight for unit in found.units)
     done: dict[str, Written] = {}
     with Progress(f'preparing {path}', tasks):
         for task, written in _run(tasks, workers or os.cpu_count(), beam):
             done[task.stem] = written
-            so_far = (done[task.stem] for task in tasks if task.stem in done)
-            _report(found, path, share, so_far).check(max_bad_share, 0 if len(done) == len(tasks) else expected)
-    written = [done[task.stem] for task in tasks]
-    report = _report(found, path, share, written)
+            finished = [task for task in tasks if task.stem in done]
+            report = _report(found, path, share, (done[task.stem] for task in finished))
+            report.check(max_bad_share, total / sum(task.unit.weight for task in finished))
     if not report.kept:
         places = [place for of_cause in (*report.bad.values(), report.no_masks) for place in of_cause] or ['nowhere']
         raise SamjaxError(
             f'{path}: none of the {report.found} images found can be used ({report.summary()}; '
             f'the first is {next(iter(places))}); training needs images that each have at least one mask'
         )
-    names = ''.join(f'{name}\n' for unit in written for name in unit.names)
+    names = ''.join(f'{name}\n' for task in tasks for name in done[task.stem].names)
     files = {REPORT: json.dumps(report._asdict(), indent=1), NAMES: names}
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
-        Builder(data_dir=out, tasks=tasks, files=files).download_and_prepare()
+        Builder(data_dir=out, tasks=tasks, files=files).download_and_prepare(download_dir=work)
     return report
 
 

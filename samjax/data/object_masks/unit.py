@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from samjax.data.layouts.labelled import Unit, Unusable
 from samjax.data.object_masks import record
@@ -98,7 +99,9 @@ class Task(NamedTuple):
             if not any(annotation['area'] for annotation in made['annotations']):
                 written.no_masks.append(item.place)
                 continue
-            data = features.serialize_example(made)
+            # A protobuf has its map in another order in each process, unless told otherwise.
+            example = tf_example_pb2.Example.FromString(features.serialize_example(made))
+            data = example.SerializeToString(deterministic=True)
             writer.write(data)
             written.names.append(item.name)
             masks += len(made['annotations'])
