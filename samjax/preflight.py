@@ -33,7 +33,7 @@ class Report:
     chip: str  # as the hardware calls itself
     chips: int
     mesh: dict[str, int]
-    images: int  # on a chip
+    images: int  # on a chip, or on the chips along `tensor` together
     parameters: int
     compile_seconds: float
     arguments: int  # bytes: parameters, optimiser state and batch
@@ -48,12 +48,13 @@ class Report:
     def lines(self) -> list[str]:
         """The report in words."""
         spec = flops.CHIPS[self.chip]
+        together = 'chip' if self.mesh['tensor'] == 1 else f'{self.mesh["tensor"]} chips'
         per_chip = self.step_flops / self.chips
         floor = per_chip / spec.peak
         bytes_sent = sum(row.bytes for row in self.sent if row.kind != collectives.OTHER_SLICES)
         lines = [
             f'{self.chips} x {self.chip}, mesh {" x ".join(f"{k} {v}" for k, v in self.mesh.items())}, '
-            f'{self.images} image(s) per chip, compiled in {self.compile_seconds:.0f} s',
+            f'{self.images} image(s) per {together}, compiled in {self.compile_seconds:.0f} s',
             f'parameters   {self.parameters:,}',
         ]
         if self.refusal is None:
@@ -89,7 +90,7 @@ class Report:
         if self.object_chunk > 1:
             mends.append(f'--config.prompts.object_chunk={self.object_chunk // 2}')
         if self.images > 1:
-            mends.append(f'--config.train.batch={self.images * self.chips // 2} (or more chips)')
+            mends.append(f'--config.train.batch={self.images * self.chips // self.mesh["tensor"] // 2} (or more chips)')
         mends = mends or ['a chip with more memory']
         return f'DOES NOT FIT ({self.refusal}): try {", then ".join(mends)}'
 
@@ -123,7 +124,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
         if save:
             with open(save, 'wb') as file:
                 pickle.dump(serialize_executable.serialize(compiled), file)
-    images = config.train.batch // program.mesh.size
+    images = config.train.batch * program.mesh.shape['tensor'] // program.mesh.size
     per_image = flops.train_flops(program.model, config.data.max_objects, config.prompts.rounds)
     return Report(
         chip=devices[0].device_kind,

@@ -100,8 +100,13 @@ def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(shards, who
         while process.poll() is None and not list(tmp_path.glob('unfinished/*.part')):
             time.sleep(0.002)
         time.sleep(moment)
+        workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
         process.kill()
         kills.append(process.wait())
+        end = time.monotonic() + 20
+        while any(Path(f'/proc/{worker}').exists() for worker in workers):
+            assert time.monotonic() < end
+            time.sleep(0.01)
     assert kills[0] == -signal.SIGKILL
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=100)
     assert tree(tmp_path) == whole
@@ -141,7 +146,7 @@ def test_finished_units_are_not_written_again(shards, whole, tmp_path):
 
 def test_what_was_begun_of_another_set_is_dropped(shards, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, '_run', lambda *_: iter([]))
-    with pytest.raises(KeyError):
+    with pytest.raises(SamjaxError, match='none of the 0 images found can be used; training needs'):
         run(shards, tmp_path, share=0.5)
     (tmp_path / 'unfinished' / '00000.json').write_text('{"not": "ours"}')
     monkeypatch.undo()

@@ -57,7 +57,7 @@ class Tar(NamedTuple):
 
     @property
     def weight(self) -> float:
-        return os.path.getsize(self.path) / PAIR_BYTES
+        return 1 + os.path.getsize(self.path) / PAIR_BYTES
 
     def items(self) -> Iterator[Item]:
         """What is wrong with the shard, then its pairs in the order of names; reads only tar headers."""

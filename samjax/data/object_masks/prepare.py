@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -123,6 +123,7 @@ def _prepare(found, path, out, work, max_bad_share, share, workers, beam) -> Rep
     tasks = [Task(unit, str(work / f'{n:05d}'), share) for n, unit in enumerate(found.units)]
     total = sum(unit.weight for unit in found.units)
     done: dict[str, Written] = {}
+    report = _report(found, path, share, ())
     with Progress(f'preparing {path}', tasks):
         for task, written in _run(tasks, workers or os.cpu_count(), beam):
             done[task.stem] = written
@@ -130,10 +131,11 @@ def _prepare(found, path, out, work, max_bad_share, share, workers, beam) -> Rep
             report = _report(found, path, share, (done[task.stem] for task in finished))
             report.check(max_bad_share, total / sum(task.unit.weight for task in finished))
     if not report.kept:
-        places = [place for of_cause in (*report.bad.values(), report.no_masks) for place in of_cause] or ['nowhere']
+        first = [place for of_cause in (*report.bad.values(), report.no_masks) for place in of_cause[:1]]
+        why = f' ({report.summary()}; the first is {first[0]})' if first else ''
         raise SamjaxError(
-            f'{path}: none of the {report.found} images found can be used ({report.summary()}; '
-            f'the first is {next(iter(places))}); training needs images that each have at least one mask'
+            f'{path}: none of the {report.found} images found can be used{why}; '
+            'training needs images that each have at least one mask'
         )
     names = ''.join(f'{name}\n' for task in tasks for name in done[task.stem].names)
     files = {REPORT: json.dumps(report._asdict(), indent=1), NAMES: names}
@@ -142,7 +144,7 @@ def _prepare(found, path, out, work, max_bad_share, share, workers, beam) -> Rep
     return report
 
 
-def _report(found: Found, path: str, share: float, written: Iterator[Written]) -> Report:
+def _report(found: Found, path: str, share: float, written: Iterable[Written]) -> Report:
     report = Report(path, found.layout, found.digest, share, 0, 0, 0, {}, [], collections.Counter())
     images = kept = masks = 0
     for unit in written:
@@ -167,7 +169,7 @@ def _run(tasks: Sequence[Task], workers: int, beam: Beam | None) -> Iterator[tup
 
 def _run_processes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Written]]:
     spawn = multiprocessing.get_context('spawn')  # JAX may be running here, and does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_deafen)
+    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_attach)
     before = multiprocessing.active_children()
     try:
         futures = {pool.submit(task.write): task for task in tasks}
@@ -186,9 +188,15 @@ def _run_processes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, 
         pool.shutdown(cancel_futures=True)
 
 
-def _deafen() -> None:
-    """Ctrl-C goes to every process of a terminal; the one that started the others acts on it."""
+def _attach() -> None:
+    """Leaves Ctrl-C, which goes to every process of a terminal, to the one that started this, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _run_beam(tasks: Sequence[Task], where: Beam) -> None:
@@ -207,6 +215,7 @@ class Progress:
 
     def __init__(self, title: str, tasks: Sequence[Task]):
         self.title, self.tasks = title, tasks
+        self.weight = sum(task.unit.weight for task in tasks) or 1.0
         self.terminal = sys.stderr.isatty()
         self.interval = 1.0 if self.terminal else 60.0  # s; a log file gets few lines
         self._ended = threading.Event()
@@ -242,7 +251,7 @@ class Progress:
             done, of = (self._finished[task.stem],) * 2 if task.stem in self._finished else task.progress()
             images += done
             weight += task.unit.weight * done / of if of else task.unit.weight * (task.stem in self._finished)
-        return images, weight / sum(task.unit.weight for task in self.tasks)
+        return images, weight / self.weight
 
     def _show(self) -> None:
         shown = False

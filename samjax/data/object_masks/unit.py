@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-import multiprocessing
 import os
 import time
 import uuid
@@ -88,8 +87,6 @@ class Task(NamedTuple):
             if time.monotonic() > told + TOLD:
                 _replace(Path(f'{self.stem}.progress'), json.dumps([n, len(items)]))
                 told = time.monotonic()
-                if (parent := multiprocessing.parent_process()) and not parent.is_alive():
-                    raise RuntimeError('whoever asked for it is gone')
             try:
                 made, left_out = record.make_record(item)
             except Unusable as why:

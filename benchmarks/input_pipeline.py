@@ -1,0 +1,155 @@
+"""What one training example of SA-1B's size costs, in seconds of a CPU core, beside the straightforward way.
+
+    python -m benchmarks.input_pipeline [--examples 64] [--out results.json]
+
+1500 x 2250 px, about 100 masks, 64 of them drawn, frame of 1024 x 1024.  Ours is everything from ArrayRecord to arrays
+on the device: workers, Grain, the copy to the training process and the transfer, summed over all processes.  The
+straightforward way (a JPEG and a JSON per image; pillow decodes and resizes the image, pycocotools each mask at full
+size, pillow resizes it) runs in this process alone, so it is spared the copies between processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco
+
+from benchmarks.sa1b_like import photograph, write_shard
+from configs import default
+from samjax import flops
+from samjax.data import pipeline
+from samjax.model.sam import SIZES
+
+FRAME = (1024, 1024)
+OBJECTS = 64
+PICTURES = 24  # different ones; files stay in the page cache
+ROUNDS = 5  # of which the median counts
+CHIPS = 256
+UTILISATION = 0.4  # of the peak, by which a step takes as long as docs/scaling.md says
+# Virtual CPUs (half a core each) of a host with four chips: Google Cloud's ct4p-hightpu-4t, ct5lp-, ct5p- and ct6e-.
+HOST_CPUS = {'TPU v4': 240, 'TPU v5 lite': 112, 'TPU v5': 208, 'TPU v6 lite': 180}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--examples', type=int, default=64, help='per round')
+    parser.add_argument('--workers', type=int, default=1)
+    parser.add_argument('--out', type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        pictures = [photograph(rng) for _ in range(PICTURES)]
+        write_shard(Path(folder) / 'sa_000000.tar', pictures)
+        ours = measure_ours(folder, options.examples, options.workers)
+    plain = measure_plain(pictures, options.examples)
+    results = {
+        'ours_core_seconds': statistics.median(ours),
+        'plain_core_seconds': statistics.median(plain),
+        'ratio': statistics.median(plain) / statistics.median(ours),
+        'ours_rounds': ours,
+        'plain_rounds': plain,
+        'cpus': os.cpu_count(),
+    }
+    print(f'ours              {results["ours_core_seconds"]:.3f} core-seconds per example')
+    print(f'straightforward   {results["plain_core_seconds"]:.3f}')
+    print(f'ratio             {results["ratio"]:.1f}')
+    print(*hosts(results['ours_core_seconds']), sep='\n')
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1))
+
+
+def measure_ours(folder: str, examples: int, workers: int) -> list[float]:
+    """Core-seconds per example of each round."""
+    source = pipeline.open_set(
+        folder, seed=0, image_size=FRAME, length=1, cache=Path(folder) / 'cache', max_bad_share=0.0
+    )
+    batches = pipeline.train_loader(
+        [(source, 1.0)],
+        seed=0,
+        frame=FRAME,
+        batch=1,
+        max_objects=OBJECTS,
+        max_area=0.9,
+        flip='none',
+        jitter=(1.0, 1.0),
+        workers=workers,
+        prefetch=2,
+    )
+    for _ in range(8):  # workers start, files are opened
+        jax.block_until_ready(jax.device_put(next(batches)))
+    rounds = []
+    for _ in range(ROUNDS):
+        before = cpu_seconds()
+        for _ in range(examples):
+            jax.block_until_ready(jax.device_put(next(batches)))
+        rounds.append((cpu_seconds() - before) / examples)
+    batches.close()
+    return rounds
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        fields = Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+    return total
+
+
+def measure_plain(pictures: list[tuple[bytes, dict]], examples: int) -> list[float]:
+    """The same for the straightforward way; the files are in memory."""
+    rng = np.random.default_rng(0)
+    files = [(image, json.dumps(content)) for image, content in pictures]
+    rounds = []
+    for _ in range(ROUNDS):
+        before = time.process_time()
+        for n in range(examples):
+            image, text = files[n % len(files)]
+            jax.block_until_ready(jax.device_put(plain_example(image, text, rng)))
+        rounds.append((time.process_time() - before) / examples)
+    return rounds
+
+
+def plain_example(image: bytes, text: str, rng: np.random.Generator):
+    opened = Image.open(io.BytesIO(image)).convert('RGB')
+    scale = FRAME[0] / max(opened.size)
+    size = round(opened.width * scale), round(opened.height * scale)
+    image_HW3 = np.zeros((*FRAME, 3), np.uint8)
+    image_HW3[: size[1], : size[0]] = opened.resize(size, Image.Resampling.BILINEAR)
+    annotations = json.loads(text)['annotations']
+    masks_NHW = np.zeros((OBJECTS, *FRAME), bool)
+    for n, i in enumerate(rng.permutation(len(annotations))[:OBJECTS]):
+        mask_HW = Image.fromarray(coco.decode(annotations[i]['segmentation']) * np.uint8(255))
+        masks_NHW[n, : size[1], : size[0]] = np.asarray(mask_HW.resize(size, Image.Resampling.BILINEAR)) > 127
+    return image_HW3, masks_NHW
+
+
+def hosts(core_seconds: float) -> list[str]:
+    """What the loader takes of the hosts of 256 chips with one image each, as a Markdown table."""
+    lines = [
+        '| model | chip | step at 40 % of the peak | cores that the loader keeps busy | of those that the hosts have |',
+        '|---|---|---|---|---|',
+    ]
+    for size in ('vit_b', 'vit_l', 'vit_h'):
+        per_image = flops.train_flops(SIZES[size], OBJECTS, default.get_config().prompts.rounds)
+        for kind, cpus in HOST_CPUS.items():
+            step = per_image / flops.CHIPS[kind].peak / UTILISATION
+            busy = CHIPS * core_seconds / step
+            share = busy / (CHIPS / 4 * cpus / 2)
+            lines.append(f'| {size} | {kind} | {step:.3f} s | {busy:.0f} | {share:.1%} |')
+    return lines
+
+
+if __name__ == '__main__':
+    main()
