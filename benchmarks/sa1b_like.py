@@ -28,24 +28,28 @@ def photograph(rng: np.random.Generator, height: int = 1500, width: int = 2250, 
     annotations = []
     for number in range(masks):
         mask_HW = blob(rng, height, width)
-        image_HW3[mask_HW > 0] = 0.7 * image_HW3[mask_HW > 0] + 0.3 * rng.integers(0, 256, 3)
-        rle = coco.encode(mask_HW)
-        annotations.append(
-            {
-                'id': number,
-                'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
-                'bbox': coco.toBbox(rle).tolist(),
-                'area': int(mask_HW.sum()),
-                'predicted_iou': 0.9,
-                'stability_score': 0.95,
-                'crop_box': [0, 0, width, height],
-                'point_coords': [[1.0, 1.0]],
-            }
-        )
+        if number % 4 == 0:
+            image_HW3[mask_HW > 0] = 0.7 * image_HW3[mask_HW > 0] + 0.3 * rng.integers(0, 256, 3)
+        annotations.append(as_annotation(number, mask_HW))
     file = io.BytesIO()
     Image.fromarray(image_HW3.clip(0, 255).astype(np.uint8)).save(file, 'JPEG', quality=90)
     image = {'image_id': 0, 'width': width, 'height': height, 'file_name': 'sa_0.jpg'}
     return file.getvalue(), {'image': image, 'annotations': annotations}
+
+
+def as_annotation(number: int, mask_HW: np.ndarray) -> dict:
+    """An entry of SA-1B's JSON for a uint8 mask in column order."""
+    rle, (height, width) = coco.encode(mask_HW), mask_HW.shape
+    return {
+        'id': number,
+        'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
+        'bbox': coco.toBbox(rle).tolist(),
+        'area': int(mask_HW.sum()),
+        'predicted_iou': 0.9,
+        'stability_score': 0.95,
+        'crop_box': [0, 0, width, height],
+        'point_coords': [[1.0, 1.0]],
+    }
 
 
 def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -57,7 +61,7 @@ def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     rows, columns = np.ogrid[top:bottom, left:right]
     angle_hw = np.arctan2(rows - y, columns - x)
     reach_hw = np.ones_like(angle_hw)
-    for wave in range(2, 12):
+    for wave in range(2, 8):
         reach_hw += rng.normal(0, 0.25 / wave) * np.cos(wave * angle_hw + rng.uniform(0, 2 * np.pi))
     mask_HW = np.zeros((height, width), np.uint8, order='F')
     mask_HW[top:bottom, left:right] = np.hypot(rows - y, columns - x) < radius * reach_hw.clip(0.2, 1.9)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 from pycocotools import mask as coco
 
+from benchmarks.sa1b_like import as_annotation
 from samjax.data.layouts import labelled
 from samjax.data.layouts.labelled import Unusable
 from samjax.data.layouts.sa1b import Pair, Part
@@ -46,20 +47,7 @@ MASKS = [mask(2, 3, 9, 20), mask(0, 0, HEIGHT, WIDTH), mask(5, 30, 6, 31)]
 
 
 def content(masks=MASKS, height=HEIGHT, width=WIDTH):
-    annotations = []
-    for number, mask_HW in enumerate(masks):
-        rle = coco.encode(mask_HW)
-        annotation = {
-            'id': number,
-            'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
-            'bbox': coco.toBbox(rle).tolist(),
-            'area': int(mask_HW.sum()),
-            'predicted_iou': 0.9,
-            'stability_score': 0.95,
-            'crop_box': [0, 0, width, height],
-            'point_coords': [[1.0, 1.0]],
-        }
-        annotations.append(annotation)
+    annotations = [as_annotation(number, mask_HW) for number, mask_HW in enumerate(masks)]
     image = {'image_id': 1, 'width': width, 'height': height, 'file_name': 'x.jpg'}
     return {'image': image, 'annotations': annotations}
 

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from samjax import bits
 from samjax.data.object_masks.source import Source, open_source
 from samjax.data.scenes import Scenes
 from samjax.data.transforms import FLIPS, sample_example
@@ -135,7 +136,7 @@ class Batches(grain.DatasetIterator):
                 continue
             self._meet()
             self._taken += 1
-            return batch
+            return batch._replace(masks_BNVW=bits.to_dense(batch.masks_BNVW))
         raise SamjaxError(
             f'data workers died {ATTEMPTS} times at batch {self._taken}: the system ends processes for want of memory, '
             f'so lower --config.data.workers or --config.data.prefetch'
@@ -247,4 +248,6 @@ def _sample(example: Example, rng: np.random.Generator, **options) -> Batch:
 
 
 def _stack(rows: list[Batch]) -> Batch:
-    return Batch(*map(np.stack, zip(*rows, strict=True)))
+    """Rows as one batch, its masks `Sparse`."""
+    batch = Batch(*map(np.stack, zip(*rows, strict=True)))
+    return batch._replace(masks_BNVW=bits.to_sparse(batch.masks_BNVW))
