@@ -48,6 +48,11 @@ class Scenes:
             raise SamjaxError(f'Scenes: image_size is {image_size}; give (height, width), {MIN_SIDE} px or more.')
         self.seed, self.length, self.image_size = seed, length, tuple(image_size)
 
+    @property
+    def digest(self) -> str:
+        """What the scenes depend on."""
+        return f'scenes {self.seed} {self.length} {self.image_size[0]} x {self.image_size[1]}'
+
     def __len__(self) -> int:
         return self.length
 

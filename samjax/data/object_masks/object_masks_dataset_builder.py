@@ -15,6 +15,16 @@ from samjax.data.object_masks.unit import Task
 SPLIT = 'images'
 
 
+def folder_below(out: Path) -> Path:
+    """Where the builder with the data_dir `out` puts its set."""
+    return out / 'object_masks' / str(Builder.VERSION)
+
+
+class _Info(tfds.core.DatasetInfo):
+    def initialize_from_bucket(self) -> None:
+        """Asks nobody: TFDS would look for this set in its bucket, over the network, and leave a folder in /tmp."""
+
+
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Makes a TFDS set of the files of finished units: one shard each, in their order.
 
@@ -28,7 +38,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         super().__init__(file_format='array_record', **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description='Images with any number of object masks each.',
             homepage='https://arxiv.org/abs/2304.02643',

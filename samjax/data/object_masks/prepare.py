@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samjax.data.layouts.labelled import Found
-from samjax.data.object_masks.object_masks_dataset_builder import Builder
+from samjax.data.object_masks.object_masks_dataset_builder import Builder, folder_below
 from samjax.data.object_masks.unit import Task, Written
 from samjax.errors import SamjaxError
 
@@ -91,7 +91,7 @@ def prepare(
     Raises SamjaxError if too many images are bad, none is good, the disk is full, `out` holds another set, a worker
     is killed, or Beam is asked for and not installed.
     """
-    folder, work = Path(Builder(data_dir=out).data_dir), out / 'unfinished'
+    folder, work = folder_below(out), out / 'unfinished'
     with _lock(out):
         if folder.exists():
             report = Report.read(folder)

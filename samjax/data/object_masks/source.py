@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from samjax.data.layouts.find import find
-from samjax.data.object_masks.object_masks_dataset_builder import SPLIT, Builder
+from samjax.data.object_masks.object_masks_dataset_builder import SPLIT, folder_below
 from samjax.data.object_masks.prepare import REPORT, Report, prepare
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
@@ -42,8 +43,7 @@ def open_source(path: str | os.PathLike, cache: str | os.PathLike, max_bad_share
 
 def prepared(path: Path) -> Path | None:
     """The folder of the TFDS set that `samjax data prepare` wrote below `path`, None if there is none."""
-    below = Path(Builder(data_dir=path).data_dir).relative_to(path)
-    return next((folder for folder in (path, path / below) if (folder / REPORT).is_file()), None)
+    return next((folder for folder in (path, folder_below(path)) if (folder / REPORT).is_file()), None)
 
 
 class Source:
@@ -56,6 +56,12 @@ class Source:
 
     def __reduce__(self):
         return Source, (self.folder,)  # a worker process opens the files itself
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the files that it was prepared from, and the share that was taken."""
+        report = Report.read(Path(self.folder))
+        return f'{report.digest} {report.share:g}'
 
     def __len__(self) -> int:
         return len(self._records)
