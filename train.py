@@ -17,11 +17,7 @@ from samjax import cluster, loop
 from samjax.errors import SamjaxError, one_line
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run, on a disk that all machines see.', required=True)
-DISTRIBUTED = flags.DEFINE_boolean('distributed', False, 'One of the processes that Slurm, MPI, GKE or a TPU started.')
-COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing tells the processes.')
-PROCESSES = flags.DEFINE_integer('processes', None, 'With --coordinator: how many processes there are.')
-PROCESS = flags.DEFINE_integer('process', None, 'With --coordinator: the number of this one, from 0.')
-START_TIMEOUT = flags.DEFINE_integer('start_timeout', 300, 'Seconds to wait for the other processes.')
+cluster.define_flags()
 
 
 def parse(argv):
@@ -39,7 +35,7 @@ def main(argv):
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
         logging.set_verbosity(logging.WARNING)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
-        cluster.join(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, START_TIMEOUT.value)
+        cluster.join_by_flags()
         loop.train(flags.FLAGS.config, WORKDIR.value)
     except (SamjaxError, OSError) as error:
         cluster.leave(f'error: {one_line(error)}')

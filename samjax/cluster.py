@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 
 from samjax.errors import SamjaxError
@@ -38,6 +39,21 @@ ADDRESS = re.compile(
 COUNTS = 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'MEGASCALE_NUM_SLICES'
 NAMED = 10  # missing processes that a message names
 GRACE = 10  # seconds that a failing process waits for the others
+
+
+def define_flags() -> None:
+    """The options of a command that several processes may run together."""
+    flags.DEFINE_boolean('distributed', False, 'One of the processes that Slurm, MPI, GKE or a TPU started.')
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing tells the processes.')
+    flags.DEFINE_integer('processes', None, 'With --coordinator: how many processes there are.')
+    flags.DEFINE_integer('process', None, 'With --coordinator: the number of this one, from 0.')
+    flags.DEFINE_integer('start_timeout', 300, 'Seconds to wait for the other processes.')
+
+
+def join_by_flags() -> None:
+    """`join` as the command line says."""
+    values = flags.FLAGS
+    join(values.distributed, values.coordinator, values.processes, values.process, values.start_timeout)
 
 
 def join(distributed: bool, coordinator: str | None, processes: int | None, process: int | None, timeout: int) -> None:

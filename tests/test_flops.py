@@ -8,6 +8,7 @@ from flax import nnx
 
 from configs import default
 from samjax import flops, prompts
+from samjax.bits import unpack_rows
 from samjax.model.sam import SIZES, abstract
 from samjax.prompts import Simulation
 from samjax.structs import ALL_MASKS, MULTIMASK, SINGLE_MASK, Prompts
@@ -80,11 +81,11 @@ def test_xla_counts_elementwise_work_on_top():
 def test_training_counts_every_prompt_slot(tiny_config, tiny_batch, rounds):
     simulation = dataclasses.replace(Simulation(**default.get_config().prompts), rounds=rounds)
 
-    def first_prompts(masks_BNHW, size_B2):
-        keys_B = jax.random.split(jax.random.key(0), len(size_B2))
+    def first_prompts(masks_BNVW, size_B2):
+        keys_B, masks_BNHW = jax.random.split(jax.random.key(0), len(size_B2)), unpack_rows(masks_BNVW, 32)
         return prompts.first_prompts(simulation, masks_BNHW, tiny_config.low_size, size_B2, keys_B)
 
-    labels_BNP = jax.eval_shape(first_prompts, tiny_batch.masks_BNHW, tiny_batch.size_B2).labels_BNP
+    labels_BNP = jax.eval_shape(first_prompts, tiny_batch.masks_BNVW, tiny_batch.size_B2).labels_BNP
     first, later = (
         flops.decoder_macs(tiny_config, tokens=5 + labels_BNP.shape[2], mask_prompt=True, masks=masks)
         for masks in (len(MULTIMASK), len(SINGLE_MASK))

@@ -21,7 +21,8 @@ FILES = sorted((ROOT / 'launch').iterdir())
 GUIDE = (ROOT / 'docs' / 'launch.md').read_text()
 BLOCKS = re.findall(r'^```sh\n(.*?)^```', GUIDE, re.MULTILINE | re.DOTALL)
 ROUTES = ['One machine', 'SLURM', 'TPU VM over ssh', 'Queued resources', 'XPK on GKE', 'SkyPilot']
-FLAGS = {'config', *re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", (ROOT / 'train.py').read_text())}
+DEFINED = ''.join((ROOT / file).read_text() for file in ('train.py', 'samjax/cluster.py'))
+FLAGS = {'config', *re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", DEFINED)}
 CHANGE = '--config.train.profile=(1, 2)'  # an option that a shell would take apart
 
 STAND_IN = """#!{python}

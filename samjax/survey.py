@@ -1,0 +1,126 @@
+"""The same question about each of many images: shared out over devices and processes, and never asked twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from samjax import cluster
+
+SHOWN = 5.0  # s between lines of progress
+
+
+class Ledger:
+    """Answers by the number of the image, written down as they come; whoever is killed goes on where it was.
+
+    folder: on a disk that all processes see; stamp: what the answers depend on, for JSON: if it is another one than
+    before, what is there is dropped.  Answers are whatever JSON can hold.
+    """
+
+    def __init__(self, folder: Path, stamp: dict):
+        self._folder = folder
+        text = json.dumps(stamp, sort_keys=True)
+        if jax.process_index() == 0:
+            if not (folder / 'stamp.json').exists() or (folder / 'stamp.json').read_text() != text:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / 'stamp.json').write_text(text)
+        cluster.gather(None)  # nobody reads before that is done,
+        self.answers = {}
+        for file in sorted(folder.glob('process_*.jsonl')):
+            for line in file.read_text().split('\n')[:-1]:  # without the last, which is empty or was cut off
+                place, answer = json.loads(line)
+                self.answers[place] = answer
+            whole, _, cut = file.read_text().rpartition('\n')
+            if cut and file == self._file:
+                file.write_text(whole + '\n' * bool(whole))
+        cluster.gather(None)  # or writes before all have read
+        self._lock = threading.Lock()
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / f'process_{jax.process_index()}.jsonl'
+
+    def add(self, place: int, answer) -> None:
+        with self._lock:
+            self.answers[place] = answer
+            with open(self._file, 'a') as file:
+                file.write(json.dumps([place, answer]) + '\n')
+
+
+def survey(count: int, askers: Sequence[Callable[[int], object]], title: str, ledger: Ledger | None = None) -> list:
+    """The answers about images 0 .. count - 1, in order; every process gets all.
+
+    askers: functions of the number of an image that work at the same time, one for each device of this process.
+    Raises whatever an asker does.
+    """
+    found = dict(ledger.answers) if ledger else {}
+    open_places = [place for place in range(count) if place not in found]
+    mine = open_places[jax.process_index() :: jax.process_count()]
+    progress = _Progress(title, len(mine))
+    places, errors, lock = iter(mine), [], threading.Lock()
+
+    def work(ask):
+        while not errors:
+            with lock:
+                place = next(places, None)
+            if place is None:
+                return
+            try:
+                answer = ask(place)
+            except BaseException as error:  # told by the main thread
+                errors.append(error)
+                return
+            with lock:
+                found[place] = answer
+                if ledger:
+                    ledger.add(place, answer)
+                progress.step()
+
+    threads = [threading.Thread(target=work, args=(ask,), daemon=True) for ask in askers]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # Ctrl-C: the images that are being asked about are lost
+        errors.append(error)
+        raise
+    if errors:
+        raise errors[0]
+    everyone = dict(itertools.chain.from_iterable(cluster.gather(list(found.items()))))
+    return [everyone[place] for place in range(count)]
+
+
+class _Progress:
+    """One line on stderr: images done, rate, time left."""
+
+    def __init__(self, title: str, images: int):
+        self._title, self._images, self._done = title, images, 0
+        self._start = self._shown = time.monotonic()
+
+    def step(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._shown < SHOWN and self._done < self._images:
+            return
+        self._shown = now
+        rate = self._done / max(now - self._start, 1e-9)
+        left = math.ceil((self._images - self._done) / rate)
+        end = '\r' if sys.stderr.isatty() and self._done < self._images else '\n'
+        print(
+            f'{self._title}: {self._done}/{self._images} images, {rate:.2f} images/s, '
+            f'{left // 60}:{left % 60:02d} left ',
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
