@@ -98,8 +98,10 @@ def get_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.clicks = (1, 2, 3, 5, 9)  # mIoU is reported after this many clicks
     c.eval.first_click = 'center'  # or 'random'
-    c.eval.object_batch = 64  # prompts answered at once
+    c.eval.object_batch = 64  # prompts answered at once, on each device; bounds memory
+    c.eval.devices = 0  # of each process that work, each on images of its own; 0 is all
     c.eval.max_images = 0  # during training; 0 is all
     c.eval.max_objects = 0  # per image during training; 0 is all
     c.eval.pictures = 8  # images drawn
+    c.eval.grid = 64  # clicks along each side of an image, for the task proposals
     return c.lock()

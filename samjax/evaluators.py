@@ -16,19 +16,16 @@ the next click; `previous` is None at the first.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-import sys
+import functools
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from samjax import clicks as user
-from samjax import cluster
 from samjax.errors import SamjaxError
 from samjax.metrics import Mean, mask_area, mask_iou, pearson, spearman
 from samjax.predictor import Predictor, Said, fill
@@ -42,6 +39,7 @@ from samjax.structs import (
     Example,
     Prompts,
 )
+from samjax.survey import Ledger, survey
 
 PICTURED_OBJECTS = 4  # per pictured image, spread over the sizes of its objects
 
@@ -66,6 +64,11 @@ class Row:
         """The confident mask at the first click."""
         return int(np.argmax(self.predicted_M))
 
+    @classmethod
+    def read(cls, fields: dict) -> Row:
+        """From what JSON makes of `dataclasses.asdict`."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -86,21 +89,14 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What was found on one image."""
-
-    place: int  # of the image among those that were chosen
-    rows: list[Row]
-    picture: Picture | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Outcome:
     """Everything an evaluation found."""
 
     clicks: tuple[int, ...]  # after which mIoU is reported
     rows: list[Row]
-    pictures: list[Picture]
+    pictures: list[Picture]  # of the first images; these three are for process 0 only
+    worst: list[Picture]  # objects with the least IoU at the first click
+    best: list[Picture]  # and with the greatest
     images: int  # with objects
     images_without_objects: int
     seconds: float
@@ -146,7 +142,9 @@ class Interactive:
 
     `first_click` is 'center' or 'random' (drawn from `seed` and the name of the image).  With `max_images` or
     `max_objects` (per image) the same random choice is taken at every call; 0 takes all.  Objects without pixels
-    and images without objects are left out.  `object_batch` objects are asked about at once.
+    and images without objects are left out.  `object_batch` objects are asked about at once.  `pictures` of the first
+    images are drawn, and of as many of the best and worst objects as `cases` says.  Of a
+    source with more than one and a half times `max_masks` objects random images are taken until they have so many.
     """
 
     def __init__(
@@ -156,9 +154,11 @@ class Interactive:
         first_click: str,
         object_batch: int,
         pictures: int,
+        cases: int,
         max_images: int,
         max_objects: int,
         seed: int,
+        max_masks: int = 0,
     ):
         if not clicks or not all(isinstance(k, int) and k > 0 for k in clicks):
             raise SamjaxError(f'eval.clicks {tuple(clicks)} must be whole numbers from 1 up, at least one')
@@ -169,40 +169,67 @@ class Interactive:
         self.first_click = first_click
         self.object_batch = object_batch
         self.pictures = pictures
+        self.cases = cases
         self.max_images = max_images
         self.max_objects = max_objects
         self.seed = seed
+        self.max_masks = max_masks
 
-    def run(self, segmenter) -> Iterator[tuple[str, float]]:
-        yield from self.measure(segmenter).values()
+    def measure(self, segmenters: Sequence, ledger: Ledger | None = None) -> Outcome:
+        """Asks about all images: `segmenters` are the same one, for each device of this process.
 
-    def measure(self, segmenter) -> Outcome:
-        """Asks about all images; the processes of a job share them out and all get the whole outcome."""
+        Processes share the images out and all get the whole outcome.
+        """
         start = time.monotonic()
-        chosen = _choose(len(self.source), self.max_images, np.random.default_rng(self.seed))
-        mine = range(jax.process_index(), len(chosen), jax.process_count())
-        progress, found = _Progress(segmenter.name, len(mine)), []
-        for place in mine:
-            drawn = sum(one.picture is not None for one in found) < self.pictures
-            found.append(self._measure_one(segmenter, place, self.source[chosen[place]], drawn))
-            progress.show(len(found), sum(len(one.rows) for one in found))
-        found = sorted(itertools.chain(*cluster.gather(found)), key=lambda one: one.place)
-        rows, pictures = [row for one in found for row in one.rows], [one.picture for one in found if one.picture]
-        with_objects, seconds = sum(bool(one.rows) for one in found), time.monotonic() - start
-        return Outcome(self.clicks, rows, pictures[: self.pictures], with_objects, len(found) - with_objects, seconds)
+        chosen = self._images()
+        askers = [functools.partial(self._ask, chosen, segmenter) for segmenter in segmenters]
+        answers = survey(len(chosen), askers, f'evaluate {segmenters[0].name}', ledger)
+        by_place = [[Row.read(fields) for fields in answer] for answer in answers]
+        with_objects = sum(map(bool, by_place))
+        drawn = [], [], []
+        if jax.process_index() == 0:
+            drawn = self._draw(segmenters[0], chosen, by_place)
+        rows = [row for of_image in by_place for row in of_image]
+        seconds = time.monotonic() - start
+        return Outcome(self.clicks, rows, *drawn, with_objects, len(chosen) - with_objects, seconds)
 
-    def _measure_one(self, segmenter, place: int, example: Example, is_drawn: bool) -> Measured:
-        objects = self._objects(example)
-        drawn, rows, traces = _spread(example, objects) if is_drawn else [], [], []
+    def _ask(self, chosen: list[int], segmenter, place: int) -> list[dict]:
+        example = self.source[chosen[place]]
+        return [dataclasses.asdict(row) for row, _ in self._rows(segmenter, example, self._objects(example), [])]
+
+    def _rows(self, segmenter, example: Example, objects: list[int], drawn: list[int]) -> Iterator:
+        """Yields (row, trace, or None if the object is not to be drawn)."""
         if objects:
-            image_HW3 = example.image.pixels()
-            segmenter.set_image(image_HW3)
+            segmenter.set_image(example.image.pixels())
         for first in range(0, len(objects), self.object_batch):
-            group = objects[first : first + self.object_batch]
-            for row, trace in self._interact(segmenter, example, group, drawn):
-                rows.append(row)
-                traces += [trace] if trace else []
-        return Measured(place, rows, Picture(image_HW3, traces) if traces else None)
+            yield from self._interact(segmenter, example, objects[first : first + self.object_batch], drawn)
+
+    def _draw(self, segmenter, chosen: list[int], by_place: list[list[Row]]) -> tuple[list[Picture], ...]:
+        """Asks again about what is to be seen: the first images, the worst and the best objects of different images."""
+        present = [(place, rows) for place, rows in enumerate(by_place) if rows]
+        first = [(place, _spread(rows)) for place, rows in present[: self.pictures]]
+        low = sorted(((place, min(rows, key=_first_iou)) for place, rows in present), key=lambda it: _first_iou(it[1]))
+        high = sorted(
+            ((place, max(rows, key=_first_iou)) for place, rows in present), key=lambda it: -_first_iou(it[1])
+        )
+        worst, best = ([(place, [row]) for place, row in some[: self.cases]] for some in (low, high))
+        return tuple([self._picture(segmenter, chosen, *one) for one in some] for some in (first, worst, best))
+
+    def _picture(self, segmenter, chosen: list[int], place: int, rows: list[Row]) -> Picture:
+        example, drawn = self.source[chosen[place]], [row.object for row in rows]
+        found = self._rows(segmenter, example, self._objects(example), drawn)
+        return Picture(example.image.pixels(), [trace for _, trace in found if trace])
+
+    def _images(self) -> list[int]:
+        rng = np.random.default_rng(self.seed)
+        if not self.max_masks:
+            return _choose(len(self.source), self.max_images, rng)
+        counts = np.array([len(example.rles) for example in self.source])
+        if counts.sum() <= 1.5 * self.max_masks:
+            return list(range(len(self.source)))
+        order = rng.permutation(len(counts))
+        enough = int(np.searchsorted(np.cumsum(counts[order]), self.max_masks)) + 1
+        return sorted(order[:enough].tolist())
 
     def _objects(self, example: Example) -> list[int]:
         # One at a time: pycocotools cannot add up the areas of more than 255 masks with numpy 2.
@@ -346,32 +373,12 @@ def _choose(length: int, limit: int, rng: np.random.Generator) -> list[int]:
     return sorted(rng.permutation(length)[:limit].tolist())
 
 
-def _spread(example: Example, objects: list[int]) -> list[int]:
-    """Up to PICTURED_OBJECTS of the objects, from the largest to the smallest."""
-    by_area = sorted(objects, key=lambda i: coco_mask.area(example.rles[i]), reverse=True)
+def _spread(rows: list[Row]) -> list[Row]:
+    """Up to PICTURED_OBJECTS of an image, from the largest to the smallest."""
+    by_area = sorted(rows, key=lambda row: row.area, reverse=True)
     places = np.linspace(0, len(by_area) - 1, min(PICTURED_OBJECTS, len(by_area)))
     return [by_area[i] for i in places.round().astype(int)]
 
 
-class _Progress:
-    """One line on stderr: images done, masks per second, time left."""
-
-    def __init__(self, name: str, images: int):
-        self._name, self._images = name, images
-        self._start = self._shown = time.monotonic()
-
-    def show(self, images: int, masks: int) -> None:
-        now = time.monotonic()
-        if now - self._shown < 5 and images < self._images:
-            return
-        self._shown = now
-        seconds = max(now - self._start, 1e-9)
-        left = math.ceil(seconds * (self._images - images) / images)
-        end = '\r' if sys.stderr.isatty() and images < self._images else '\n'
-        print(
-            f'evaluate {self._name}: {images}/{self._images} images, {masks} masks, '
-            f'{masks / seconds:.1f} masks/s, {left // 60}:{left % 60:02d} left ',
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
+def _first_iou(row: Row) -> float:
+    return row.iou_K[0]

@@ -20,8 +20,10 @@ from samjax import log as logs
 from samjax.checkpoint import Checkpoints
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
+from samjax.findings import Options
 from samjax.program import Program, build
 from samjax.step import TrainState
+from samjax.subject import on_devices
 
 # What a run that was asked to stop exits with: the number of the signal says who asked.
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 75}  # Ctrl-C; preemption: "try again" of sysexits.h
@@ -197,12 +199,14 @@ class Evaluation:
 
     def __init__(self, config: ConfigDict, workdir: str, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._interactive = report.open_interactive(config, config.eval.max_images, config.eval.max_objects)
+        limits = Options(max_images=config.eval.max_images, max_objects=config.eval.max_objects)
+        self._interactive = report.open_interactive(config, report.open_source(config), limits)
         self._folder = pathlib.Path(workdir) / 'pictures'
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         model = sharding.local_copy((state.params, state.buffers), self._mesh)
-        outcome = self._interactive.measure(report.sam_segmenter('sam', self._config, *model))
+        segmenters = report.sam_segmenters('sam', self._config, on_devices(self._config, *model))
+        outcome = self._interactive.measure(segmenters)
         if outcome.pictures and jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             pictures.mask_grid(self._folder / f'step_{int(state.step):06d}.png', outcome.pictures)

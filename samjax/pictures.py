@@ -286,6 +286,49 @@ def curve(path: Path, outcomes: dict[str, Outcome]) -> None:
     figure.savefig(path, dpi=130)
 
 
+def set_bars(path: Path, titles: dict[str, str], scores: dict[str, dict], segmenter: str) -> Path:
+    """mIoU at one click on each set, sorted, and what the best of three masks would reach.  Returns the path."""
+    names = sorted(titles, key=lambda name: scores[name][segmenter]['miou@1'])
+    figure, axes = _set_axes(len(names))
+    places = np.arange(len(names))
+    oracle = [100 * scores[name][segmenter]['oracle@1'] for name in names]
+    found = [100 * scores[name][segmenter]['miou@1'] for name in names]
+    axes.barh(places, oracle, 0.7, color=SERIES[1], alpha=0.35, label='best of three masks (oracle)')
+    bars = axes.barh(places, found, 0.7, color=SERIES[0], label='most confident mask')
+    axes.bar_label(bars, fmt='{:.1f}', padding=3, fontsize=8)
+    axes.set_yticks(places, [titles[name] for name in names])
+    axes.set(xlim=(0, 100), xlabel='mIoU in % at one click')
+    figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def set_deltas(path: Path, titles: dict[str, str], scores: dict[str, dict], other: str) -> Path:
+    """mIoU at one click of the model minus that of another segmenter on each set, as Fig. 9a.  Returns the path."""
+    delta = {name: 100 * (scores[name]['sam']['miou@1'] - scores[name][other]['miou@1']) for name in titles}
+    names = sorted(titles, key=lambda name: delta[name])
+    figure, axes = _set_axes(len(names))
+    places, values = np.arange(len(names)), [delta[name] for name in names]
+    colours = [SERIES[0] if value >= 0 else SERIES[1] for value in values]
+    bars = axes.barh(places, values, 0.7, color=colours)
+    axes.bar_label(bars, fmt='{:+.1f}', padding=3, fontsize=8)
+    axes.axvline(0, color='#555', linewidth=1)
+    axes.set_yticks(places, [titles[name] for name in names])
+    axes.margins(x=0.15)
+    axes.set_xlabel(f'mIoU at one click, sam minus {other}, in points')
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _set_axes(count: int):
+    figure = Figure(figsize=(7.5, 1.6 + 0.28 * count), layout='constrained')
+    axes = figure.subplots()
+    _tidy(axes)
+    axes.grid(axis='x', color='#ddd', linewidth=0.7)
+    axes.grid(visible=False, axis='y')
+    return figure, axes
+
+
 def slots(path: Path, name: str, outcome: Outcome) -> None:
     """What the three masks of the first click are for, and whether the predicted IoU can be trusted."""
     scores = dict(outcome.values())

@@ -1,19 +1,16 @@
-"""The report of an evaluation: a table on screen, numbers as JSON and CSV, figures and overlays as PNG.
+"""The click protocol as a task: every segmenter on one set, with files that show what they do.
 
-folder/results.json                 scores, config, data, software, seconds
 folder/masks.csv                    one line per object and segmenter
 folder/curve.png                    mIoU over clicks, all segmenters
 folder/slots_<segmenter>.png        what the three masks of the first click are for
-folder/overlays/<segmenter>/*.png   masks over images
+folder/overlays/<segmenter>/*.png   masks over images; in worst/ and best/ objects by IoU after one click
 """
 
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import json
 import math
-import platform
 import re
 import shutil
 from pathlib import Path
@@ -21,57 +18,45 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from samjax import checkpoint, pictures, step
+from samjax import pictures, step
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
 from samjax.evaluators import Interactive, Outcome, SamSegmenter
+from samjax.findings import Findings, Options, pictures_of
 from samjax.model.sam import sam_config
+from samjax.page import Figure, Gallery, Table
 from samjax.predictor import Predictor
+from samjax.subject import Subject, on_devices
+from samjax.survey import Ledger
 
 EVAL_SEED = 1_000_003  # of drawn scenes; far from the seeds that runs are given
-PACKAGES = ('jax', 'flax', 'orbax-checkpoint', 'numpy', 'scipy', 'pillow', 'pycocotools')
+KINDS = ('overlays', 'worst', 'best')
+UNFINISHED = 'unfinished'  # folder of what an interrupted evaluation has found
 
 
-def evaluate(
-    config: ConfigDict,
-    workdir: str,
-    others: tuple[str, ...],
-    max_images: int,
-    max_objects: int,
-) -> tuple[str, Path]:
-    """Evaluates the newest checkpoint in `workdir` and `others` on `config.data.eval_path`.
-
-    others: of 'untrained', 'flood', 'grabcut'; max_images, max_objects: see `Interactive`.
-    Returns the table and the folder of the report.
-
-    Raises:
-        SamjaxError: there is no fitting checkpoint, nothing to evaluate on, or a segmenter is unknown.
-    """
-    folder = Path(workdir) / 'eval' / _file_name('_'.join(Path(config.data.eval_path).parts[-2:]))
-    params, buffers, trained_step = checkpoint.restore_params(workdir, config)
-    segmenters = [sam_segmenter('sam', config, params, buffers)]
-    segmenters += [_other(name, config) for name in others]
-    interactive = open_interactive(config, max_images, max_objects)
-    outcomes = {segmenter.name: interactive.measure(segmenter) for segmenter in segmenters}
-    if not outcomes['sam'].rows:
-        raise SamjaxError(f'{config.data.eval_path} has no object to evaluate on: give another path')
-    facts = {
-        'data': config.data.eval_path,
-        'step': trained_step,
-        'max_images': max_images,
-        'max_objects': max_objects,
-        'config': json.loads(config.to_json()),
-        'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
-        'python': platform.python_version(),
-        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+def interactive(subject: Subject, options: Options, folder: Path) -> Findings:
+    """The click protocol on `config.data.eval_path`, for the model and `options.others`."""
+    config = subject.config
+    source = open_source(config)
+    segmenters = open_segmenters(subject, options.others)
+    outcomes = measure_all(subject, segmenters, source, config.data.eval_path, folder, options)
+    galleries = [
+        Gallery(f'{title}: {name}', pictures_of(folder / kind / _file_name(name)))
+        for name in outcomes
+        for kind, title in (('overlays', 'Images'), ('worst', 'Worst objects'), ('best', 'Best objects'))
+    ]
+    figures = [Figure('mIoU over clicks', folder / 'curve.png')]
+    figures += [Figure(f'What the three masks are for: {name}', folder / _slots(_file_name(name))) for name in outcomes]
+    scores = {
+        name: _finite(outcome.values()) | {'seconds': round(outcome.seconds, 1)} for name, outcome in outcomes.items()
     }
-    write(folder, outcomes, facts)
-    return table(outcomes), folder
+    data = {'path': config.data.eval_path, 'digest': source.digest}
+    return Findings(data, scores, [score_table(outcomes)], figures, [one for one in galleries if one.files])
 
 
-def open_interactive(config: ConfigDict, max_images: int, max_objects: int) -> Interactive:
-    """The evaluation on `config.data.eval_path`; scenes are the same for every run, whatever its seed."""
-    source = pipeline.open_set(
+def open_source(config: ConfigDict):
+    """The images of `config.data.eval_path`; scenes are the same for every run, whatever its seed."""
+    return pipeline.open_set(
         config.data.eval_path,
         seed=EVAL_SEED,
         image_size=tuple(config.model.image_size),
@@ -79,76 +64,113 @@ def open_interactive(config: ConfigDict, max_images: int, max_objects: int) -> I
         cache=config.data.cache,
         max_bad_share=config.data.max_bad_share,
     )
+
+
+def open_interactive(config: ConfigDict, source, options: Options, cases: int = 0, max_masks: int = 0) -> Interactive:
+    """The evaluation of `config` on a source."""
     return Interactive(
         source,
         config.eval.clicks,
         config.eval.first_click,
         config.eval.object_batch,
         config.eval.pictures,
-        max_images,
-        max_objects,
+        cases,
+        options.max_images,
+        options.max_objects,
         config.seed,
+        max_masks,
     )
 
 
-def sam_segmenter(name: str, config: ConfigDict, params, buffers) -> SamSegmenter:
-    """The model of `config` with these parameters, for the evaluation of `config`."""
-    model = sam_config(**config.model)
+def open_segmenters(subject: Subject, others: tuple[str, ...]) -> dict[str, list]:
+    """By name: the model, and what to hold it against; of each, one for every device."""
+    segmenters = {'sam': sam_segmenters('sam', subject.config, subject.predictors)}
+    return segmenters | {many[0].name: many for name in others for many in [_other(name, subject.config)]}
+
+
+def sam_segmenters(name: str, config: ConfigDict, predictors: list[Predictor]) -> list[SamSegmenter]:
+    """A model for the evaluation of `config`."""
     clicks = max(config.eval.clicks)
-    return SamSegmenter(name, Predictor(model, params, buffers), config.eval.object_batch, clicks)
+    return [SamSegmenter(name, predictor, config.eval.object_batch, clicks) for predictor in predictors]
 
 
-def write(folder: Path, outcomes: dict[str, Outcome], facts: dict) -> None:
-    """All files of the report; pictures of an earlier one are removed."""
+def measure_all(
+    subject: Subject,
+    segmenters: dict[str, list],
+    source,
+    path: str,
+    folder: Path,
+    options: Options,
+    max_masks: int = 0,
+) -> dict[str, Outcome]:
+    """What each segmenter does on a source at `path`, which goes on if it was interrupted; files in `folder`."""
+    config = subject.config
+    protocol = open_interactive(config, source, options, config.eval.pictures, max_masks)
+    outcomes = {}
+    for name, many in segmenters.items():
+        stamp = {
+            'segmenter': name,
+            'checkpoint': subject.digest,
+            'model': subject.model,
+            'data': source.digest,
+            'eval': json.loads(config.eval.to_json()),
+            'seed': config.seed,
+            'limits': [options.max_images, options.max_objects, max_masks],
+        }
+        ledger = Ledger(folder / UNFINISHED / _file_name(name), stamp)
+        outcomes[name] = protocol.measure(many, ledger)
+    if not any(outcome.rows for outcome in outcomes.values()):
+        raise SamjaxError(f'{path} has no object to evaluate on: give another path')
+    if jax.process_index() == 0:
+        write(folder, outcomes)
+    return outcomes
+
+
+def write(folder: Path, outcomes: dict[str, Outcome]) -> None:
+    """Scores of every mask, figures and pictures; those of an earlier evaluation are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / 'overlays', ignore_errors=True)
-    for stale in folder.glob('slots_*.png'):
+    for kind in KINDS:
+        shutil.rmtree(folder / kind, ignore_errors=True)
+    for stale in folder.glob(_slots('*')):
         stale.unlink()
-    scores = {
-        name: _finite(outcome.values()) | {'seconds': round(outcome.seconds, 1)} for name, outcome in outcomes.items()
-    }
-    text = json.dumps({'scores': scores, **facts}, indent=2)
-    (folder / 'results.json').write_text(text + '\n')
     _write_masks(folder / 'masks.csv', outcomes)
     pictures.curve(folder / 'curve.png', outcomes)
     for name, outcome in outcomes.items():
-        pictures.slots(folder / f'slots_{_file_name(name)}.png', name, outcome)
-        overlays = folder / 'overlays' / _file_name(name)
-        overlays.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(outcome.pictures):
-            image = _file_name(picture.traces[0].row.image)
-            pictures.overlay(overlays / f'{number:02d}_{image}.png', picture, outcome.clicks)
+        pictures.slots(folder / _slots(_file_name(name)), name, outcome)
+        for kind, some in zip(KINDS, (outcome.pictures, outcome.worst, outcome.best), strict=True):
+            of_kind = folder / kind / _file_name(name)
+            of_kind.mkdir(parents=True, exist_ok=True)
+            for number, picture in enumerate(some):
+                image = _file_name(picture.traces[0].row.image)
+                pictures.overlay(of_kind / f'{number:02d}_{image}.png', picture, outcome.clicks)
 
 
-def table(outcomes: dict[str, Outcome]) -> str:
-    """Aligned rows of segmenters: mIoU after k clicks, best of three, with a box; ranks of predicted and actual IoU."""
+def _slots(name: str) -> str:
+    return f'slots_{name}.png'
+
+
+def score_table(outcomes: dict[str, Outcome]) -> Table:
+    """The scores of `table`, for the page."""
     clicks = next(iter(outcomes.values())).clicks
-    columns = [(f'miou@{k}', f'{k} click{"s" * (k > 1)}') for k in clicks]
-    columns += [('oracle@1', 'oracle@1'), ('box', 'box'), ('iou_spearman', 'spearman'), ('masks', 'masks')]
-    lines = [['', *(title for _, title in columns)]]
-    for name, outcome in outcomes.items():
-        scores = dict(outcome.values())
-        lines.append([name, *(_shown(scores[key]) for key, _ in columns)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return '\n'.join(
-        line[0].ljust(widths[0])
-        + ''.join(f'  {cell:>{width}}' for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    keys = [*(f'miou@{k}' for k in clicks), 'oracle@1', 'box', 'iou_spearman', 'masks']
+    rows = [[name, *(dict(outcome.values())[key] for key in keys)] for name, outcome in outcomes.items()]
+    note = 'After 1, 2, .. clicks; oracle: the best of three masks of one click; Spearman: predicted and actual IoU.'
+    return Table('Mean IoU', ['', *keys], rows, note)
 
 
-def _other(name: str, config: ConfigDict):
-    """The segmenter to compare with that goes by `name`."""
+def _other(name: str, config: ConfigDict) -> list:
+    """The segmenters to compare with that go by `name`."""
     if name == 'untrained':
         model = sam_config(**config.model)
-        return sam_segmenter(name, config, *jax.jit(lambda: step.init_params(model, config.seed))())
+        params, buffers = jax.jit(lambda: step.init_params(model, config.seed))()
+        return sam_segmenters(name, config, on_devices(config, params, buffers))
     try:
         from samjax import baseline  # needs packages that only developers install
 
         if name == 'flood':
-            return baseline.FloodFill()
+            return [baseline.FloodFill()]
         if name == 'grabcut':
-            return baseline.GrabCut()
+            return [baseline.GrabCut()]
     except ImportError as error:
         raise SamjaxError(f'baseline {name!r} needs {error.name}: run pip install -r requirements-dev.txt') from error
     raise SamjaxError(f"baseline {name!r} is unknown: choose 'flood' or 'grabcut'")
@@ -182,12 +204,6 @@ def _write_masks(path: Path, outcomes: dict[str, Outcome]) -> None:
 def _finite(values) -> dict[str, float | None]:
     """JSON has no NaN: null stands for what cannot be said."""
     return {name: value if math.isfinite(value) else None for name, value in values}
-
-
-def _shown(value: float) -> str:
-    if isinstance(value, int):
-        return f'{value:,}'
-    return f'{value:.3f}' if math.isfinite(value) else '-'
 
 
 def _file_name(text: str) -> str:

@@ -99,7 +99,7 @@ def random_mask(rng, shape):
 def test_clicks_equal_the_whole_image_recipe(shape):
     rng = np.random.default_rng(shape[0])
     compared = 0
-    while compared < 100:
+    while compared < 250:
         truth, predicted = random_mask(rng, shape), random_mask(rng, shape)
         if not truth.any() or (truth == predicted).all():
             continue

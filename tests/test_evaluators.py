@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from samjax import evaluators
+from samjax import evaluators, survey
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
 from samjax.evaluators import Interactive, SamSegmenter
@@ -40,6 +40,7 @@ def interactive(source, **options):
         'first_click': 'center',
         'object_batch': 3,
         'pictures': 0,
+        'cases': 0,
         'max_images': 0,
         'max_objects': 0,
         'seed': 0,
@@ -78,7 +79,7 @@ class Fake:
 
 
 def test_a_perfect_segmenter_scores_one_everywhere(source):
-    values = dict(interactive(source).run(Fake(source, lambda truth, click, slot: truth)))
+    values = dict(interactive(source).measure([Fake(source, lambda truth, click, slot: truth)]).values())
     for name in ('miou@1', 'miou@2', 'miou@3', 'oracle@1', 'box'):
         assert values[name] == 1, name
     assert (values['masks'], values['images'], values['images_without_objects']) == (6, 2, 1)
@@ -86,7 +87,7 @@ def test_a_perfect_segmenter_scores_one_everywhere(source):
 
 def test_an_empty_answer_scores_zero_everywhere(source):
     fake = Fake(source, lambda truth, click, slot: np.zeros_like(truth))
-    values = dict(interactive(source).run(fake))
+    values = dict(interactive(source).measure([fake]).values())
     for name in ('miou@1', 'miou@2', 'miou@3', 'oracle@1', 'box', 'area@slot1'):
         assert values[name] == 0, name
     assert math.isnan(values['iou_spearman'])
@@ -101,7 +102,7 @@ def upper_part(truth, click, slot):
 
 def test_scores_by_hand():
     source = [example('a', 16, 10, [rectangle(16, 10, 3, 2, 11, 6)])]
-    outcome = interactive(source).measure(Fake(source, upper_part))
+    outcome = interactive(source).measure([Fake(source, upper_part)])
     values = dict(outcome.values())
     assert values['miou@1'] == 0.5  # the second mask is the most confident
     assert values['miou@2'] == 0.75
@@ -124,7 +125,7 @@ def test_scores_by_hand():
 def test_prompts_of_the_protocol():
     source = [example('a', 16, 10, [rectangle(16, 10, 3, 2, 11, 6)])]
     fake = Fake(source, upper_part)
-    interactive(source).measure(fake)
+    interactive(source).measure([fake])
     one, two, three, box = fake.calls
     assert one[0].tolist() == [[[3, 4]]]
     assert one[1].tolist() == [[POSITIVE]]
@@ -142,14 +143,14 @@ def test_prompts_of_the_protocol():
 def test_surplus_is_clicked_negative():
     source = [example('a', 12, 9, [rectangle(12, 9, 0, 0, 4, 9)])]
     fake = Fake(source, lambda truth, click, slot: np.ones_like(truth))
-    interactive(source, clicks=(2,)).measure(fake)
+    interactive(source, clicks=(2,)).measure([fake])
     assert fake.calls[1][0].tolist() == [[[1, 1], [3, 7]]]
     assert fake.calls[1][1].tolist() == [[POSITIVE, NEGATIVE]]
 
 
 def test_objects_come_in_batches_and_the_last_is_partial(source):
     fake = Fake(source, lambda truth, click, slot: truth)
-    interactive(source, clicks=(1,)).measure(fake)
+    interactive(source, clicks=(1,)).measure([fake])
     assert [len(points) for points, _, _ in fake.calls] == [3, 3, 2, 2, 1, 1]
 
 
@@ -157,8 +158,8 @@ def test_batch_size_does_not_change_scores(source):
     def half(truth, click, slot):
         return truth & (np.arange(truth.shape[1]) % (slot + 2) > 0)
 
-    whole = interactive(source, object_batch=8).measure(Fake(source, half))
-    parts = interactive(source, object_batch=2).measure(Fake(source, half))
+    whole = interactive(source, object_batch=8).measure([Fake(source, half)])
+    parts = interactive(source, object_batch=2).measure([Fake(source, half)])
     assert whole.rows == parts.rows
 
 
@@ -166,15 +167,18 @@ def test_batch_size_does_not_change_scores(source):
 def test_processes_share_images_and_find_what_one_finds(source, monkeypatch, processes):
     """Three images; of two processes one has two, of four one has none."""
     fake = Fake(source, lambda truth_HW, click, slot: truth_HW if slot else np.zeros_like(truth_HW))
-    whole = interactive(source, pictures=1).measure(fake)
+    whole = interactive(source, pictures=1).measure([fake])
     found = []
     for process in range(processes):
         monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
         monkeypatch.setattr(jax, 'process_count', lambda: processes)
-        monkeypatch.setattr(evaluators.cluster, 'gather', lambda mine: found.append(mine) or [mine])
-        interactive(source, pictures=1).measure(fake)
-    monkeypatch.setattr(evaluators.cluster, 'gather', lambda mine: found)
-    joined = interactive(source, pictures=1).measure(fake)
+        monkeypatch.setattr(
+            survey.cluster, 'gather', lambda mine: found.append(mine) or [[(place, []) for place in range(3)], mine]
+        )
+        interactive(source, pictures=1).measure([fake])
+    monkeypatch.setattr(jax, 'process_index', lambda: 0)
+    monkeypatch.setattr(survey.cluster, 'gather', lambda mine: found)
+    joined = interactive(source, pictures=1).measure([fake])
     assert joined.rows == whole.rows
     assert (joined.images, joined.images_without_objects) == (2, 1)
     np.testing.assert_equal(dict(joined.values()), dict(whole.values()))
@@ -185,7 +189,7 @@ def test_processes_share_images_and_find_what_one_finds(source, monkeypatch, pro
 def test_random_first_clicks_repeat_and_lie_inside(source):
     def points(seed):
         fake = Fake(source, lambda truth, click, slot: truth)
-        interactive(source, clicks=(1,), first_click='random', seed=seed).measure(fake)
+        interactive(source, clicks=(1,), first_click='random', seed=seed).measure([fake])
         return np.concatenate([p[:, 0] for p, labels, _ in fake.calls if labels.shape[1] == 1])
 
     assert (points(1) == points(1)).all()
@@ -198,16 +202,16 @@ def test_random_first_clicks_repeat_and_lie_inside(source):
 def test_limits_take_a_fixed_part(source):
     fake = Fake(source, lambda truth, click, slot: np.zeros_like(truth))
     limited = interactive(source, max_objects=2)
-    rows = limited.measure(fake).rows
+    rows = limited.measure([fake]).rows
     assert [row.image for row in rows] == ['five', 'five', 'one']
-    assert rows == limited.measure(fake).rows
+    assert rows == limited.measure([fake]).rows
     assert len({row.object for row in rows[:2]}) == 2
-    outcome = interactive(source, max_images=1).measure(fake)
+    outcome = interactive(source, max_images=1).measure([fake])
     assert outcome.images + outcome.images_without_objects == 1
 
 
 def test_nothing_to_evaluate_gives_nan():
-    values = dict(interactive([example('none', 8, 9, [])], pictures=3).run(Fake([], None)))
+    values = dict(interactive([example('none', 8, 9, [])], pictures=3).measure([Fake([], None)]).values())
     assert math.isnan(values['miou@1'])
     assert values['masks'] == 0
 
@@ -218,13 +222,13 @@ def test_objects_without_pixels_are_left_out():
     def whole(truth, click, slot):
         return np.ones_like(truth)
 
-    (row,) = interactive(source).measure(Fake(source, whole)).rows
+    (row,) = interactive(source).measure([Fake(source, whole)]).rows
     assert row.object == 1
 
 
 def test_pictures_trace_what_happened(source):
     fake = Fake(source, lambda truth, click, slot: truth & (np.arange(truth.shape[1]) % 2 > 0))
-    outcome = interactive(source, pictures=1).measure(fake)
+    outcome = interactive(source, pictures=1).measure([fake])
     (picture,) = outcome.pictures
     np.testing.assert_array_equal(picture.image_HW3, source[0].image.pixels())
     assert len(picture.traces) == evaluators.PICTURED_OBJECTS
@@ -256,7 +260,7 @@ def predictor():
 
 def test_the_model_goes_through_the_protocol(source, predictor):
     segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=3)
-    outcome = interactive(source, pictures=1).measure(segmenter)
+    outcome = interactive(source, pictures=1).measure([segmenter])
     assert len(outcome.rows) == 6
     for row in outcome.rows:
         assert len(row.iou_K) == len(row.iou_M) == 3
@@ -332,7 +336,7 @@ def test_masks_return_to_the_original_pixels(predictor, monkeypatch, part):
 def test_everything_is_compiled_once(source, predictor):
     for max_images in (0, 1):
         segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=3)
-        interactive(source, max_images=max_images).measure(segmenter)
+        interactive(source, max_images=max_images).measure([segmenter])
         sizes = _encode._cache_size(), _decode._cache_size()
         if max_images == 0:
             first = sizes

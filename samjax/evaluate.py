@@ -1,0 +1,90 @@
+"""`eval.py`: one task of the paper's evaluation on one model, and what is left of it.
+
+folder/results.json   scores, config, digests of checkpoint and data, software
+folder/table.md       the tables
+folder/report.html    tables, figures and pictures in one page that needs no other file
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import shutil
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from samjax import page
+from samjax.errors import SamjaxError
+from samjax.findings import Options
+from samjax.instances import instances
+from samjax.proposals import proposals
+from samjax.report import UNFINISHED, interactive
+from samjax.subject import open_subject
+from samjax.suite import suite
+
+TASKS = {
+    'interactive': interactive,  # clicks on the objects of one set
+    'suite': suite,  # the same on the 23 sets of the paper
+    'proposals': proposals,  # AR@1000 on COCO or LVIS
+    'instances': instances,  # AP on COCO or LVIS, from a detector's boxes
+}
+PACKAGES = ('jax', 'flax', 'orbax-checkpoint', 'numpy', 'scipy', 'pillow', 'pycocotools')
+
+
+def evaluate(config: ConfigDict, workdir: str, task: str, options: Options) -> tuple[str, Path]:
+    """Runs a task on the newest checkpoint in `workdir`; goes on if the same was interrupted.
+
+    Returns the tables as text and the folder of the files.
+    Raises SamjaxError if the task is unknown, or the checkpoint or what the task needs is not there.
+    """
+    if task not in TASKS:
+        raise SamjaxError(f'--task={task} is unknown: choose one of {", ".join(TASKS)}')
+    subject = open_subject(workdir, config)
+    folder = folder_of(config, workdir, task)
+    found = TASKS[task](subject, options, folder)
+    text = page.markdown(found.tables)
+    if jax.process_index() == 0:
+        facts = {
+            'task': task,
+            'scores': found.scores,
+            'data': found.data,
+            'step': subject.step,
+            'checkpoint': subject.digest,
+            'max_images': options.max_images,
+            'max_objects': options.max_objects,
+            'config': json.loads(config.to_json()),
+            'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
+            'python': platform.python_version(),
+            'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind} of {jax.process_count()} processes',
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'results.json').write_text(json.dumps(_plain(facts), indent=2) + '\n')
+        (folder / 'table.md').write_text(text)
+        title, subtitle = f'{task}: {workdir}', f'step {subject.step}, checkpoint {subject.digest}'
+        rest = page.Facts('Facts', {name: value for name, value in facts.items() if name != 'scores'})
+        page.write(folder / 'report.html', title, subtitle, [*found.sections(), rest])
+        for unfinished in folder.rglob(UNFINISHED):
+            shutil.rmtree(unfinished)
+    return text, folder
+
+
+def folder_of(config: ConfigDict, workdir: str, task: str) -> Path:
+    """Where the files of a task lie."""
+    if task == 'suite':
+        return Path(workdir) / 'eval' / 'suite'
+    data = re.sub(r'[^A-Za-z0-9.-]+', '_', '_'.join(Path(config.data.eval_path).parts[-2:])).strip('_')[-80:]
+    return Path(workdir) / 'eval' / (data if task == 'interactive' else f'{task}_{data}')
+
+
+def _plain(value):
+    """JSON has no NaN: null stands for what cannot be said."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

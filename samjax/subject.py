@@ -1,0 +1,53 @@
+"""The model under evaluation: the newest checkpoint of a run, on each device of this process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from samjax import checkpoint
+from samjax.model.sam import sam_config
+from samjax.predictor import Predictor
+
+
+class Subject(NamedTuple):
+    """What is evaluated."""
+
+    config: ConfigDict
+    workdir: Path
+    step: int
+    digest: str  # of the parameters
+    predictors: list[Predictor]  # one for each device
+
+    @property
+    def model(self) -> dict:
+        """The options that its answers depend on, for JSON."""
+        return json.loads(self.config.model.to_json())
+
+
+def open_subject(workdir: str, config: ConfigDict) -> Subject:
+    """Raises SamjaxError if there is no checkpoint that fits the config."""
+    params, buffers, step = checkpoint.restore_params(workdir, config)
+    return Subject(config, Path(workdir), step, digest(params), on_devices(config, params, buffers))
+
+
+def on_devices(config: ConfigDict, params, buffers) -> list[Predictor]:
+    """A predictor on each of the first `config.eval.devices` devices of this process; 0 is all."""
+    model, devices = sam_config(**config.model), jax.local_devices()[: config.eval.devices or None]
+    return [Predictor(model, *jax.device_put((params, buffers), device)) for device in devices]
+
+
+def digest(params) -> str:
+    """The same for the same names, shapes and numbers."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda entry: str(entry[0])):
+        array = np.asarray(leaf)
+        found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:32]
