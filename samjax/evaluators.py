@@ -221,15 +221,14 @@ class Interactive:
         return Picture(example.image.pixels(), [trace for _, trace in found if trace])
 
     def _images(self) -> list[int]:
-        rng = np.random.default_rng(self.seed)
-        if not self.max_masks:
-            return _choose(len(self.source), self.max_images, rng)
-        counts = np.array([len(example.rles) for example in self.source])
-        if counts.sum() <= 1.5 * self.max_masks:
-            return list(range(len(self.source)))
-        order = rng.permutation(len(counts))
-        enough = int(np.searchsorted(np.cumsum(counts[order]), self.max_masks)) + 1
-        return sorted(order[:enough].tolist())
+        limit, count = self.max_images, len(self.source)
+        if self.max_masks:
+            masks = np.array([len(example.rles) for example in self.source])
+            order = np.random.default_rng(self.seed).permutation(count)  # as `_choose` goes through them
+            if masks.sum() > 1.5 * self.max_masks:
+                enough = int(np.searchsorted(np.cumsum(masks[order]), self.max_masks)) + 1
+                limit = min(limit or enough, enough)
+        return _choose(count, limit, np.random.default_rng(self.seed))
 
     def _objects(self, example: Example) -> list[int]:
         # One at a time: pycocotools cannot add up the areas of more than 255 masks with numpy 2.

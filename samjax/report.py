@@ -41,8 +41,7 @@ def interactive(subject: Subject, options: Options, folder: Path) -> Findings:
     segmenters = open_segmenters(subject, options.others)
     outcomes = measure_all(subject, segmenters, source, config.data.eval_path, folder, options)
     galleries = [
-        Gallery(f'{title}: {name}', pictures_of(folder / kind / _file_name(name)))
-        for name in outcomes
+        Gallery(title, pictures_of(folder / kind / 'sam'))
         for kind, title in (('overlays', 'Images'), ('worst', 'Worst objects'), ('best', 'Best objects'))
     ]
     figures = [Figure('mIoU over clicks', folder / 'curve.png')]
@@ -141,8 +140,10 @@ def write(folder: Path, outcomes: dict[str, Outcome]) -> None:
             of_kind = folder / kind / _file_name(name)
             of_kind.mkdir(parents=True, exist_ok=True)
             for number, picture in enumerate(some):
-                image = _file_name(picture.traces[0].row.image)
-                pictures.overlay(of_kind / f'{number:02d}_{image}.png', picture, outcome.clicks)
+                first = picture.traces[0].row
+                iou = '' if kind == 'overlays' else f'iou_{first.iou_K[0]:.2f}_'
+                image = _file_name(first.image)
+                pictures.overlay(of_kind / f'{number:02d}_{iou}{image}.png', picture, outcome.clicks)
 
 
 def _slots(name: str) -> str:
