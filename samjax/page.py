@@ -256,7 +256,8 @@ tbody th, tbody td { border-top: 1px solid var(--line); }
 tbody tr:hover > * { background: var(--raised); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 tbody .number { white-space: nowrap; }
-tr > :first-child { position: sticky; left: 0; min-width: 7rem; background: var(--paper); }
+td:not(.number) { min-width: 9rem; overflow-wrap: anywhere; }
+tr > :first-child { position: sticky; left: 0; min-width: 8rem; background: var(--paper); }
 thead tr > :first-child { background: var(--raised); }
 
 summary { cursor: pointer; }
@@ -277,7 +278,7 @@ summary { cursor: pointer; }
     border: 0; border-radius: 0; background: var(--paper); cursor: zoom-out;
   }
   .picture[open] img {
-    width: auto; max-width: 100%; min-width: min(100%, 30rem); height: auto; aspect-ratio: auto; margin: 0 auto;
+    width: auto; max-width: 100%; min-width: min(100%, 30rem); height: auto; aspect-ratio: auto; max-height: none; margin: 0 auto;
   }
   .picture[open] span { text-align: center; }
   .picture[open] > summary::after {
@@ -309,8 +310,10 @@ pre {
   tr > :first-child { max-width: 9rem; border-right: 1px solid var(--line); }
   .figure summary { padding: 0.25rem; }
   .picture[open] img { max-width: none; }
-  dl > div { grid-template-columns: minmax(0, 1fr); }
+  .gallery img { aspect-ratio: auto; max-height: 70vh; }
+  section > dl > div { grid-template-columns: minmax(0, 1fr); }
   dl dl { padding-left: 1rem; }
+  dl dl > div { grid-template-columns: 8rem minmax(0, 1fr); }
 }
 @media print {
   :root { --paper: #ffffff; --raised: #f3f4f6; --line: #c8cdd3; --ink: #000000; --quiet: #444444; --link: #000000; }
