@@ -2,6 +2,7 @@
 
 python eval.py --workdir DIR [--config.data.eval_path=PATH] [--baselines=flood,grabcut] [--untrained]
 python eval.py --workdir DIR --task suite --suite.root=DIR_OF_SETS
+python eval.py --workdir DIR --task edges --config.data.eval_path=BSDS500/data/images/test
 python eval.py --workdir DIR --task proposals --config.data.eval_path=lvis_v1_val.json
 python eval.py --workdir DIR --task instances --config.data.eval_path=instances_val2017.json --boxes detections.json
 
@@ -29,6 +30,7 @@ UNTRAINED = flags.DEFINE_boolean('untrained', False, 'Also evaluate the model be
 MAX_IMAGES = flags.DEFINE_integer('max_images', 0, 'A fixed random choice of images; 0 is all.')
 MAX_OBJECTS = flags.DEFINE_integer('max_objects', 0, 'The same for the objects of an image.')
 BOXES = flags.DEFINE_string('boxes', '', "For instances: boxes of a detector in COCO's results form.")
+GROUND_TRUTH = flags.DEFINE_string('ground_truth', '', 'For edges: folder of .mat files, if not where BSDS500 has it.')
 cluster.define_flags()
 
 
@@ -60,6 +62,7 @@ def main(argv):
             max_images=MAX_IMAGES.value,
             max_objects=MAX_OBJECTS.value,
             boxes=BOXES.value,
+            ground_truth=GROUND_TRUTH.value,
             suite=flags.FLAGS.suite,
         )
         text, folder = evaluate(flags.FLAGS.config, WORKDIR.value, TASK.value, options)

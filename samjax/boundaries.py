@@ -116,7 +116,7 @@ def _check(edges_HW: np.ndarray, truths: Sequence[np.ndarray]) -> None:
 
 
 def _count_map(map_HW: np.ndarray, truths: Sequence[np.ndarray]) -> tuple[int, int, int, int]:
-    found, right_HW = 0, np.zeros_like(map_HW)
+    found, right_HW = 0, np.zeros(map_HW.shape, bool)
     for truth_HW in truths:
         matched_HW, partner_HW = match(map_HW, truth_HW)
         found += np.count_nonzero(partner_HW)
@@ -181,7 +181,7 @@ def match(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> tuple[np.ndarray, n
     farthest allowed.  So as many pixels are matched as can be, unless one pair more would lengthen others by that
     much.  Among equally cheap matchings the choice is arbitrary, but always the same.
     """
-    matched_HW, partner_HW = np.zeros_like(predicted_HW, bool), np.zeros_like(truth_HW, bool)
+    matched_HW, partner_HW = np.zeros(predicted_HW.shape, bool), np.zeros(truth_HW.shape, bool)
     # Rows that find no partner cost most, so the smaller map has the rows.
     swap = np.count_nonzero(truth_HW) > np.count_nonzero(predicted_HW)
     few_HW, many_HW = (predicted_HW, truth_HW) if swap else (truth_HW, predicted_HW)
@@ -273,7 +273,7 @@ def thin(map_HW: np.ndarray) -> np.ndarray:
             removed_N, pixels_N = pixels_N[gone], pixels_N[~gone]
             for bit, step in enumerate(steps):
                 code[removed_N - step] &= 255 - (1 << bit)
-    thin_HW = np.zeros_like(padded_HW)
+    thin_HW = np.zeros(padded_HW.shape, bool)
     thin_HW.ravel()[pixels_N] = True
     return thin_HW[1:-1, 1:-1]
 

@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from samjax import page
+from samjax.edges import edges
 from samjax.errors import SamjaxError
 from samjax.findings import Options
 from samjax.instances import instances
@@ -30,6 +31,7 @@ from samjax.suite import suite
 TASKS = {
     'interactive': interactive,  # clicks on the objects of one set
     'suite': suite,  # the same on the 23 sets of the paper
+    'edges': edges,  # BSDS500's boundary benchmark
     'proposals': proposals,  # AR@1000 on COCO or LVIS
     'instances': instances,  # AP on COCO or LVIS, from a detector's boxes
 }

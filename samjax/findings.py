@@ -17,6 +17,7 @@ class Options(NamedTuple):
     max_images: int = 0  # a fixed random choice; 0 is all
     max_objects: int = 0  # the same for the objects of an image
     boxes: str = ''  # a detector's boxes in COCO's results form, for the task instances
+    ground_truth: str = ''  # folder with .mat files of BSDS500, for the task edges
     suite: ConfigDict | None = None  # the sets of the task suite: configs/suite.py
 
 

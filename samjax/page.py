@@ -220,12 +220,14 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #ffffff; --raised: #f6f7f9; --line: #dde1e6; --ink: #1c2127; --quiet: #5c6670; --link: #1a5fb4;
+  --plate: #ffffff;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171b; --raised: #1d2126; --line: #343a42; --ink: #e4e7eb; --quiet: #9aa4af; --link: #7fb2f0;
+    --plate: #e6e6e6;
   }
-  img { filter: brightness(0.9); }
+  img { filter: brightness(0.9); } /* white becomes the plate */
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
@@ -265,8 +267,8 @@ summary { cursor: pointer; }
 .picture > summary::-webkit-details-marker { display: none; }
 .picture img { display: block; background: #ffffff; }
 .figure img { max-width: 100%; margin: 0 auto; }
-.figure summary, .gallery img { border: 1px solid var(--line); border-radius: 0.5rem; background: #ffffff; }
-.figure summary { padding: 0.75rem; }
+.figure summary, .gallery img { border: 1px solid var(--line); border-radius: 0.5rem; }
+.figure summary { padding: 0.75rem; background: var(--plate); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1.25rem; }
 .gallery img { width: 100%; aspect-ratio: 3 / 2; object-fit: contain; padding: 0.25rem; }
 .gallery span { display: block; margin-top: 0.35rem; }
@@ -278,7 +280,8 @@ summary { cursor: pointer; }
     border: 0; border-radius: 0; background: var(--paper); cursor: zoom-out;
   }
   .picture[open] img {
-    width: auto; max-width: 100%; min-width: min(100%, 30rem); height: auto; aspect-ratio: auto; max-height: none; margin: 0 auto;
+    width: auto; max-width: 100%; min-width: min(100%, 30rem); height: auto; aspect-ratio: auto;
+    max-height: none; margin: 0 auto;
   }
   .picture[open] span { text-align: center; }
   .picture[open] > summary::after {
@@ -310,19 +313,20 @@ pre {
   tr > :first-child { max-width: 9rem; border-right: 1px solid var(--line); }
   .figure summary { padding: 0.25rem; }
   .picture[open] img { max-width: none; }
-  .gallery img { aspect-ratio: auto; max-height: 70vh; }
+  .gallery img { aspect-ratio: auto; max-height: 24rem; }
   section > dl > div { grid-template-columns: minmax(0, 1fr); }
   dl dl { padding-left: 1rem; }
   dl dl > div { grid-template-columns: 8rem minmax(0, 1fr); }
 }
 @media print {
   :root { --paper: #ffffff; --raised: #f3f4f6; --line: #c8cdd3; --ink: #000000; --quiet: #444444; --link: #000000; }
+  .figure summary { background: none; }
   @page { margin: 15mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   img { filter: none; }
   section { margin-top: 1.75rem; }
-  h2 { break-after: avoid; }
-  tr, .picture, dl > div:not(:has(details)) { break-inside: avoid; }
+  h2, .note { break-after: avoid; }
+  section:has(> .figure), tr, .picture, dl > div:not(:has(details)) { break-inside: avoid; }
   .wide { overflow: visible; border: 0; }
   table { font-size: 8pt; }
   th, td { padding: 0.2rem 0.4rem; }

@@ -1,0 +1,135 @@
+"""SAM as an edge detector, without being trained for it (arXiv 2304.02643, section 7.2 and appendix D.2).
+
+What the authors left open is decided as follows: probabilities are smoothed by a Gaussian of 3 x 3 px before the last
+thinning, and thinning keeps a pixel that is a maximum across the edge, as Canny's does.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from samjax import boundaries, pictures
+from samjax.boxes import box_of, suppress
+from samjax.data.photo import Photo
+from samjax.errors import SamjaxError
+from samjax.findings import Findings, Options, pictures_of
+from samjax.grid import grid_masks
+from samjax.page import Figure, Gallery, Table
+from samjax.predictor import Predictor
+from samjax.report import UNFINISHED
+from samjax.subject import Subject
+from samjax.survey import Ledger, survey
+
+# F at the optimal scale of the set and of each image, average precision, recall at a precision of 50 %
+PAPER = {
+    'SAM ViT-H, as published': (0.768, 0.786, 0.794, 0.928),
+    'HED': (0.788, 0.808, 0.840, 0.923),
+    'EDETR': (0.840, 0.858, 0.896, 0.930),
+    'Canny': (0.600, 0.640, 0.580, None),
+    'Sobel': (0.539, None, None, None),
+}
+SIDE = 16  # of the grid of clicks
+OVERLAP = 0.7  # IoU of boxes above which the less confident mask is dropped
+SIGMA = 0.8  # px; of the Gaussian
+CROSS = ndimage.generate_binary_structure(2, 1)
+
+
+def edges(subject: Subject, options: Options, folder: Path) -> Findings:
+    """The boundary benchmark on the images at `config.data.eval_path` that have ground truth of BSDS500."""
+    config = subject.config
+    pairs = _pairs(Path(config.data.eval_path).expanduser(), options.ground_truth)
+    if options.max_images:
+        chosen = np.random.default_rng(config.seed).permutation(len(pairs))[: options.max_images]
+        pairs = [pairs[n] for n in sorted(chosen)]
+    digest = hashlib.sha256(b''.join(file.read_bytes() for pair in pairs for file in pair)).hexdigest()[:32]
+    stamp = {'checkpoint': subject.digest, 'model': subject.model, 'data': digest}
+    askers = [
+        functools.partial(_ask, pairs, folder, predictor, config.eval.object_batch) for predictor in subject.predictors
+    ]
+    answers = survey(len(pairs), askers, 'edges', Ledger(folder / UNFINISHED, stamp))
+    found = boundaries.scores([boundaries.Counts(*(np.array(row) for row in answer)) for answer in answers])
+    scores = {'ODS': found.ods.f, 'OIS': found.ois.f, 'AP': found.ap, 'R50': found.r50}
+    rows = [['sam', *scores.values()], *([title, *row] for title, row in PAPER.items())]
+    note = f'{len(pairs)} images; at ODS precision {found.ods.precision:.3f} and recall {found.ods.recall:.3f}. '
+    note += 'Published figures are of the test split.'
+    figures = []
+    if jax.process_index() == 0:
+        curve = pictures.precision_recall(folder / 'precision_recall.png', {'sam': found})
+        figures.append(Figure('Precision and recall', curve))
+    gallery = Gallery('Edges', pictures_of(folder / 'edges')[: config.eval.pictures])
+    data = {'path': config.data.eval_path, 'digest': digest}
+    table = Table('Boundary benchmark of BSDS500', ['', *scores], rows, note)
+    return Findings(data, scores, [table], figures, [gallery])
+
+
+def _pairs(images: Path, ground_truth: str) -> list[tuple[Path, Path]]:
+    """Image and .mat file of the same name; raises SamjaxError if either is missing."""
+    beside = images.parent / 'groundTruth' / images.name, images.parent.parent / 'groundTruth' / images.name
+    given = [Path(ground_truth).expanduser()] if ground_truth else list(beside)
+    truth = next((folder for folder in given if any(folder.glob('*.mat'))), None)
+    if truth is None:
+        raise SamjaxError(
+            f'{" and ".join(map(str, given))} hold no .mat files: give --ground_truth=DIR, the folder groundTruth/test '
+            'or groundTruth/val of BSDS500, and its images in --config.data.eval_path'
+        )
+    pairs = []
+    for mat in sorted(truth.glob('*.mat')):
+        image = next((file for suffix in ('.jpg', '.png') if (file := images / f'{mat.stem}{suffix}').is_file()), None)
+        if image is None:
+            raise SamjaxError(f'{images} has no image {mat.stem}.jpg for {mat}: give the images of the same split')
+        pairs.append((image, mat))
+    return pairs
+
+
+def _ask(pairs: list[tuple[Path, Path]], folder: Path, predictor: Predictor, batch: int, place: int) -> list:
+    """Counts of an image; its edge map is left in folder/edges."""
+    image, mat = pairs[place]
+    found_HW = edge_map(predictor, Photo.from_bytes(image.read_bytes()).pixels(), batch)
+    (folder / 'edges').mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint(255 * (1 - found_HW)).astype(np.uint8)).save(folder / 'edges' / f'{image.stem}.png')
+    return [row.tolist() for row in boundaries.count(found_HW, boundaries.read_truth(mat))]
+
+
+def edge_map(predictor: Predictor, image_HW3: np.ndarray, batch: int) -> np.ndarray:
+    """float32 (H, W) from 0 to 1, thin: how strongly any mask of a 16 x 16 grid of clicks ends there."""
+    frame, answers = grid_masks(predictor, image_HW3, SIDE, batch)
+    low, iou = zip(*answers, strict=True)
+    boxes_N4 = np.stack([box_of(frame.upscale(low_yx) > 0) for low_yx in low])
+    strength_HW = np.zeros(image_HW3.shape[:2], np.float32)
+    for n in suppress(boxes_N4, np.array(iou), OVERLAP):
+        np.maximum(strength_HW, mask_edges(frame.upscale(low[n])), out=strength_HW)
+    top = strength_HW.max()
+    return thinned(strength_HW / top) if top > 0 else strength_HW
+
+
+def mask_edges(logits_HW: np.ndarray) -> np.ndarray:
+    """Slope of the probability of one mask, by Sobel's filter, on the pixels just outside it; 0 elsewhere."""
+    with np.errstate(over='ignore'):
+        probability_HW = 1 / (1 + np.exp(-logits_HW))
+    mask_HW = logits_HW > 0
+    outside_HW = ndimage.binary_dilation(mask_HW, CROSS) & ~mask_HW
+    slope_HW = np.hypot(ndimage.sobel(probability_HW, 0), ndimage.sobel(probability_HW, 1))
+    return np.where(outside_HW, slope_HW, 0).astype(np.float32)
+
+
+def thinned(strength_HW: np.ndarray) -> np.ndarray:
+    """A map whose ridges are one pixel wide: what is not a maximum across the edge becomes 0."""
+    smooth_HW = ndimage.gaussian_filter(strength_HW, SIGMA, radius=1)
+    down_HW, right_HW = ndimage.sobel(smooth_HW, 0), ndimage.sobel(smooth_HW, 1)
+    # On the ridge itself the slope is nearly 0, so its direction comes from the second derivatives.
+    down2_HW, right2_HW = ndimage.sobel(down_HW, 0), ndimage.sobel(right_HW, 1)
+    mixed_HW = ndimage.sobel(down_HW, 1)
+    angle_HW = 0.5 * np.arctan2(2 * mixed_HW, right2_HW - down2_HW) + np.pi / 2  # of the strongest bend downwards
+    rows, columns = np.indices(strength_HW.shape)
+    kept_HW = np.ones_like(strength_HW, bool)
+    for sign in (-1, 1):
+        beside = rows + sign * np.sin(angle_HW), columns + sign * np.cos(angle_HW)
+        kept_HW &= smooth_HW >= ndimage.map_coordinates(smooth_HW, beside, order=1, mode='nearest')
+    return np.where(kept_HW, strength_HW, 0)
