@@ -189,9 +189,14 @@ def match(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> tuple[np.ndarray, n
     few_N, many_N, few_E, many_E, cost_E = _pairs(few_HW, many_HW, reach)
     chosen = _cheapest(few_E, many_E, cost_E, math.ceil(UNMATCHED * reach * HUNDREDTHS))
     few_N, many_N = few_N[few_E[chosen]], many_N[many_E[chosen]]
-    matched_HW.ravel()[few_N if swap else many_N] = True
-    partner_HW.ravel()[many_N if swap else few_N] = True
-    return matched_HW, partner_HW
+    few_HW, many_HW = _map_of(few_N, few_HW.shape), _map_of(many_N, few_HW.shape)
+    return (few_HW, many_HW) if swap else (many_HW, few_HW)
+
+
+def _map_of(pixels_N: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    flat = np.zeros(math.prod(shape), bool)
+    flat[pixels_N] = True
+    return flat.reshape(shape)
 
 
 def _pairs(a_HW: np.ndarray, b_HW: np.ndarray, reach: float) -> tuple[np.ndarray, ...]:

@@ -123,10 +123,11 @@ def thinned(strength_HW: np.ndarray) -> np.ndarray:
     """A map whose ridges are one pixel wide: what is not a maximum across the edge becomes 0."""
     smooth_HW = ndimage.gaussian_filter(strength_HW, SIGMA, radius=1)
     down_HW, right_HW = ndimage.sobel(smooth_HW, 0), ndimage.sobel(smooth_HW, 1)
-    # On the ridge itself the slope is nearly 0, so its direction comes from the second derivatives.
-    down2_HW, right2_HW = ndimage.sobel(down_HW, 0), ndimage.sobel(right_HW, 1)
-    mixed_HW = ndimage.sobel(down_HW, 1)
-    angle_HW = 0.5 * np.arctan2(2 * mixed_HW, right2_HW - down2_HW) + np.pi / 2  # of the strongest bend downwards
+    # On the ridge itself the slope is nearly 0, so its direction is that of the slopes around (the structure tensor).
+    across, along, mixed = (
+        ndimage.gaussian_filter(product_HW, SIGMA) for product_HW in (right_HW**2, down_HW**2, down_HW * right_HW)
+    )
+    angle_HW = 0.5 * np.arctan2(2 * mixed, across - along)
     rows, columns = np.indices(strength_HW.shape)
     kept_HW = np.ones_like(strength_HW, bool)
     for sign in (-1, 1):

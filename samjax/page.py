@@ -170,7 +170,8 @@ def _fact(value: object) -> str:
         return f'<details class="json"><summary>{count}</summary><pre>{escape(_json(value))}</pre></details>'
     if value is None or value == '':
         return '–'
-    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    plain = isinstance(value, (str, Path))
+    return escape(str(value) if plain else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _json(value: dict) -> str:

@@ -159,7 +159,7 @@ def test_fact_of_any_type_is_shown(tmp_path):
     result = write(
         tmp_path, Facts('a', {'path': Path('/x'), 'none': None, 'empty': {}, 'deep': {'a': {'b': Path('y')}}})
     )
-    assert result.texts('dd') == ['"/x"', '–', '{}']
+    assert result.texts('dd') == ['/x', '–', '{}']
     assert '"b": "y"' in result.texts('pre')[0]
 
 
