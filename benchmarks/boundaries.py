@@ -1,85 +1,90 @@
-"""People, Canny and Sobel on the boundary benchmark of BSDS500, and how long it takes.
+"""BSDS500's boundary benchmark of what is known: people beside each other, and the detectors of Sobel and Canny.
 
-    python -m benchmarks.boundaries DIR/val DIR/groundTruth/val [--out curves.png]
+    python -m benchmarks.boundaries DIR [--out DIR] [--workers 2] [--images 100]
 
-People: each annotator's boundaries against those of the others.  Published, on the test split: people F .80 (.79 in the
-paper of 2011), Canny ODS .600, OIS .640, AP .580, Sobel ODS .539.  Needs scikit-image.
+DIR holds images, and DIR/../groundTruth/NAME_OF_DIR their .mat files, as in BSDS500/data/images/test; or
+--ground_truth says where those are.  A person's F is that of their boundaries as an answer, with those of all others
+of the same image as the truth.  Published, on the test images: people .80, Sobel .539, Canny .600.
 """
 
-from __future__ import annotations
-
 import argparse
-import os
+import functools
+import pathlib
 import time
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
-from skimage.feature import canny
+from skimage import feature, filters
 
-from samjax import boundaries, pictures
-from samjax.edges import thinned
+from samjax.boundaries import THRESHOLDS, count_all, read_truth, scores
+from samjax.boundary_plot import draw
+from samjax.prediction import read_image
 
-SIGMA = 2.0  # px, of the Gaussian in Canny's
+SOBEL_SIGMA = 1.0  # px; of the Gaussian before the slopes
+CANNY_SIGMA = 2.0
+CANNY_LOW = 0.4  # of the upper threshold
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('images', type=Path)
-    parser.add_argument('ground_truth', type=Path)
-    parser.add_argument('--workers', type=int, default=os.cpu_count())
-    parser.add_argument('--limit', type=int, default=0, help='images; 0 is all')
-    parser.add_argument('--out', type=Path)
+    parser.add_argument('folder', type=pathlib.Path, help='images')
+    parser.add_argument('--ground_truth', type=pathlib.Path, help='.mat files')
+    parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('.'), help='for boundaries.png')
+    parser.add_argument('--workers', type=int, default=2)
+    parser.add_argument('--images', type=int)
     options = parser.parse_args()
-    mats = sorted(options.ground_truth.glob('*.mat'))[: options.limit or None]
-    found = {}
-    for name, make in (('people', people), ('Canny', edges_of(canny_strength)), ('Sobel', edges_of(sobel_strength))):
+    truth = options.ground_truth or options.folder.parent / 'groundTruth' / options.folder.name
+    paths = sorted(options.folder.glob('*.jpg'))[: options.images]
+    images = [(path, truth / f'{path.stem}.mat') for path in paths]
+    print(f'{"":8}{"ODS":>7}{"OIS":>7}{"AP":>7}{"R50":>7}{"seconds":>9}  {len(images)} images')
+    curves = {}
+    rows = {'human': people, 'Sobel': functools.partial(answers, sobel), 'Canny': functools.partial(answers, canny)}
+    for name, answered in rows.items():
         start = time.perf_counter()
-        counts = [counts for _, counts in boundaries.count_all(make(options.images, mats), options.workers)]
-        found[name] = boundaries.scores(counts)
-        ods, ois = found[name].ods, found[name].ois
-        print(
-            f'{name:<7} ODS {ods.f:.3f} (P {ods.precision:.3f}, R {ods.recall:.3f})  OIS {ois.f:.3f}  '
-            f'AP {found[name].ap:.3f}  R50 {found[name].r50:.3f}  {time.perf_counter() - start:.0f} s',
-            flush=True,
-        )
-    if options.out:
-        pictures.precision_recall(options.out, found)
+        found = scores([counts for _, counts in count_all(answered(images), options.workers)])
+        seconds = time.perf_counter() - start
+        figures = [found.ods.f, found.ois.f, found.ap, found.r50]
+        if name == 'human':  # one point, not a curve
+            figures[2:] = [np.nan, np.nan]
+        print(f'{name:8}' + ''.join(f'{figure:7.3f}' for figure in figures) + f'{seconds:9.0f}', flush=True)
+        curves[name] = found.curve
+    draw(options.out / 'boundaries.png', curves)
 
 
-def people(images: Path, mats: list[Path]):
-    for mat in mats:
-        truths = boundaries.read_truth(mat)
-        for k, truth_HW in enumerate(truths):
-            others = truths[:k] + truths[k + 1 :]
-            if others:
-                yield f'{mat.stem} {k}', truth_HW.astype(np.float32), others
+def people(images):
+    """Each annotator of each image as an answer, with the others as the truth."""
+    for path, truth in images:
+        maps = read_truth(truth)
+        for k, map_HW in enumerate(maps):
+            yield f'{path}, annotator {k + 1}', map_HW.astype(float), maps[:k] + maps[k + 1 :]
 
 
-def edges_of(strength):
-    """A reader of images whose edges are found by `strength`."""
-
-    def read(images: Path, mats: list[Path]):
-        for mat in mats:
-            grey_HW = np.asarray(Image.open(images / f'{mat.stem}.jpg').convert('L'), np.float32) / 255
-            yield mat.stem, strength(grey_HW), boundaries.read_truth(mat)
-
-    return read
+def answers(detector, images):
+    for path, truth in images:
+        grey_HW = read_image(str(path)) @ np.array([0.299, 0.587, 0.114]) / 255
+        yield str(path), detector(grey_HW), read_truth(truth)
 
 
-def sobel_strength(grey_HW: np.ndarray) -> np.ndarray:
-    """Sobel's filter where it is a maximum across the edge, as Matlab's `edge` has it."""
-    slope_HW = np.hypot(ndimage.sobel(grey_HW, 0), ndimage.sobel(grey_HW, 1))
-    return thinned(slope_HW / max(slope_HW.max(), 1e-9))
+def sobel(grey_HW: np.ndarray) -> np.ndarray:
+    """Slopes of the smoothed image, 1 where they are strongest."""
+    slope_HW = _slope(grey_HW, SOBEL_SIGMA)
+    return slope_HW / slope_HW.max()
 
 
-def canny_strength(grey_HW: np.ndarray) -> np.ndarray:
-    """Canny's thin edges, as strong as the slope there."""
-    smooth_HW = ndimage.gaussian_filter(grey_HW, SIGMA)
-    slope_HW = np.hypot(ndimage.sobel(smooth_HW, 0), ndimage.sobel(smooth_HW, 1))
-    thin_HW = canny(grey_HW, SIGMA, low_threshold=0, high_threshold=0)
-    return np.where(thin_HW, slope_HW / max(slope_HW.max(), 1e-9), 0)
+def canny(grey_HW: np.ndarray) -> np.ndarray:
+    """The highest of the benchmark's thresholds at which a pixel is an edge of Canny's detector, else 0."""
+    thin_HW = feature.canny(grey_HW, CANNY_SIGMA, low_threshold=0, high_threshold=0)
+    slope_HW = np.where(thin_HW, _slope(grey_HW, CANNY_SIGMA), 0)
+    slope_HW /= slope_HW.max()
+    edges_HW = np.zeros_like(slope_HW)
+    for threshold in THRESHOLDS:
+        edges_HW[filters.apply_hysteresis_threshold(slope_HW, CANNY_LOW * threshold, threshold)] = threshold
+    return edges_HW
+
+
+def _slope(grey_HW: np.ndarray, sigma: float) -> np.ndarray:
+    smooth_HW = ndimage.gaussian_filter(grey_HW, sigma)
+    return np.hypot(ndimage.sobel(smooth_HW, 0), ndimage.sobel(smooth_HW, 1))
 
 
 if __name__ == '__main__':

@@ -181,7 +181,6 @@ def match(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> tuple[np.ndarray, n
     farthest allowed.  So as many pixels are matched as can be, unless one pair more would lengthen others by that
     much.  Among equally cheap matchings the choice is arbitrary, but always the same.
     """
-    matched_HW, partner_HW = np.zeros(predicted_HW.shape, bool), np.zeros(truth_HW.shape, bool)
     # Rows that find no partner cost most, so the smaller map has the rows.
     swap = np.count_nonzero(truth_HW) > np.count_nonzero(predicted_HW)
     few_HW, many_HW = (predicted_HW, truth_HW) if swap else (truth_HW, predicted_HW)
