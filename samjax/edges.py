@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from samjax import boundaries, pictures
+from samjax import boundaries
+from samjax.boundary_plot import draw
 from samjax.boxes import box_of, suppress
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
-from samjax.findings import Findings, Options, pictures_of
+from samjax.findings import Findings, Options
 from samjax.grid import grid_masks
 from samjax.page import Figure, Gallery, Table
 from samjax.predictor import Predictor
@@ -61,9 +62,11 @@ def edges(subject: Subject, options: Options, folder: Path) -> Findings:
     note += 'Published figures are of the test split.'
     figures = []
     if jax.process_index() == 0:
-        curve = pictures.precision_recall(folder / 'precision_recall.png', {'sam': found})
-        figures.append(Figure('Precision and recall', curve))
-    gallery = Gallery('Edges', pictures_of(folder / 'edges')[: config.eval.pictures])
+        folder.mkdir(parents=True, exist_ok=True)
+        draw(folder / 'precision_recall.png', {'sam': found.curve})
+        figures.append(Figure('Precision and recall', folder / 'precision_recall.png'))
+    drawn = [image.stem for image, _ in pairs[: config.eval.pictures]]
+    gallery = Gallery('Edges', [(name, folder / 'edges' / f'{name}.png') for name in drawn])
     data = {'path': config.data.eval_path, 'digest': digest}
     table = Table('Boundary benchmark of BSDS500', ['', *scores], rows, note)
     return Findings(data, scores, [table], figures, [gallery])

@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from samjax.boundaries import Scores
 from samjax.data import transforms
 from samjax.data.transforms import View, frame_size, view_image, view_mask
 from samjax.evaluators import Outcome, Picture, Trace
@@ -285,31 +284,6 @@ def curve(path: Path, outcomes: dict[str, Outcome]) -> None:
     figure.legend([star, square], labels, loc='outside lower center', ncols=2, frameon=False)
     _tidy(axes)
     figure.savefig(path, dpi=130)
-
-
-def precision_recall(path: Path, scores: dict[str, Scores]) -> Path:
-    """Precision over recall of edge detectors, on lines of equal F.  Returns the path."""
-    figure = Figure(figsize=(6, 5.5), layout='constrained')
-    axes = figure.subplots()
-    recall = np.linspace(0.01, 1, 200)
-    for f in np.arange(0.1, 1, 0.1):
-        precision = f * recall / np.maximum(2 * recall - f, 1e-9)
-        shown = (precision > 0) & (precision <= 1) & (2 * recall > f)
-        axes.plot(recall[shown], precision[shown], color='#cfe3cf', linewidth=1)
-        axes.annotate(f'{f:.1f}', (1, f / (2 - f)), (3, 0), textcoords='offset points', va='center', color='#7a9a7a',
-                      fontsize=8, annotation_clip=False)  # fmt: skip
-    for (name, found), colour in zip(scores.items(), SERIES, strict=False):
-        best = found.ods
-        axes.plot(
-            found.curve.recall_T, found.curve.precision_T, color=colour, linewidth=2, label=f'{name}, F {best.f:.3f}'
-        )
-        axes.plot([best.recall], [best.precision], marker='o', color=colour, markersize=7)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel='recall', ylabel='precision')
-    axes.set_title('Boundaries; green: lines of equal F', loc='left')
-    axes.legend(loc='lower left', frameon=False)
-    _tidy(axes)
-    figure.savefig(path, dpi=130)
-    return path
 
 
 def set_bars(path: Path, titles: dict[str, str], scores: dict[str, dict], segmenter: str) -> Path:

@@ -36,7 +36,7 @@ def make_outcome(expected, achieved, clicks=(1, 3)):
         Row('i', n, 10, (a, a, a), (a, a / 2, a / 3), (e, e - 1, e - 1), (0.5, 0.2, 0.1), (e, e, e), a, e)
         for n, (e, a) in enumerate(zip(expected, achieved, strict=True))
     ]
-    return Outcome(clicks, rows, [], 1, 0, 2.0)
+    return Outcome(clicks, rows, [], [], [], 1, 0, 2.0)
 
 
 @pytest.mark.parametrize(('clicks', 'columns'), [((1, 2, 3), 6), ((1, 3), 5), ((1,), 4)])
