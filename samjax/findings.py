@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from samjax.page import Facts, Figure, Gallery, Table
+from samjax.page import Figure, Gallery, Table
 
 
 class Options(NamedTuple):
@@ -29,9 +29,8 @@ class Findings(NamedTuple):
     tables: list[Table]
     figures: list[Figure]
     galleries: list[Gallery]
-    facts: dict = {}  # more of them, for JSON
 
-    def sections(self) -> list[Table | Figure | Gallery | Facts]:
+    def sections(self) -> list[Table | Figure | Gallery]:
         return [*self.tables, *self.figures, *self.galleries]
 
 
