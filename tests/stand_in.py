@@ -47,6 +47,7 @@ QUICK = {
     'train.eval_every': 2,
     'eval.clicks': (1, 2),
     'eval.object_batch': 2,
+    'eval.devices': 1,
     'eval.max_objects': 2,
     'eval.pictures': 1,
 }
