@@ -19,9 +19,6 @@ import concurrent.futures
 import io
 import math
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,6 +29,7 @@ import scipy.io
 from scipy.sparse import coo_array, csgraph, csr_array
 
 from samjax.errors import SamjaxError
+from samjax.workers import attach
 
 THRESHOLDS = np.arange(1, 100) / 100
 REACH = 0.0075  # of the image's diagonal: how far apart matched pixels may lie
@@ -138,7 +136,7 @@ def count_all(
             yield _count_named(*image)
         return
     spawn = multiprocessing.get_context('spawn')  # JAX may be running here, and does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_attach)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=attach)
     ahead = collections.deque()
     try:
         for image in images:
@@ -158,17 +156,6 @@ def _count_named(name: str, edges_HW: np.ndarray, truths: Sequence[np.ndarray]) 
         return name, count(edges_HW, truths)
     except SamjaxError as error:
         raise SamjaxError(f'{name}: {error}') from None
-
-
-def _attach() -> None:
-    """Leaves Ctrl-C, which goes to every process of a terminal, to the one that started this, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 # ---- matching --------------------------------------------------------------------------------------

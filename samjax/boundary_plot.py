@@ -30,10 +30,11 @@ def draw(path: str | Path, curves: dict[str, Curve]) -> None:
         line, colour = styles[name]
         best, shown = curve.best(), curve.recall_T >= LEAST_RECALL
         recall, precision = curve.recall_T[shown], curve.precision_T[shown]
-        line = line if np.ptp(curve.recall_T) or np.ptp(curve.precision_T) else ''
-        axes.plot(recall, precision, line, color=colour, linewidth=2)
+        line = line if np.ptp(curve.recall_T) or np.ptp(curve.precision_T) else 'none'
+        axes.plot(recall, precision, linestyle=line, color=colour, linewidth=2)
         axes.plot(best.recall, best.precision, 'o', color=colour, markersize=8, mec='white', clip_on=False, zorder=3)
-        axes.plot([], [], line, color=colour, linewidth=2, marker='o', mec='white', label=f'[F = {best.f:.3f}] {name}')
+        label = f'[F = {best.f:.3f}] {name}'
+        axes.plot([], [], linestyle=line, color=colour, linewidth=2, marker='o', mec='white', label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel='recall', ylabel='precision', aspect='equal')
     axes.set_xticks(np.linspace(0, 1, 11))
     axes.set_yticks(np.linspace(0, 1, 11))

@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from samjax.data.layouts.labelled import Found
 from samjax.data.object_masks.object_masks_dataset_builder import Builder, folder_below
 from samjax.data.object_masks.unit import Task, Written
 from samjax.errors import SamjaxError
+from samjax.workers import attach
 
 REPORT = 'report.json'  # beside the records: counts, what was left out, and why
 NAMES = 'images.txt'  # beside the records: the images that are in, in their order
@@ -169,7 +169,7 @@ def _run(tasks: Sequence[Task], workers: int, beam: Beam | None) -> Iterator[tup
 
 def _run_processes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Written]]:
     spawn = multiprocessing.get_context('spawn')  # JAX may be running here, and does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=_attach)
+    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=attach)
     before = multiprocessing.active_children()
     try:
         futures = {pool.submit(task.write): task for task in tasks}
@@ -186,17 +186,6 @@ def _run_processes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, 
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _attach() -> None:
-    """Leaves Ctrl-C, which goes to every process of a terminal, to the one that started this, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _run_beam(tasks: Sequence[Task], where: Beam) -> None:
