@@ -25,13 +25,13 @@ def check(path: str, cache: str, sheet: pathlib.Path) -> Iterator[str]:
 
     source = open_source(path, cache, max_bad_share=1.0)
     report = Report.read(pathlib.Path(source.folder))
-    bad = sum(len(places) for places in report.bad.values())
     yield f'{path}: {report.layout}'
-    yield f'images: {report.found}; {report.kept} can be used, {len(report.no_masks)} have no mask, {bad} are bad'
+    without, bad = len(report.no_masks), report.bad_images
+    yield f'images: {report.found}; {report.kept} can be used, {without} have no mask, {bad} are bad'
     yield from _measures(source, report)
     for cause, count in report.left_out.items():
         yield f'masks left out: {count} {cause}'
-    for cause, places in [*report.bad.items(), *([('no masks', report.no_masks)] if report.no_masks else [])]:
+    for cause, places in report.unused.items():
         yield f'{cause}: {len(places)}'
         yield from (f'  {place}' for place in places[:NAMED])
         yield from [f'  and {len(places) - NAMED} more'] if len(places) > NAMED else []

@@ -25,14 +25,17 @@ def find(path: Path) -> Found | None:
 
     Raises SamjaxError if a folder cannot be read.
     """
-    files = list(list_files(path))
+    stats = {file: os.stat(file) for file in list_files(path)}
     folder = path if path.is_dir() else path.parent
-    tars = [file for file in files if _suffix(file) in TAR]
-    loose = [file for file in files if _suffix(file) not in TAR]
-    pairs = _paired((Path(file).relative_to(folder).as_posix(), _whole(file)) for file in loose)
+    tars = _as_units(folder, {file: stat for file, stat in stats.items() if _suffix(file) in TAR})
+    pairs = _paired(
+        (Path(file).relative_to(folder).as_posix(), Part(file, 0, stat.st_size))
+        for file, stat in stats.items()
+        if _suffix(file) not in TAR
+    )
     if not tars and not any(isinstance(pair, Pair) for pair in pairs):
         return None
-    return Found('SA-1B', [*_as_units(tars, folder), *in_units(pairs)], _digest(path, files))
+    return Found('SA-1B', [*tars, *in_units(pairs)], _digest(path, stats))
 
 
 def find_shards(path: str, numbers: str) -> Found:
@@ -42,11 +45,12 @@ def find_shards(path: str, numbers: str) -> Found:
     """
     folder = Path(path).expanduser()
     tars = _wanted(folder, [file for file in list_files(folder) if _suffix(file) in TAR], numbers)
-    return Found('SA-1B', _as_units(tars, folder), _digest(folder, tars))
+    stats = {file: os.stat(file) for file in tars}
+    return Found('SA-1B', _as_units(folder, stats), _digest(folder, stats))
 
 
-def _as_units(tars: list[str], folder: Path) -> list[Unit]:
-    return [Tar(file, Path(file).relative_to(folder).as_posix()) for file in tars]
+def _as_units(folder: Path, stats: Mapping[str, os.stat_result]) -> list[Unit]:
+    return [Tar(file, Path(file).relative_to(folder).as_posix(), stat.st_size) for file, stat in stats.items()]
 
 
 class Tar(NamedTuple):
@@ -54,10 +58,11 @@ class Tar(NamedTuple):
 
     path: str
     key: str  # its path below the folder
+    size: int  # bytes
 
     @property
     def weight(self) -> float:
-        return 1 + os.path.getsize(self.path) / PAIR_BYTES
+        return 1 + self.size / PAIR_BYTES
 
     def items(self) -> Iterator[Item]:
         """What is wrong with the shard, then its pairs in the order of names; reads only tar headers."""
@@ -173,15 +178,10 @@ def _item(name: str, images: list[Part], jsons: list[Part]) -> Item:
     return Pair(name, name, images[0], jsons[0])
 
 
-def _whole(file: str) -> Part:
-    return Part(file, 0, os.path.getsize(file))
-
-
-def _digest(path: Path, files: list[str]) -> str:
+def _digest(path: Path, stats: Mapping[str, os.stat_result]) -> str:
     """Of the path and of the name, size and time of every file."""
     found = hashlib.sha256(os.fsencode(path.resolve()))
-    for file in files:
-        stat = os.stat(file)
+    for file, stat in stats.items():
         found.update(os.fsencode(f'\0{os.path.relpath(file, path)}\0{stat.st_size}\0{stat.st_mtime_ns}'))
     return found.hexdigest()[:32]
 

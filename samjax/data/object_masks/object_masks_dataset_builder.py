@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from samjax.data.object_masks import record
-from samjax.data.object_masks.unit import Task
+from samjax.data.object_masks.unit import Written
 
 SPLIT = 'images'
 
@@ -28,13 +28,13 @@ class _Info(tfds.core.DatasetInfo):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Makes a TFDS set of the files of finished units: one shard each, in their order.
 
-    tasks: all finished; files: more texts to lie beside the records, by name.
+    units: file of the records and what became of it, of each; files: more texts to lie beside the records, by name.
     """
 
     VERSION = tfds.core.Version('2.0.0')
 
-    def __init__(self, *, tasks: Sequence[Task] = (), files: dict[str, str] | None = None, **kwargs):
-        self._tasks, self._files = tasks, files or {}
+    def __init__(self, *, units: Sequence[tuple[Path, Written]] = (), files: dict[str, str] | None = None, **kwargs):
+        self._units, self._files = units, files or {}
         super().__init__(file_format='array_record', **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -59,13 +59,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """
         del dl_manager, download_config
         folder = Path(self.data_dir)
-        written = [(task, result) for task in self._tasks if (result := task.written()).names]
+        kept = [(records, written) for records, written in self._units if written.names]
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name=self.name, split=SPLIT, filetype_suffix='array_record'
         )
-        for (task, _), path in zip(written, template.sharded_filepaths(len(written)), strict=True):
-            _link(task.records, Path(path))
-        lengths, size = [len(result.names) for _, result in written], sum(result.bytes for _, result in written)
+        for (records, _), path in zip(kept, template.sharded_filepaths(len(kept)), strict=True):
+            _link(records, Path(path))
+        lengths, size = [len(written.names) for _, written in kept], sum(written.bytes for _, written in kept)
         split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
         self.info.set_splits(tfds.core.splits.SplitDict([split]))
         for name, text in self._files.items():

@@ -50,27 +50,33 @@ class Report(NamedTuple):
     no_masks: list[str]  # places
     left_out: dict[str, int]  # masks by cause
 
+    @property
+    def bad_images(self) -> int:
+        return sum(map(len, self.bad.values()))
+
+    @property
+    def unused(self) -> dict[str, list[str]]:
+        """Places of all images left out, by cause."""
+        return self.bad | ({'no masks': self.no_masks} if self.no_masks else {})
+
     @classmethod
     def read(cls, folder: Path) -> Report:
         return cls(**json.loads((folder / REPORT).read_text()))
 
     def check(self, max_bad_share: float, whole: float = 1.0) -> None:
         """Raises SamjaxError if more images are bad than `max_bad_share` of a set `whole` times as large as this."""
-        bad = sum(len(places) for places in self.bad.values())
-        if bad <= max_bad_share * self.found * whole:
+        if self.bad_images <= max_bad_share * self.found * whole:
             return
         cause, places = next(iter(self.bad.items()))
         raise SamjaxError(
-            f'{self.path}: {bad} of {self.found} images are bad ({self.summary()}), more than '
+            f'{self.path}: {self.bad_images} of {self.found} images are bad ({self.summary()}), more than '
             f'data.max_bad_share = {max_bad_share:g} allows; the first is {places[0]} ({cause}); '
             'mend or remove such files, or raise data.max_bad_share'
         )
 
     def summary(self) -> str:
         """Of the images left out, such as '2 invalid JSON, 1 no masks'."""
-        counts = {cause: len(places) for cause, places in self.bad.items()}
-        counts |= {'no masks': len(self.no_masks)} if self.no_masks else {}
-        return ', '.join(f'{count} {cause}' for cause, count in counts.items())
+        return ', '.join(f'{len(places)} {cause}' for cause, places in self.unused.items())
 
 
 def prepare(
@@ -131,7 +137,7 @@ def _prepare(found, path, out, work, max_bad_share, share, workers, beam) -> Rep
             report = _report(found, path, share, (done[task.stem] for task in finished))
             report.check(max_bad_share, total / sum(task.unit.weight for task in finished))
     if not report.kept:
-        first = [place for of_cause in (*report.bad.values(), report.no_masks) for place in of_cause[:1]]
+        first = next(iter(report.unused.values()), None)
         why = f' ({report.summary()}; the first is {first[0]})' if first else ''
         raise SamjaxError(
             f'{path}: none of the {report.found} images found can be used{why}; '
@@ -140,7 +146,8 @@ def _prepare(found, path, out, work, max_bad_share, share, workers, beam) -> Rep
     names = ''.join(f'{name}\n' for task in tasks for name in done[task.stem].names)
     files = {REPORT: json.dumps(report._asdict(), indent=1), NAMES: names}
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
-        Builder(data_dir=out, tasks=tasks, files=files).download_and_prepare(download_dir=work)
+        written = [(task.records, done[task.stem]) for task in tasks]
+        Builder(data_dir=out, units=written, files=files).download_and_prepare(download_dir=work)
     return report
 
 
@@ -207,12 +214,11 @@ class Progress:
         self.weight = sum(task.unit.weight for task in tasks) or 1.0
         self.terminal = sys.stderr.isatty()
         self.interval = 1.0 if self.terminal else 60.0  # s; a log file gets few lines
+        self._finished: dict[str, int] = {}  # stem -> images
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
 
     def __enter__(self) -> None:
-        self._finished: dict[str, int] = {}  # stem -> images
-        self._look()
         self._before, self._start = self._look(), time.monotonic()
         self._thread.start()
 
@@ -234,12 +240,21 @@ class Progress:
     def _look(self) -> tuple[int, float]:
         """Images done, and the share of the whole work that this is."""
         images = weight = 0
+        # One look into the folder instead of two files opened for each of a thousand units that have not begun.
+        notes = {entry.name for task in self.tasks[:1] for entry in os.scandir(os.path.dirname(task.stem))}
         for task in self.tasks:
-            if task.stem not in self._finished and (written := task.written()):
-                self._finished[task.stem] = written.found
-            done, of = (self._finished[task.stem],) * 2 if task.stem in self._finished else task.progress()
+            name, share = os.path.basename(task.stem), 0.0
+            if task.stem not in self._finished and f'{name}.json' in notes:
+                self._finished[task.stem] = task.written().found
+            if task.stem in self._finished:
+                done, share = self._finished[task.stem], 1.0
+            elif f'{name}.progress' in notes:
+                done, of = task.progress()
+                share = done / of if of else 0.0
+            else:
+                continue
             images += done
-            weight += task.unit.weight * done / of if of else task.unit.weight * (task.stem in self._finished)
+            weight += task.unit.weight * share
         return images, weight / self.weight
 
     def _show(self) -> None:
