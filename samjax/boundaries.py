@@ -328,7 +328,7 @@ def _average_precision(curve: Curve) -> float:
 def _recall_at_half(curve: Curve) -> float:
     """Recall interpolated at a precision of 0.5, or at the lowest precision if that is higher."""
     precision, first = np.unique(curve.precision_T, return_index=True)
-    return float(np.interp(max(precision[0], 0.5), precision, curve.recall_T[first], right=math.nan))
+    return float(np.interp(0.5, precision, curve.recall_T[first], right=math.nan))
 
 
 # ---- ground truth ----------------------------------------------------------------------------------

@@ -24,9 +24,8 @@ from samjax.findings import Findings, Options
 from samjax.grid import grid_masks
 from samjax.page import Figure, Gallery, Table
 from samjax.predictor import Predictor
-from samjax.report import UNFINISHED
 from samjax.subject import Subject
-from samjax.survey import Ledger, survey
+from samjax.survey import UNFINISHED, Ledger, choose, survey
 
 # F at the optimal scale of the set and of each image, average precision, recall at a precision of 50 %
 PAPER = {
@@ -46,11 +45,9 @@ def edges(subject: Subject, options: Options, folder: Path) -> Findings:
     """The boundary benchmark on the images at `config.data.eval_path` that have ground truth of BSDS500."""
     config = subject.config
     pairs = _pairs(Path(config.data.eval_path).expanduser(), options.ground_truth)
-    if options.max_images:
-        chosen = np.random.default_rng(config.seed).permutation(len(pairs))[: options.max_images]
-        pairs = [pairs[n] for n in sorted(chosen)]
+    pairs = [pairs[n] for n in choose(len(pairs), options.max_images, np.random.default_rng(config.seed))]
     digest = hashlib.sha256(b''.join(file.read_bytes() for pair in pairs for file in pair)).hexdigest()[:32]
-    stamp = {'checkpoint': subject.digest, 'model': subject.model, 'data': digest}
+    stamp = {**subject.stamp, 'data': digest}
     askers = [
         functools.partial(_ask, pairs, folder, predictor, config.eval.object_batch) for predictor in subject.predictors
     ]

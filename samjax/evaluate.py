@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import re
 import shutil
 from pathlib import Path
 
@@ -24,9 +23,10 @@ from samjax.errors import SamjaxError
 from samjax.findings import Options
 from samjax.instances import instances
 from samjax.proposals import proposals
-from samjax.report import UNFINISHED, interactive
+from samjax.report import file_name, interactive
 from samjax.subject import open_subject
 from samjax.suite import suite
+from samjax.survey import UNFINISHED
 
 TASKS = {
     'interactive': interactive,  # clicks on the objects of one set
@@ -79,7 +79,7 @@ def folder_of(config: ConfigDict, workdir: str, task: str) -> Path:
     """Where the files of a task lie."""
     if task == 'suite':
         return Path(workdir) / 'eval' / 'suite'
-    data = re.sub(r'[^A-Za-z0-9.-]+', '_', '_'.join(Path(config.data.eval_path).parts[-2:])).strip('_')[-80:]
+    data = file_name('_'.join(Path(config.data.eval_path).parts[-2:]))
     return Path(workdir) / 'eval' / (data if task == 'interactive' else f'{task}_{data}')
 
 

@@ -39,7 +39,7 @@ from samjax.structs import (
     Example,
     Prompts,
 )
-from samjax.survey import Ledger, survey
+from samjax.survey import Ledger, choose, survey
 
 PICTURED_OBJECTS = 4  # per pictured image, spread over the sizes of its objects
 
@@ -143,8 +143,8 @@ class Interactive:
     `first_click` is 'center' or 'random' (drawn from `seed` and the name of the image).  With `max_images` or
     `max_objects` (per image) the same random choice is taken at every call; 0 takes all.  Objects without pixels
     and images without objects are left out.  `object_batch` objects are asked about at once.  `pictures` of the first
-    images are drawn, and of as many of the best and worst objects as `cases` says.  Of a
-    source with more than one and a half times `max_masks` objects random images are taken until they have so many.
+    images are drawn, and of as many of the best and worst objects as `cases` says.  Of a source with more than 1.5 times
+    `max_masks` objects random images are taken until they have so many.
     """
 
     def __init__(
@@ -224,17 +224,17 @@ class Interactive:
         limit, count = self.max_images, len(self.source)
         if self.max_masks:
             masks = np.array([len(example.rles) for example in self.source])
-            order = np.random.default_rng(self.seed).permutation(count)  # as `_choose` goes through them
+            order = np.random.default_rng(self.seed).permutation(count)  # as `choose` goes through them
             if masks.sum() > 1.5 * self.max_masks:
                 enough = int(np.searchsorted(np.cumsum(masks[order]), self.max_masks)) + 1
                 limit = min(limit or enough, enough)
-        return _choose(count, limit, np.random.default_rng(self.seed))
+        return choose(count, limit, np.random.default_rng(self.seed))
 
     def _objects(self, example: Example) -> list[int]:
         # One at a time: pycocotools cannot add up the areas of more than 255 masks with numpy 2.
         present = [i for i, rle in enumerate(example.rles) if coco_mask.area(rle) > 0]
         rng = self._rng(example)
-        return [present[i] for i in _choose(len(present), self.max_objects, rng)]
+        return [present[i] for i in choose(len(present), self.max_objects, rng)]
 
     def _rng(self, example: Example, *more: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, zlib.crc32(example.name.encode()), *more))
@@ -363,13 +363,6 @@ def _box(truth_HW: np.ndarray) -> np.ndarray:
     """float32 ((x, y), (x, y)): the first and the last pixel of a mask."""
     rows, columns = np.flatnonzero(truth_HW.any(axis=1)), np.flatnonzero(truth_HW.any(axis=0))
     return np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
-
-
-def _choose(length: int, limit: int, rng: np.random.Generator) -> list[int]:
-    """`limit` of `length` indices in order, or all if `limit` is 0."""
-    if not limit or limit >= length:
-        return list(range(length))
-    return sorted(rng.permutation(length)[:limit].tolist())
 
 
 def _spread(rows: list[Row]) -> list[Row]:

@@ -7,18 +7,17 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco
 
 from samjax.average_precision import BoxFile, average_precision, read_boxes, read_truth
+from samjax.data import rle
 from samjax.errors import SamjaxError
 from samjax.findings import Findings, Options
-from samjax.labelled_images import LabelledImages, as_text
+from samjax.labelled_images import LabelledImages
 from samjax.page import Table
 from samjax.predictor import Predictor, Said, fill
-from samjax.report import UNFINISHED
 from samjax.structs import ALL_MASKS, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, MULTIMASK
 from samjax.subject import Subject
-from samjax.survey import Ledger, survey
+from samjax.survey import UNFINISHED, Ledger, survey
 
 # mask AP in %: all, small, medium, large, with the boxes of ViTDet-H
 PAPER = {
@@ -62,8 +61,8 @@ def _ask(images: LabelledImages, boxes: BoxFile, predictor: Predictor, batch: in
     rles = box_masks(predictor, images[place], of_image.boxes_N4, batch)
     found = zip(rles, of_image.score_N.tolist(), of_image.category_N.tolist(), strict=True)
     return [
-        {'image_id': image_id, 'category_id': category, 'score': score, 'segmentation': as_text(rle)}
-        for rle, score, category in found
+        {'image_id': image_id, 'category_id': category, 'score': score, 'segmentation': rle.as_text(mask)}
+        for mask, score, category in found
     ]
 
 
@@ -91,6 +90,5 @@ def box_masks(predictor: Predictor, image_HW3: np.ndarray, boxes_N4: np.ndarray,
         first_Nyx = most_confident([Said(corners_22, labels_2, None) for corners_22 in some])
         last_Nyx = most_confident([Said(*one) for one in zip(some, [labels_2] * len(some), first_Nyx, strict=True)])
         for low_yx in last_Nyx:
-            mask_HW = frame.upscale(low_yx) > 0
-            rles.append(coco.encode(np.asfortranarray(mask_HW.astype(np.uint8))))
+            rles.append(rle.encode(frame.upscale(low_yx) > 0))
     return rles

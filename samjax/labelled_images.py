@@ -12,6 +12,7 @@ from samjax.data.layouts.labelled import Bad
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
 from samjax.subject import Subject
+from samjax.survey import choose
 
 
 class LabelledImages:
@@ -31,9 +32,7 @@ class LabelledImages:
                 'put them beside the JSON, or take them out of it'
             )
         ids = list(truth.images)  # in the order of the items
-        chosen = range(len(items))
-        if 0 < max_images < len(items):
-            chosen = sorted(np.random.default_rng(seed).permutation(len(items))[:max_images].tolist())
+        chosen = choose(len(items), max_images, np.random.default_rng(seed))
         self._items = [items[n] for n in chosen]
         self.ids = [ids[n] for n in chosen]
         self.data = {'path': path, 'digest': found.digest}
@@ -41,7 +40,7 @@ class LabelledImages:
 
     def stamp(self, subject: Subject, **more) -> dict:
         """What the answers about the images depend on."""
-        return {'checkpoint': subject.digest, 'model': subject.model, 'chosen': self._chosen, **self.data, **more}
+        return {**subject.stamp, 'chosen': self._chosen, **self.data, **more}
 
     def __len__(self) -> int:
         return len(self._items)
@@ -59,8 +58,3 @@ class LabelledImages:
                 f'{item.size[0]} x {item.size[1]}: one of them belongs to another set'
             )
         return image_HW3
-
-
-def as_text(rle: dict) -> dict:
-    """COCO RLE for JSON."""
-    return {'size': list(rle['size']), 'counts': rle['counts'].decode()}

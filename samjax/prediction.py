@@ -11,6 +11,7 @@ from pycocotools import mask as coco
 
 from samjax import pictures
 from samjax.convert.convert import open_predictor
+from samjax.data import rle
 from samjax.errors import SamjaxError
 from samjax.predictor import Answer, Prompt
 
@@ -82,10 +83,10 @@ def _write(path: pathlib.Path, image_HW3, prompt: Prompt, answer: Answer, order:
 
 def _record(answer: Answer, m: int) -> dict:
     """A mask as SA-1B's JSON has it."""
-    rle = coco.encode(np.asfortranarray(answer.masks_MHW[m], np.uint8))
+    mask = rle.encode(answer.masks_MHW[m])
     return {
-        'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
-        'bbox': coco.toBbox(rle).tolist(),
-        'area': int(coco.area(rle)),
+        'segmentation': rle.as_text(mask),
+        'bbox': coco.toBbox(mask).tolist(),
+        'area': int(coco.area(mask)),
         'predicted_iou': float(answer.iou_M[m]),
     }

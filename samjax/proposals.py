@@ -6,18 +6,17 @@ import functools
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco
 
 from samjax.average_precision import average_recall, read_truth
 from samjax.boxes import box_of, suppress
+from samjax.data import rle
 from samjax.findings import Findings, Options
 from samjax.grid import grid_masks
-from samjax.labelled_images import LabelledImages, as_text
+from samjax.labelled_images import LabelledImages
 from samjax.page import Table
 from samjax.predictor import Predictor
-from samjax.report import UNFINISHED
 from samjax.subject import Subject
-from samjax.survey import Ledger, survey
+from samjax.survey import UNFINISHED, Ledger, survey
 
 OVERLAP = 0.9  # IoU of boxes above which the less confident mask is dropped
 MOST = 1000  # proposals per image
@@ -52,7 +51,7 @@ def proposals(subject: Subject, options: Options, folder: Path) -> Findings:
 
 def _ask(images: LabelledImages, predictor: Predictor, side: int, batch: int, place: int) -> list[dict]:
     found = propose(predictor, images[place], side, batch)
-    return [{'image_id': images.ids[place], 'score': score, 'segmentation': as_text(rle)} for score, rle in found]
+    return [{'image_id': images.ids[place], 'score': score, 'segmentation': rle.as_text(mask)} for score, mask in found]
 
 
 def propose(predictor: Predictor, image_HW3: np.ndarray, side: int, batch: int) -> list[tuple[float, dict]]:
@@ -68,7 +67,7 @@ def propose(predictor: Predictor, image_HW3: np.ndarray, side: int, batch: int) 
         mask_HW = logits_HW > 0
         boxes.append(box_of(mask_HW))
         scores.append((iou, stability(logits_HW)))
-        rles.append(coco.encode(np.asfortranarray(mask_HW.astype(np.uint8))))
+        rles.append(rle.encode(mask_HW))
     score_N2 = np.array(scores)
     kept = suppress(np.stack(boxes), score_N2[:, 0], OVERLAP)
     mean_N = score_N2.mean(1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -27,11 +26,10 @@ from samjax.model.sam import sam_config
 from samjax.page import Figure, Gallery, Table
 from samjax.predictor import Predictor
 from samjax.subject import Subject, on_devices
-from samjax.survey import Ledger
+from samjax.survey import UNFINISHED, Ledger
 
 EVAL_SEED = 1_000_003  # of drawn scenes; far from the seeds that runs are given
 KINDS = ('overlays', 'worst', 'best')
-UNFINISHED = 'unfinished'  # folder of what an interrupted evaluation has found
 
 
 def interactive(subject: Subject, options: Options, folder: Path) -> Findings:
@@ -45,9 +43,9 @@ def interactive(subject: Subject, options: Options, folder: Path) -> Findings:
         for kind, title in (('overlays', 'Images'), ('worst', 'Worst objects'), ('best', 'Best objects'))
     ]
     figures = [Figure('mIoU over clicks', folder / 'curve.png')]
-    figures += [Figure(f'What the three masks are for: {name}', folder / _slots(_file_name(name))) for name in outcomes]
+    figures += [Figure(f'What the three masks are for: {name}', folder / _slots(file_name(name))) for name in outcomes]
     scores = {
-        name: _finite(outcome.values()) | {'seconds': round(outcome.seconds, 1)} for name, outcome in outcomes.items()
+        name: dict(outcome.values()) | {'seconds': round(outcome.seconds, 1)} for name, outcome in outcomes.items()
     }
     data = {'path': config.data.eval_path, 'digest': source.digest}
     return Findings(data, scores, [score_table(outcomes)], figures, [one for one in galleries if one.files])
@@ -109,14 +107,13 @@ def measure_all(
     for name, many in segmenters.items():
         stamp = {
             'segmenter': name,
-            'checkpoint': subject.digest,
-            'model': subject.model,
+            **subject.stamp,
             'data': source.digest,
             'eval': json.loads(config.eval.to_json()),
             'seed': config.seed,
             'limits': [options.max_images, options.max_objects, max_masks],
         }
-        ledger = Ledger(folder / UNFINISHED / _file_name(name), stamp)
+        ledger = Ledger(folder / UNFINISHED / file_name(name), stamp)
         outcomes[name] = protocol.measure(many, ledger)
     if not any(outcome.rows for outcome in outcomes.values()):
         raise SamjaxError(f'{path} has no object to evaluate on: give another path')
@@ -135,14 +132,14 @@ def write(folder: Path, outcomes: dict[str, Outcome]) -> None:
     _write_masks(folder / 'masks.csv', outcomes)
     pictures.curve(folder / 'curve.png', outcomes)
     for name, outcome in outcomes.items():
-        pictures.slots(folder / _slots(_file_name(name)), name, outcome)
+        pictures.slots(folder / _slots(file_name(name)), name, outcome)
         for kind, some in zip(KINDS, (outcome.pictures, outcome.worst, outcome.best), strict=True):
-            of_kind = folder / kind / _file_name(name)
+            of_kind = folder / kind / file_name(name)
             of_kind.mkdir(parents=True, exist_ok=True)
             for number, picture in enumerate(some):
                 first = picture.traces[0].row
                 iou = '' if kind == 'overlays' else f'iou_{first.iou_K[0]:.2f}_'
-                image = _file_name(first.image)
+                image = file_name(first.image)
                 pictures.overlay(of_kind / f'{number:02d}_{iou}{image}.png', picture, outcome.clicks)
 
 
@@ -151,7 +148,7 @@ def _slots(name: str) -> str:
 
 
 def score_table(outcomes: dict[str, Outcome]) -> Table:
-    """The scores of `table`, for the page."""
+    """mIoU after k clicks, best of three, with a box; ranks of predicted and actual IoU."""
     clicks = next(iter(outcomes.values())).clicks
     keys = [*(f'miou@{k}' for k in clicks), 'oracle@1', 'box', 'iou_spearman', 'masks']
     rows = [[name, *(dict(outcome.values())[key] for key in keys)] for name, outcome in outcomes.items()]
@@ -202,10 +199,6 @@ def _write_masks(path: Path, outcomes: dict[str, Outcome]) -> None:
                 out.writerow([name, row.image, row.object, row.area, *cells])
 
 
-def _finite(values) -> dict[str, float | None]:
-    """JSON has no NaN: null stands for what cannot be said."""
-    return {name: value if math.isfinite(value) else None for name, value in values}
-
-
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
+    """A name for a file that says the same in plain letters."""
     return re.sub(r'[^A-Za-z0-9.-]+', '_', text).strip('_')[-80:]

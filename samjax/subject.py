@@ -26,9 +26,9 @@ class Subject(NamedTuple):
     predictors: list[Predictor]  # one for each device
 
     @property
-    def model(self) -> dict:
-        """The options that its answers depend on, for JSON."""
-        return json.loads(self.config.model.to_json())
+    def stamp(self) -> dict:
+        """What its answers depend on, for a ledger."""
+        return {'checkpoint': self.digest, 'model': json.loads(self.config.model.to_json())}
 
 
 def open_subject(workdir: str, config: ConfigDict) -> Subject:

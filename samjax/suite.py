@@ -9,11 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from samjax import pictures
+from samjax.data.layouts.public import PREFIX
 from samjax.data.object_masks.source import open_source
 from samjax.errors import SamjaxError
 from samjax.findings import Findings, Options
 from samjax.page import Figure, Table
-from samjax.report import measure_all, open_segmenters
+from samjax.report import file_name, measure_all, open_segmenters
 from samjax.subject import Subject
 
 # mIoU in % at 1 and 5 clicks, mean over the 23 sets (arXiv 2408.00714, Table 15)
@@ -52,7 +53,7 @@ def suite(subject: Subject, options: Options, folder: Path) -> Findings:
 
 def _path(root: Path, path: str) -> str | None:
     """Where a set is, None if it is not there."""
-    if path.startswith('tfds:'):
+    if path.startswith(PREFIX):
         return path
     return str(root / path) if (root / path).exists() else None
 
@@ -89,7 +90,7 @@ def _figures(folder: Path, titles: dict[str, str], scores: dict, means: dict) ->
     figures = [Figure('mIoU at one click', pictures.set_bars(folder / 'sets.png', titles, scores, 'sam'))]
     for other in means:
         if other != 'sam':
-            file = folder / f'deltas_{other.replace(" ", "_")}.png'
+            file = folder / f'deltas_{file_name(other)}.png'
             note = (
                 f'in points of mIoU at one click; mean {100 * (means["sam"]["miou@1"] - means[other]["miou@1"]):+.1f}'
             )

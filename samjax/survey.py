@@ -13,10 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from samjax import cluster
 
 SHOWN = 5.0  # s between lines of progress
+UNFINISHED = 'unfinished'  # folder, beside what a task writes, of what it has found so far
+
+
+def choose(length: int, limit: int, rng: np.random.Generator) -> list[int]:
+    """`limit` of `length` numbers in order, at random, or all if `limit` is 0."""
+    if not limit or limit >= length:
+        return list(range(length))
+    return sorted(rng.permutation(length)[:limit].tolist())
 
 
 class Ledger:
@@ -37,12 +46,12 @@ class Ledger:
         cluster.gather(None)  # nobody reads before that is done,
         self.answers = {}
         for file in sorted(folder.glob('process_*.jsonl')):
-            for line in file.read_text().split('\n')[:-1]:  # without the last, which is empty or was cut off
+            *lines, cut = file.read_text().split('\n')  # the last is empty, or was cut off
+            for line in lines:
                 place, answer = json.loads(line)
                 self.answers[place] = answer
-            whole, _, cut = file.read_text().rpartition('\n')
             if cut and file == self._file:
-                file.write_text(whole + '\n' * bool(whole))
+                file.write_text(''.join(f'{line}\n' for line in lines))
         cluster.gather(None)  # or writes before all have read
         self._lock = threading.Lock()
 

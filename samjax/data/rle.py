@@ -8,6 +8,16 @@ import numpy as np
 from pycocotools import mask as coco
 
 
+def encode(mask_HW: np.ndarray) -> dict:
+    """COCO's compressed RLE of a bool mask."""
+    return coco.encode(np.asfortranarray(mask_HW, np.uint8))
+
+
+def as_text(rle: dict) -> dict:
+    """COCO RLE for JSON."""
+    return {'size': list(rle['size']), 'counts': rle['counts'].decode()}
+
+
 def run_lengths(counts: bytes) -> np.ndarray:
     """Lengths in px of the runs of 0, 1, 0, .. that compressed RLE counts stand for.
 
