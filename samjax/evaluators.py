@@ -143,8 +143,8 @@ class Interactive:
     `first_click` is 'center' or 'random' (drawn from `seed` and the name of the image).  With `max_images` or
     `max_objects` (per image) the same random choice is taken at every call; 0 takes all.  Objects without pixels
     and images without objects are left out.  `object_batch` objects are asked about at once.  `pictures` of the first
-    images are drawn, and of as many of the best and worst objects as `cases` says.  Of a source with more than 1.5 times
-    `max_masks` objects random images are taken until they have so many.
+    images are drawn, and of as many of the best and worst objects as `cases` says.  Of a source with more than 1.5
+    times `max_masks` objects random images are taken until they have so many.
     """
 
     def __init__(

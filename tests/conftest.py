@@ -1,6 +1,7 @@
 """Eight simulated devices, strict ranks, and a tiny model and batch for every test."""
 
 import os
+from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # TPU's compiler is to look for no TPU.
@@ -15,10 +16,34 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 import numpy as np
 import pytest
+from test_report import tiny_run_config
 
 from samjax.bits import pack_rows
-from samjax.model.sam import SIZES
+from samjax.model.sam import SIZES, sam_config
+from samjax.step import init_params
 from samjax.structs import Batch
+
+
+@pytest.fixture(scope='session')
+def real_data():
+    """A function of a name: that folder of images with masks by people, which CI must have."""
+
+    def find(name):
+        folder = Path(__file__).parents[1] / '../shared/data' / name
+        if not folder.exists():
+            message = f'{folder.resolve()} is missing'
+            pytest.fail(message) if os.environ.get('CI') == 'true' else pytest.skip(message)
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope='session')
+def params():
+    """Parameters and buffers of `tiny_run_config`, all random, as none must stay at zero."""
+    shapes = jax.eval_shape(lambda: init_params(sam_config(**tiny_run_config().model), 0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
 
 
 @pytest.fixture

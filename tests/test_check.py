@@ -1,8 +1,6 @@
 """`samjax data check` says what a set is and what is wrong with it, and draws what training would see."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +8,6 @@ from PIL import Image
 from test_sa1b import content, mask, picture, write
 
 from samjax.__main__ import main
-
-SAMPLE = Path(__file__).parents[1] / '../shared/data/coco_panoptic_sample'
 
 
 def check(path, tmp_path, capsys):
@@ -80,11 +76,9 @@ def test_nothing_to_use_is_one_line(tmp_path):
     assert stop.value.code.startswith(f'error: {tmp_path}/data: none of the 1 images found can be used (1 no masks;')
 
 
-def test_sample_of_coco_panoptic(tmp_path, capsys):
-    if not SAMPLE.exists():
-        message = f'{SAMPLE.resolve()} is missing'
-        pytest.fail(message) if os.environ.get('CI') == 'true' else pytest.skip(message)
-    lines, sheet_HW3 = check(SAMPLE / 'panoptic_examples.json', tmp_path, capsys)
+def test_sample_of_coco_panoptic(tmp_path, capsys, real_data):
+    folder = real_data('coco_panoptic_sample')
+    lines, sheet_HW3 = check(folder / 'panoptic_examples.json', tmp_path, capsys)
     assert lines[1:3] == [
         'images: 2; 2 can be used, 0 have no mask, 0 are bad',
         'masks: 47; least, median and most per image: 17, 24, 30',
@@ -92,5 +86,5 @@ def test_sample_of_coco_panoptic(tmp_path, capsys):
     assert 'masks left out: 3 crowd' in lines
     assert len(np.unique(sheet_HW3.reshape(-1, 3), axis=0)) > 10_000
     with pytest.raises(SystemExit, match=None) as stop:
-        main(['data', 'check', str(SAMPLE), '--cache', str(tmp_path / 'cache')])
+        main(['data', 'check', str(folder), '--cache', str(tmp_path / 'cache')])
     assert 'has 2 files of COCO: name one, such as' in stop.value.code

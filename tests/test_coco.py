@@ -16,7 +16,6 @@ from samjax.data.layouts import coco
 from samjax.data.layouts.labelled import Bad, Unusable
 from samjax.errors import SamjaxError
 
-REAL = Path(__file__).parents[1] / '../shared/data/coco_panoptic_sample'
 HEIGHT, WIDTH = 6, 8
 
 RECTANGLE = [1, 1, 5, 1, 5, 4, 1, 4]  # x, y of its corners
@@ -771,21 +770,19 @@ def test_json_of_sa1b_is_not_parsed(tmp_path, monkeypatch):
 # ---- real data -------------------------------------------------------------------------------------
 
 
-def test_real_panoptic_and_instances_have_the_same_masks():
-    if not REAL.exists():
-        message = f'{REAL.resolve()} is missing'
-        pytest.fail(message) if os.environ.get('CI') == 'true' else pytest.skip(message)
+def test_real_panoptic_and_instances_have_the_same_masks(real_data):
+    folder = real_data('coco_panoptic_sample')
     sets = []
     for file, layout in [
         ('panoptic_examples.json', 'COCO panoptic'),
         ('panoptic_coco_detection_format.json', 'COCO instances'),
     ]:
-        assert coco.is_coco(REAL / file)
-        assert coco.find(REAL / file).layout == layout
-        found = {item.name: item.load() for item in items(REAL / file)}
+        assert coco.is_coco(folder / file)
+        assert coco.find(folder / file).layout == layout
+        found = {item.name: item.load() for item in items(folder / file)}
         assert found.keys() == {'000000142238', '000000439180'}
         for name, one in found.items():
-            photo = REAL / f'input_images/{name}.jpg'
+            photo = folder / f'input_images/{name}.jpg'
             assert one.image == photo.read_bytes()
             with Image.open(photo) as image:
                 assert one.size == (image.height, image.width)

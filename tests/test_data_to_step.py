@@ -1,9 +1,7 @@
 """From a tar shard as SA-1B has them to a training step, with every mask where pycocotools and the rule say it is."""
 
 import json
-import os
 import zlib
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,19 +16,16 @@ from samjax.bits import unpack_rows
 from samjax.data import pipeline
 from samjax.data.transforms import frame_size
 
-REAL = Path(__file__).parents[1] / '../shared/data/bsds500/val'
 LOADER = {'seed': 0, 'max_area': 1.0, 'flip': 'none', 'jitter': (1.0, 1.0), 'workers': 0, 'prefetch': 1}
 
 
 @pytest.fixture(scope='module')
-def shard(tmp_path_factory):
+def shard(tmp_path_factory, real_data):
     """Three photographs of BSDS500 and two generated ones of SA-1B's size, one upright; and their annotations."""
-    if not REAL.exists():
-        message = f'{REAL.resolve()} is missing'
-        pytest.fail(message) if os.environ.get('CI') == 'true' else pytest.skip(message)
+    folder = real_data('bsds500/val')
     rng = np.random.default_rng(0)
     pictures = [photograph(rng), photograph(rng, 2250, 1500)]
-    for file in sorted(REAL.glob('*.jpg'))[:3]:
+    for file in sorted(folder.glob('*.jpg'))[:3]:
         pictures.append((file.read_bytes(), json.loads(file.with_suffix('.json').read_text())))
     folder = tmp_path_factory.mktemp('shard')
     write_shard(folder / 'sa_000000.tar', pictures)

@@ -5,7 +5,7 @@ import pytest
 import scipy.io
 from PIL import Image
 from test_sa1b import picture
-from test_tasks import params, subject  # noqa: F401
+from test_tasks import subject
 
 from samjax import edges
 from samjax.errors import SamjaxError
@@ -70,7 +70,7 @@ def bsds(tmp_path):
     return images
 
 
-def test_task_scores_images_and_leaves_their_edges(tmp_path, params, bsds):  # noqa: F811
+def test_task_scores_images_and_leaves_their_edges(tmp_path, params, bsds):
     found = edges.edges(subject(tmp_path, params, 1, bsds), Options(), tmp_path / 'out')
     assert list(found.scores) == ['ODS', 'OIS', 'AP', 'R50']
     assert 0 <= found.scores['ODS'] <= found.scores['OIS'] <= 1
@@ -82,7 +82,7 @@ def test_task_scores_images_and_leaves_their_edges(tmp_path, params, bsds):  # n
     np.testing.assert_equal(again.scores, found.scores)
 
 
-def test_what_is_missing_is_said(tmp_path, params, bsds):  # noqa: F811
+def test_what_is_missing_is_said(tmp_path, params, bsds):
     here = subject(tmp_path, params, 1, bsds)
     with pytest.raises(SamjaxError, match='nowhere hold no .mat files: give --ground_truth=DIR'):
         edges.edges(here, Options(ground_truth=str(tmp_path / 'nowhere')), tmp_path / 'out')

@@ -10,31 +10,26 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from test_report import tiny_run_config
 
-from samjax import checkpoint, step
+from samjax import checkpoint
 from samjax.data import pipeline
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
 from samjax.evaluate import evaluate
 from samjax.findings import Options
-from samjax.model.sam import sam_config
 from samjax.structs import Example
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def restored(monkeypatch):
+def restored(monkeypatch, params):
     """A run whose newest checkpoint, of step 12, is random."""
     config = tiny_run_config()
-    shapes = jax.eval_shape(lambda: step.init_params(sam_config(**config.model), 0))
-    rng = np.random.default_rng(0)
-    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    monkeypatch.setattr(checkpoint, 'restore_params', lambda workdir, config: (*drawn, 12))
+    monkeypatch.setattr(checkpoint, 'restore_params', lambda workdir, config: (*params, 12))
     return config
 
 
@@ -97,15 +92,12 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message)
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(tmp_path_factory, params):
     """A run with random parameters, to be evaluated on 7 scenes."""
     config = tiny_run_config()
     config.data.eval_images = 7
     folder = tmp_path_factory.mktemp('run')
-    shapes = jax.eval_shape(lambda: step.init_params(sam_config(**config.model), 0))
-    rng = np.random.default_rng(0)
-    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    checkpoint.save_params(str(folder), config, *drawn)
+    checkpoint.save_params(str(folder), config, *params)
     return folder
 
 

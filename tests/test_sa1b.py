@@ -22,7 +22,6 @@ from samjax.data.layouts.sa1b import Pair, Part
 from samjax.data.object_masks import record, source, unit
 from samjax.errors import SamjaxError
 
-REAL = Path(__file__).parents[1] / '../shared/data/bbbc038/val'
 HEIGHT, WIDTH = 24, 40
 
 
@@ -599,13 +598,11 @@ def test_folder_that_cannot_be_read(folder, tmp_path, monkeypatch):
 # ---- real data -------------------------------------------------------------------------------------
 
 
-def test_real_masks_decode_as_pycocotools_says(tmp_path):
-    if not REAL.exists():
-        message = f'{REAL.resolve()} is missing'
-        pytest.fail(message) if os.environ.get('CI') == 'true' else pytest.skip(message)
+def test_real_masks_decode_as_pycocotools_says(tmp_path, real_data):
+    folder = real_data('bbbc038/val')
     some = tmp_path / 'some'
     some.mkdir()
-    for file in sorted(REAL.glob('*.json'))[:6]:
+    for file in sorted(folder.glob('*.json'))[:6]:
         (some / file.name).symlink_to(file.resolve())
         (some / file.with_suffix('.png').name).symlink_to(file.with_suffix('.png').resolve())
     source = open_source(some, tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_sa1b import content, mask, picture, write
-from test_tasks import params, subject  # noqa: F401
+from test_tasks import subject
 
 from configs import suite as suite_config
 from samjax.errors import SamjaxError
@@ -25,7 +25,7 @@ def root(tmp_path):
     return tmp_path / 'sets'
 
 
-def run(tmp_path, params, root, **changes):  # noqa: F811
+def run(tmp_path, params, root, **changes):
     here = subject(tmp_path, params)
     here.config.data.cache = str(tmp_path / 'cache')
     config = suite_config.get_config()
@@ -42,7 +42,7 @@ def test_config_has_the_sets_of_the_paper():
     assert sum(one.sam_minus_ritm > 0 for one in config.sets.values()) == 16
 
 
-def test_sets_that_are_there_are_scored_and_the_others_listed(tmp_path, params, root):  # noqa: F811
+def test_sets_that_are_there_are_scored_and_the_others_listed(tmp_path, params, root):
     found = run(tmp_path, params, root)
     assert list(found.scores['sets']) == ['bbbc038v1', 'gtea']
     assert found.scores['sets']['bbbc038v1']['sam']['masks'] == 3
@@ -60,12 +60,12 @@ def test_sets_that_are_there_are_scored_and_the_others_listed(tmp_path, params, 
     assert (tmp_path / 'out' / 'gtea' / 'masks.csv').exists()
 
 
-def test_large_sets_are_sampled_by_masks(tmp_path, params, root):  # noqa: F811
+def test_large_sets_are_sampled_by_masks(tmp_path, params, root):
     found = run(tmp_path, params, root, max_masks=1)
     assert found.scores['sets']['bbbc038v1']['sam']['images'] == 1
     assert found.scores['sets']['gtea']['sam']['masks'] == 4  # of one image
 
 
-def test_no_set_at_all(tmp_path, params):  # noqa: F811
+def test_no_set_at_all(tmp_path, params):
     with pytest.raises(SamjaxError, match='nowhere has none of the 23 sets: put them where configs/suite.py says'):
         run(tmp_path, params, tmp_path / 'nowhere')

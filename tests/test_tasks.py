@@ -2,28 +2,19 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from pycocotools import mask as coco
 from test_report import tiny_run_config
 from test_sa1b import picture
 
-from samjax import boxes, grid, step
+from samjax import boxes, grid
 from samjax.errors import SamjaxError
 from samjax.findings import Options
 from samjax.instances import box_masks, instances
-from samjax.model.sam import sam_config
 from samjax.predictor import Prompt
 from samjax.proposals import proposals, propose, stability
 from samjax.subject import Subject, on_devices
-
-
-@pytest.fixture(scope='module')
-def params():
-    shapes = jax.eval_shape(lambda: step.init_params(sam_config(**tiny_run_config().model), 0))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
 
 
 def subject(tmp_path, params, devices=1, path=None):
