@@ -20,8 +20,8 @@ from ml_collections import config_flags
 
 from samjax import checkpoint, cluster
 from samjax.errors import SamjaxError, one_line
-from samjax.evaluate import TASKS, evaluate
-from samjax.findings import Options
+from samjax.evaluation.evaluate import TASKS, evaluate
+from samjax.evaluation.findings import Options
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the trained run.', required=True)
 TASK = flags.DEFINE_string('task', 'interactive', f'One of {", ".join(TASKS)}.')

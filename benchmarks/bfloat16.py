@@ -13,9 +13,9 @@ import pathlib
 import numpy as np
 from pycocotools import mask as coco
 
-from samjax.clicks import first_click
 from samjax.convert.convert import open_predictor
-from samjax.metrics import mask_iou
+from samjax.evaluation.clicks import first_click
+from samjax.evaluation.metrics import mask_iou
 from samjax.prediction import read_image
 from samjax.predictor import Prompt
 

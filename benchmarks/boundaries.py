@@ -16,8 +16,8 @@ import numpy as np
 from scipy import ndimage
 from skimage import feature, filters
 
-from samjax.boundaries import THRESHOLDS, count_all, read_truth, scores
-from samjax.boundary_plot import draw
+from samjax.evaluation.boundaries import THRESHOLDS, count_all, read_truth, scores
+from samjax.evaluation.boundary_plot import draw
 from samjax.prediction import read_image
 
 SOBEL_SIGMA = 1.0  # px; of the Gaussian before the slopes

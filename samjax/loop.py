@@ -15,15 +15,16 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from samjax import checkpoint, flops, pictures, report, sharding
+from samjax import checkpoint, flops, pictures, sharding
 from samjax import log as logs
 from samjax.checkpoint import Checkpoints
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
-from samjax.findings import Options
+from samjax.evaluation import report
+from samjax.evaluation.findings import Options
+from samjax.evaluation.subject import on_devices
 from samjax.program import Program, build
 from samjax.step import TrainState
-from samjax.subject import on_devices
 
 # What a run that was asked to stop exits with: the number of the signal says who asked.
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 75}  # Ctrl-C; preemption: "try again" of sysexits.h

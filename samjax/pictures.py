@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from samjax.data import transforms
 from samjax.data.transforms import View, frame_size, view_image, view_mask
-from samjax.evaluators import Outcome, Picture, Trace
+from samjax.evaluation.evaluators import Outcome, Picture, Trace
 from samjax.predictor import Answer, Prompt
 from samjax.structs import POSITIVE, Example
 

@@ -12,8 +12,8 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from samjax.average_precision import average_precision, average_recall, read_boxes, read_truth
 from samjax.errors import SamjaxError
+from samjax.evaluation.average_precision import average_precision, average_recall, read_boxes, read_truth
 
 SIDE = 40  # px of the images of the examples
 FREQUENCIES = 'rcffc'

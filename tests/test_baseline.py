@@ -3,9 +3,9 @@ import sys
 import numpy as np
 import pytest
 
-from samjax import baseline
-from samjax.baseline import FloodFill, GrabCut
 from samjax.errors import SamjaxError
+from samjax.evaluation import baseline
+from samjax.evaluation.baseline import FloodFill, GrabCut
 from samjax.structs import (
     ABSENT,
     BOX_BOTTOM_RIGHT,

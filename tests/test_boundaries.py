@@ -8,9 +8,9 @@ import scipy.io
 from scipy.optimize import linear_sum_assignment
 from skimage.morphology import thin
 
-from samjax import boundaries
-from samjax.boundaries import Counts
 from samjax.errors import SamjaxError
+from samjax.evaluation import boundaries
+from samjax.evaluation.boundaries import Counts
 
 
 def lines(*rows):

@@ -9,9 +9,9 @@ import scipy.io
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
-from samjax import boundaries, boundary_plot
-from samjax.boundaries import Counts, Curve, count, count_all, match, read_truth, scores, thin
 from samjax.errors import SamjaxError
+from samjax.evaluation import boundaries, boundary_plot
+from samjax.evaluation.boundaries import Counts, Curve, count, count_all, match, read_truth, scores, thin
 
 
 def drawn(text):

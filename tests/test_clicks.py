@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from samjax import clicks
+from samjax.evaluation import clicks
 from samjax.structs import NEGATIVE, POSITIVE
 
 

@@ -400,6 +400,6 @@ def test_importing_samjax_needs_no_torch():
         '    def find_spec(name, path=None, target=None):\n'
         '        if name in ("torch", "transformers", "segment_anything"): raise ImportError(name)\n'
         'sys.meta_path.insert(0, Refuse)\n'
-        'import samjax.__main__, samjax.prediction, samjax.loop, samjax.report, samjax.convert.verify'
+        'import samjax.__main__, samjax.prediction, samjax.loop, samjax.evaluation.report, samjax.convert.verify'
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

@@ -7,9 +7,9 @@ from PIL import Image
 from test_sa1b import picture
 from test_tasks import subject
 
-from samjax import edges
 from samjax.errors import SamjaxError
-from samjax.findings import Options
+from samjax.evaluation import edges
+from samjax.evaluation.findings import Options
 
 
 def test_edges_of_a_mask_lie_just_outside_it():

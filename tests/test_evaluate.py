@@ -18,8 +18,8 @@ from samjax import checkpoint
 from samjax.data import pipeline
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
-from samjax.evaluate import evaluate
-from samjax.findings import Options
+from samjax.evaluation.evaluate import evaluate
+from samjax.evaluation.findings import Options
 from samjax.structs import Example
 
 ROOT = pathlib.Path(__file__).parents[1]

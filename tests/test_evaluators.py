@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from samjax import evaluators, survey
+from samjax import survey
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
-from samjax.evaluators import Interactive, SamSegmenter
+from samjax.evaluation import evaluators
+from samjax.evaluation.evaluators import Interactive, SamSegmenter
 from samjax.model.sam import SIZES, abstract
 from samjax.predictor import Predictor, _decode, _encode
 from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, Example, Prediction

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from samjax import metrics
-from samjax.metrics import Mean
+from samjax.evaluation import metrics
+from samjax.evaluation.metrics import Mean
 
 
 def test_mask_iou_by_hand():

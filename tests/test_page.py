@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samjax import page
 from samjax.errors import SamjaxError
-from samjax.page import Facts, Figure, Gallery, Table
+from samjax.evaluation import page
+from samjax.evaluation.page import Facts, Figure, Gallery, Table
 
 VOID = ('meta', 'link', 'img')  # elements without an end
 SCRIPT = '<script>alert("1" & \'2\')</script>'

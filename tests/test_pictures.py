@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from samjax import pictures
-from samjax.evaluators import Outcome, Picture, Row, Trace
+from samjax.evaluation.evaluators import Outcome, Picture, Row, Trace
 from samjax.pictures import Window
 from samjax.structs import NEGATIVE, POSITIVE
 

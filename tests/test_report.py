@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from samjax import evaluators, report
 from samjax.data.scenes import Scenes
-from samjax.evaluators import Interactive
+from samjax.evaluation import evaluators, report
+from samjax.evaluation.evaluators import Interactive
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -9,8 +9,8 @@ from test_tasks import subject
 
 from configs import suite as suite_config
 from samjax.errors import SamjaxError
-from samjax.findings import Options
-from samjax.suite import suite
+from samjax.evaluation.findings import Options
+from samjax.evaluation.suite import suite
 
 ROOT = Path(__file__).parents[1]
 

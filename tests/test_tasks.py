@@ -8,13 +8,14 @@ from pycocotools import mask as coco
 from test_report import tiny_run_config
 from test_sa1b import picture
 
-from samjax import boxes, grid
+from samjax import boxes
 from samjax.errors import SamjaxError
-from samjax.findings import Options
-from samjax.instances import box_masks, instances
+from samjax.evaluation import grid
+from samjax.evaluation.findings import Options
+from samjax.evaluation.instances import box_masks, instances
+from samjax.evaluation.proposals import proposals, propose, stability
+from samjax.evaluation.subject import Subject, on_devices
 from samjax.predictor import Prompt
-from samjax.proposals import proposals, propose, stability
-from samjax.subject import Subject, on_devices
 
 
 def subject(tmp_path, params, devices=1, path=None):

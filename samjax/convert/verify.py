@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from PIL import Image
 
-from samjax import metrics
 from samjax.convert import weights
 from samjax.convert.convert import to_states
 from samjax.errors import SamjaxError
+from samjax.evaluation import metrics
 from samjax.model.sam import SamConfig
 from samjax.predictor import Predictor, Prompt
 from samjax.structs import ALL_MASKS, MULTIMASK

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from samjax.boundaries import Curve
+from samjax.evaluation.boundaries import Curve
 from samjax.pictures import SERIES
 
 STYLES = list(itertools.product(('-', '--', ':'), SERIES))

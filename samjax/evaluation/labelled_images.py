@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from samjax.average_precision import Truth
 from samjax.data.layouts import coco
 from samjax.data.layouts.labelled import Bad
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
-from samjax.subject import Subject
+from samjax.evaluation.average_precision import Truth
+from samjax.evaluation.subject import Subject
 from samjax.survey import choose
 
 

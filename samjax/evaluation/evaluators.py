@@ -25,9 +25,9 @@ import jax
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from samjax import clicks as user
 from samjax.errors import SamjaxError
-from samjax.metrics import Mean, mask_area, mask_iou, pearson, spearman
+from samjax.evaluation import clicks as user
+from samjax.evaluation.metrics import Mean, mask_area, mask_iou, pearson, spearman
 from samjax.predictor import Predictor, Said, fill
 from samjax.structs import (
     ALL_MASKS,

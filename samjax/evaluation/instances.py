@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from samjax.average_precision import BoxFile, average_precision, read_boxes, read_truth
 from samjax.data import rle
 from samjax.errors import SamjaxError
-from samjax.findings import Findings, Options
-from samjax.labelled_images import LabelledImages
-from samjax.page import Table
+from samjax.evaluation.average_precision import BoxFile, average_precision, read_boxes, read_truth
+from samjax.evaluation.findings import Findings, Options
+from samjax.evaluation.labelled_images import LabelledImages
+from samjax.evaluation.page import Table
+from samjax.evaluation.subject import Subject
 from samjax.predictor import Predictor, Said, fill
 from samjax.structs import ALL_MASKS, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, MULTIMASK
-from samjax.subject import Subject
 from samjax.survey import UNFINISHED, Ledger, survey
 
 # mask AP in %: all, small, medium, large, with the boxes of ViTDet-H

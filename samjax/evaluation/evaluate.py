@@ -17,15 +17,15 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from samjax import page
-from samjax.edges import edges
 from samjax.errors import SamjaxError
-from samjax.findings import Options
-from samjax.instances import instances
-from samjax.proposals import proposals
-from samjax.report import file_name, interactive
-from samjax.subject import open_subject
-from samjax.suite import suite
+from samjax.evaluation import page
+from samjax.evaluation.edges import edges
+from samjax.evaluation.findings import Options
+from samjax.evaluation.instances import instances
+from samjax.evaluation.proposals import proposals
+from samjax.evaluation.report import file_name, interactive
+from samjax.evaluation.subject import open_subject
+from samjax.evaluation.suite import suite
 from samjax.survey import UNFINISHED
 
 TASKS = {

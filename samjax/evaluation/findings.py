@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from samjax.page import Figure, Gallery, Table
+from samjax.evaluation.page import Figure, Gallery, Table
 
 
 class Options(NamedTuple):

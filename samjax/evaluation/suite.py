@@ -12,10 +12,10 @@ from samjax import pictures
 from samjax.data.layouts.public import PREFIX
 from samjax.data.object_masks.source import open_source
 from samjax.errors import SamjaxError
-from samjax.findings import Findings, Options
-from samjax.page import Figure, Table
-from samjax.report import file_name, measure_all, open_segmenters
-from samjax.subject import Subject
+from samjax.evaluation.findings import Findings, Options
+from samjax.evaluation.page import Figure, Table
+from samjax.evaluation.report import file_name, measure_all, open_segmenters
+from samjax.evaluation.subject import Subject
 
 # mIoU in % at 1 and 5 clicks, mean over the 23 sets (arXiv 2408.00714, Table 15)
 PAPER = {'SAM ViT-B, as published': (55.9, 80.9), 'SAM ViT-H, as published': (58.1, 81.3)}

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from samjax import pictures, step
 from samjax.data import pipeline
 from samjax.errors import SamjaxError
-from samjax.evaluators import Interactive, Outcome, SamSegmenter
-from samjax.findings import Findings, Options, pictures_of
+from samjax.evaluation.evaluators import Interactive, Outcome, SamSegmenter
+from samjax.evaluation.findings import Findings, Options, pictures_of
+from samjax.evaluation.page import Figure, Gallery, Table
+from samjax.evaluation.subject import Subject, on_devices
 from samjax.model.sam import sam_config
-from samjax.page import Figure, Gallery, Table
 from samjax.predictor import Predictor
-from samjax.subject import Subject, on_devices
 from samjax.survey import UNFINISHED, Ledger
 
 EVAL_SEED = 1_000_003  # of drawn scenes; far from the seeds that runs are given
@@ -163,7 +163,7 @@ def _other(name: str, config: ConfigDict) -> list:
         params, buffers = jax.jit(lambda: step.init_params(model, config.seed))()
         return sam_segmenters(name, config, on_devices(config, params, buffers))
     try:
-        from samjax import baseline  # needs packages that only developers install
+        from samjax.evaluation import baseline  # needs packages that only developers install
 
         if name == 'flood':
             return [baseline.FloodFill()]

@@ -1,4 +1,4 @@
-"""Classical click baselines: segmenters (see `samjax.evaluators`) that have learnt nothing.
+"""Classical click baselines: segmenters (see `samjax.evaluation.evaluators`) that have learnt nothing.
 
 They go by colour and edges only and are held against the model in the same evaluation.  Their
 constants were chosen once for all, on training images of BBBC038, BSDS500 and drawn scenes.

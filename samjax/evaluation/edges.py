@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from samjax import boundaries
-from samjax.boundary_plot import draw
 from samjax.boxes import box_of, suppress
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
-from samjax.findings import Findings, Options
-from samjax.grid import grid_masks
-from samjax.page import Figure, Gallery, Table
+from samjax.evaluation import boundaries
+from samjax.evaluation.boundary_plot import draw
+from samjax.evaluation.findings import Findings, Options
+from samjax.evaluation.grid import grid_masks
+from samjax.evaluation.page import Figure, Gallery, Table
+from samjax.evaluation.subject import Subject
 from samjax.predictor import Predictor
-from samjax.subject import Subject
 from samjax.survey import UNFINISHED, Ledger, choose, survey
 
 # F at the optimal scale of the set and of each image, average precision, recall at a precision of 50 %

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from samjax.average_precision import average_recall, read_truth
 from samjax.boxes import box_of, suppress
 from samjax.data import rle
-from samjax.findings import Findings, Options
-from samjax.grid import grid_masks
-from samjax.labelled_images import LabelledImages
-from samjax.page import Table
+from samjax.evaluation.average_precision import average_recall, read_truth
+from samjax.evaluation.findings import Findings, Options
+from samjax.evaluation.grid import grid_masks
+from samjax.evaluation.labelled_images import LabelledImages
+from samjax.evaluation.page import Table
+from samjax.evaluation.subject import Subject
 from samjax.predictor import Predictor
-from samjax.subject import Subject
 from samjax.survey import UNFINISHED, Ledger, survey
 
 OVERLAP = 0.9  # IoU of boxes above which the less confident mask is dropped
