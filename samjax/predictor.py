@@ -52,28 +52,31 @@ class Answer:
     low_Myx: np.ndarray  # float32 logits, as mask prompt for a next call
 
 
+ALL = slice(None)
+
+
 class Frame:
     """How an image of (height, width) px lies in the model frame, and how masks get back from there."""
 
     def __init__(self, config: SamConfig, height: int, width: int):
         self.original = height, width
         self.size = new_h, new_w = transforms.frame_size(height, width, config.image_size)
-        # Low resolution -> frame -> cut off the padding -> original size, as one matrix per axis.  Each has three
-        # numbers per row that are not 0 (up to four when it shrinks).
+        # Low resolution -> frame -> cut off the padding -> original size, at once for each axis.
         (low_y, low_x), (frame_h, frame_w) = config.low_size, config.image_size
-        rows_Hy = resize.matrix(new_h, height) @ resize.matrix(low_y, frame_h)[:new_h]
-        columns_Wx = resize.matrix(new_w, width) @ resize.matrix(low_x, frame_w)[:new_w]
-        self._rows_Hy, self._columns_Wx = sparse.csr_array(rows_Hy), sparse.csr_array(columns_Wx)
+        self.rows = resize.chained(resize.taps(low_y, frame_h), resize.taps(new_h, height))
+        self.columns = resize.chained(resize.taps(low_x, frame_w), resize.taps(new_w, width))
 
     def points(self, points_K2: np.ndarray) -> np.ndarray:
         """Pixels of the image -> pixels of the frame, float32; in float64 until then, as the original does."""
         (height, width), (new_h, new_w) = self.original, self.size
         return (np.asarray(points_K2, np.float64) * (new_w / width, new_h / height)).astype(np.float32)
 
-    def upscale(self, low_yx: np.ndarray) -> np.ndarray:
-        """Low-resolution logits of the frame -> logits at the size of the image, float32 (H, W)."""
-        wide_yW = np.ascontiguousarray((self._columns_Wx @ low_yx.T).T)
-        return self._rows_Hy @ wide_yW
+    def upscale(self, low_yx: np.ndarray, rows: slice = ALL, columns: slice = ALL) -> np.ndarray:
+        """Low-resolution logits of the frame -> logits of these rows and columns of the image, float32 (H, W)."""
+        low_y, low_x = low_yx.shape
+        columns_Wx, rows_Hy = _sparse(self.columns, columns, low_x), _sparse(self.rows, rows, low_y)
+        wide_yW = np.ascontiguousarray((columns_Wx @ low_yx.T).T)
+        return rows_Hy @ wide_yW
 
     def masks(self, low_Myx: np.ndarray, as_logits: bool) -> np.ndarray:
         """Low-resolution logits -> masks (M, H, W) at the size of the image: bool, or float32 logits."""
@@ -84,12 +87,20 @@ class Frame:
         return masks_MHW
 
 
+def _sparse(taps: resize.Taps, some: slice, n_in: int) -> sparse.csr_array:
+    """The matrix (outputs, n_in) of some outputs of an axis."""
+    first_n, weight_nt = taps.first_n[some], taps.weight_nt[some]
+    places_nt = np.minimum(first_n[:, None] + np.arange(weight_nt.shape[1]), n_in - 1)
+    rows = np.arange(len(first_n) + 1) * weight_nt.shape[1]
+    return sparse.csr_array((weight_nt.ravel(), places_nt.ravel(), rows), (len(first_n), n_in))
+
+
 class Predictor:
     """A SAM that answers prompts about images.  Programs are compiled for the shapes that occur, in powers of two."""
 
     def __init__(self, config: SamConfig, params: nnx.State, buffers: nnx.State):
         self.config = config
-        self._model = abstract(config)[0], params, buffers
+        self.model = abstract(config)[0], params, buffers
         self.reset_image()
 
     # ---- one image, as in segment-anything ----
@@ -102,7 +113,7 @@ class Predictor:
         """
         if image_format not in ('RGB', 'BGR'):
             raise SamjaxError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}.")
-        _check_image(image)
+        check_image(image)
         self.reset_image()
         [self._frame], self._embed_BhwC = self.encode([image if image_format == 'RGB' else image[..., ::-1]])
 
@@ -186,18 +197,18 @@ class Predictor:
     def encode(self, images: Sequence[np.ndarray]) -> tuple[list[Frame], jax.Array]:
         """Where each image lies in the frame, and embed_BhwC of all; B is filled up to a power of two."""
         for image in images:
-            _check_image(image)
+            check_image(image)
         batch = _room(len(images))
         image_BHW3 = np.zeros((batch, *self.config.image_size, 3), np.uint8)
         size_B2 = np.zeros((batch, 2), np.int32)
         for b, image in enumerate(images):
             image_BHW3[b], size_B2[b] = transforms.frame_image(image, self.config.image_size)
         frames = [Frame(self.config, *image.shape[:2]) for image in images]
-        return frames, _encode(*self._model, image_BHW3, size_B2)
+        return frames, _encode(*self.model, image_BHW3, size_B2)
 
     def decode(self, embed_BhwC: jax.Array, prompts: Prompts, answering: tuple[int, ...]) -> Prediction:
         """The model's decoder, compiled for the shapes of its arguments; see `samjax.structs`."""
-        return _decode(*self._model, embed_BhwC, prompts, answering)
+        return _decode(*self.model, embed_BhwC, prompts, answering)
 
     def answer_low(
         self,
@@ -242,10 +253,14 @@ class Said(NamedTuple):
 def fill(said: Sequence[Sequence[Said]], room: tuple[int, int, int], low_size: tuple[int, int]) -> Prompts:
     """The prompts about each image, in arrays with room for (B, N, P); what is left over is absent."""
     points_BNP2, labels_BNP = np.zeros((*room, 2), np.float32), np.full(room, ABSENT, np.int32)
+    for b, of_image in enumerate(said):
+        for n, (points_P2, labels_P, _) in enumerate(of_image):
+            points_BNP2[b, n, : len(labels_P)], labels_BNP[b, n, : len(labels_P)] = points_P2, labels_P
+    if all(mask_yx is None for of_image in said for *_, mask_yx in of_image):
+        return Prompts(points_BNP2, labels_BNP)
     mask_BNyx, has_mask_BN = np.zeros((*room[:2], *low_size), np.float32), np.zeros(room[:2], bool)
     for b, of_image in enumerate(said):
-        for n, (points_P2, labels_P, mask_yx) in enumerate(of_image):
-            points_BNP2[b, n, : len(labels_P)], labels_BNP[b, n, : len(labels_P)] = points_P2, labels_P
+        for n, (*_, mask_yx) in enumerate(of_image):
             if mask_yx is not None:
                 mask_BNyx[b, n], has_mask_BN[b, n] = mask_yx, True
     return Prompts(points_BNP2, labels_BNP, mask_BNyx, has_mask_BN)
@@ -279,7 +294,7 @@ def _said(config: SamConfig, frame: Frame, prompt: Prompt) -> Said:
     return Said(np.concatenate(points).astype(np.float32), np.concatenate(labels).astype(np.int32), mask_yx)
 
 
-def _check_image(image) -> None:
+def check_image(image) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
         raise SamjaxError(f'an image is {what}: give a numpy array, uint8 (height, width, 3).')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,15 +26,41 @@ def _upsample_last(x: jax.Array, factor: int) -> jax.Array:
     return jnp.stack(phases, -1).reshape(*x.shape[:-1], n * factor)
 
 
+class Taps(NamedTuple):
+    """How one axis is resized: an output is the sum of a few neighbouring inputs, each with a weight."""
+
+    first_n: np.ndarray  # int32, the first of them
+    weight_nt: np.ndarray  # float32; the sum is 1, what lies beyond the last input is 0
+
+
+def taps(n_in: int, n_out: int) -> Taps:
+    """Of two inputs for each output."""
+    position = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0)
+    low = np.minimum(position.astype(np.int32), n_in - 1)
+    weight = np.where(low + 1 < n_in, position - low, 0).astype(np.float32)
+    return Taps(low, np.stack([1 - weight, weight], -1))
+
+
+def chained(first: Taps, second: Taps) -> Taps:
+    """One resizing after another: of the inputs of `first` for each output of `second`, four of them."""
+    places, weights = [], []
+    for step in range(2):
+        middle = np.minimum(second.first_n + step, len(first.first_n) - 1)
+        for more in range(2):
+            places.append(first.first_n[middle] + more)
+            weights.append(second.weight_nt[:, step] * first.weight_nt[middle, more])
+    start, weight_n4 = places[0], np.zeros((len(second.first_n), 4), np.float32)
+    for place, weight in zip(places, weights, strict=True):
+        np.add.at(weight_n4, (np.arange(len(start)), np.minimum(place - start, 3)), weight)
+    return Taps(start, weight_n4)
+
+
 def matrix(n_in: int, n_out: int) -> np.ndarray:
     """float32 (n_out, n_in) matrix that resizes one axis: `matrix(H, y) @ low_yx @ matrix(W, x).T`."""
-    position = np.maximum((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0)
-    low = np.minimum(position.astype(int), n_in - 1)
-    high = np.minimum(low + 1, n_in - 1)
-    weight = (position - low).astype(np.float32)
+    first_n, weight_n2 = taps(n_in, n_out)
     result = np.zeros((n_out, n_in), np.float32)
-    np.add.at(result, (np.arange(n_out), low), 1 - weight)
-    np.add.at(result, (np.arange(n_out), high), weight)
+    for step in range(2):
+        np.add.at(result, (np.arange(n_out), np.minimum(first_n + step, n_in - 1)), weight_n2[:, step])
     return result
 
 

@@ -175,7 +175,8 @@ def interact(
         """One round: answer, loss, and the prompts of the next round."""
         number, adds, slot, keys_B = inputs
         decoder_keys_B, click_keys_B = split(keys_B, 2)
-        looked = sam.look(embed_BhwC, given, decoder_keys_B)
+        own_BN5C, image_BNhwC = sam.look(embed_BhwC, given, decoder_keys_B)
+        looked = own_BN5C, sam.mask_decoder.enlarge(image_BNhwC)
         # One prompt is ambiguous and gets three answers; from then on there are several, and one answer.
         ambiguous, clear = functools.partial(judge, MULTIMASK), functools.partial(judge, SINGLE_MASK)
         parts, low_BNyx, answer_BNHW = jax.lax.cond(number == 0, ambiguous, clear, looked)

@@ -65,8 +65,8 @@ class Prompts:
 
     points_BNP2: jax.Array  # float32 (x, y) in pixels of the model frame
     labels_BNP: jax.Array  # int32, one of the codes above
-    mask_BNyx: jax.Array  # float32 logits of an earlier answer
-    has_mask_BN: jax.Array  # bool, False: `mask_BNyx` is ignored
+    mask_BNyx: jax.Array | None = None  # float32 logits of an earlier answer; None if no object has one
+    has_mask_BN: jax.Array | None = None  # bool, False: `mask_BNyx` is ignored
 
 
 @jax.tree_util.register_dataclass

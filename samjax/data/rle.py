@@ -13,6 +13,22 @@ def encode(mask_HW: np.ndarray) -> dict:
     return coco.encode(np.asfortranarray(mask_HW, np.uint8))
 
 
+def runs_of_part(mask_hw: np.ndarray, top: int, left: int, size: tuple[int, int]) -> list[int]:
+    """Lengths in px of the runs of 0, 1, 0, .. down the columns of a mask that is 0 outside of a part of `size` (H, W).
+
+    mask_hw: bool, the part; top, left: where its first pixel lies.
+    """
+    height, width = size
+    steps_wh = np.diff(np.pad(mask_hw.T, ((0, 0), (1, 1))).astype(np.int8))
+    column, row = np.nonzero(steps_wh)
+    edges = (column + left) * height + row + top
+    # A run that ends at the bottom of the image goes on at the top of the next column.
+    meets = np.flatnonzero(edges[1::2][:-1] == edges[2::2])
+    edges = np.delete(edges, np.concatenate([2 * meets + 1, 2 * meets + 2]))
+    counts = np.diff(np.concatenate([[0], edges, [height * width]])).tolist()
+    return counts if counts[-1] or len(counts) == 1 else counts[:-1]
+
+
 def as_text(rle: dict) -> dict:
     """COCO RLE for JSON."""
     return {'size': list(rle['size']), 'counts': rle['counts'].decode()}

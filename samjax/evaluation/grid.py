@@ -6,14 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from samjax.automatic.crops import point_grid
 from samjax.predictor import Frame, Predictor, Said, fill
 from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE
-
-
-def point_grid(side: int) -> np.ndarray:
-    """(side^2, 2) points (x, y) as shares of the image, x first: (i + 1/2) / side (utils/amg.py)."""
-    places = (np.arange(side) + 0.5) / side
-    return np.stack(np.meshgrid(places, places), -1).reshape(-1, 2)
 
 
 def grid_masks(

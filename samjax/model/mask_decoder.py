@@ -47,26 +47,40 @@ class MaskDecoder(nnx.Module):
         dense_BNhwC: jax.Array,
         keys_B: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """The decoder's own tokens (B, N, 1 + MASK_TOKENS, C) and the image (B, N, y, x, U) after their talk."""
-        b, n, h, w, c = dense_BNhwC.shape
+        """The decoder's own tokens (B, N, 1 + MASK_TOKENS, C) and the image (B, N, h, w, C) after their talk.
+
+        dense_BNhwC: N, h and w may be 1, if it is the same for all prompts or cells.
+        """
+        b, n = present_BNP.shape[:2]
+        h, w, c = positions_hwC.shape
         own_5C = jnp.concatenate([self.iou_token_1C[...], self.mask_tokens_4C[...]])
         own_BN5C = jnp.broadcast_to(own_5C[None, None], (b, n, 1 + MASK_TOKENS, c))
         tokens_BNTC = jnp.concatenate([own_BN5C, sparse_BNPC], 2).astype(self.dtype)
         present_BNT = jnp.pad(present_BNP, ((0, 0), (0, 0), (1 + MASK_TOKENS, 0)), constant_values=True)
-        image_BNLC = (embed_BhwC[:, None].astype(self.dtype) + dense_BNhwC).reshape(b, n, h * w, c)
+        image_BNLC = (embed_BhwC[:, None].astype(self.dtype) + dense_BNhwC).reshape(b, -1, h * w, c)
         image_pe_LC = positions_hwC.reshape(h * w, c).astype(self.dtype)
 
         tokens_BNTC, image_BNLC = self.transformer(tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B)
 
-        up_BNhwU = gelu(self.upscale_norm(self.upscale1(image_BNLC.reshape(b, n, h, w, c))))
-        return tokens_BNTC[:, :, : 1 + MASK_TOKENS], gelu(self.upscale2(up_BNhwU))
+        return tokens_BNTC[:, :, : 1 + MASK_TOKENS], image_BNLC.reshape(b, n, h, w, c)
+
+    def enlarge(self, image_BNhwC: jax.Array) -> jax.Array:
+        """The image at the resolution of the masks, (B, N, y, x, U)."""
+        return gelu(self.upscale2(gelu(self.upscale_norm(self.upscale1(image_BNhwC)))))
 
     def answer(self, own_BN5C: jax.Array, up_BNyxU: jax.Array, masks: tuple[int, ...]) -> Prediction:
-        """The masks of the mask tokens named in `masks`, from what `look` returned."""
+        """The masks of the mask tokens named in `masks`, from the own tokens and the enlarged image."""
+        return Prediction(self.masks(own_BN5C, up_BNyxU, masks), self.scores(own_BN5C, masks))
+
+    def masks(self, own_BN5C: jax.Array, up_BNyxU: jax.Array, masks: tuple[int, ...]) -> jax.Array:
+        """float32 logits (B, N, M, y, x)."""
         heads_BNMU = jnp.stack([self.mask_heads[m](own_BN5C[:, :, 1 + m]) for m in masks], 2)
-        logits_BNMyx = jnp.einsum('BNMU,BNyxU->BNMyx', heads_BNMU, up_BNyxU, preferred_element_type=jnp.float32)
+        return jnp.einsum('BNMU,BNyxU->BNMyx', heads_BNMU, up_BNyxU, preferred_element_type=jnp.float32)
+
+    def scores(self, own_BN5C: jax.Array, masks: tuple[int, ...]) -> jax.Array:
+        """The IoU each mask is expected to have, float32 (B, N, M); needs no mask."""
         iou_BN4 = self.iou_head(own_BN5C[:, :, 0]).astype(jnp.float32)
-        return Prediction(logits_BNMyx, jnp.stack([iou_BN4[..., m] for m in masks], -1))
+        return jnp.stack([iou_BN4[..., m] for m in masks], -1)
 
 
 class TwoWayTransformer(nnx.Module):
@@ -138,7 +152,12 @@ class TwoWayBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention whose inner width may be smaller than its channels."""
+    """Multi-head attention whose inner width may be smaller than its channels.
+
+    A side of few tokens takes the other side's projections upon itself: q (x Wk) is (q Wk) x.  It is the same algebra,
+    and 4,096 pixels are not projected for each prompt.  Where one side has no N of its own (an axis of length 1), it is
+    projected once for all prompts.
+    """
 
     def __init__(self, channels: int, inner: int, heads: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         shape = (heads, inner // heads)
@@ -149,18 +168,62 @@ class Attention(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, query_BNQC, key_BNKC, value_BNKC, present_BNK=None) -> jax.Array:
-        def project(x_BNKC, w_CAE, b_AE):
-            x_BNKAE = jnp.einsum('BNKC,CAE->BNKAE', x_BNKC, w_CAE[...].astype(self.dtype))
-            return x_BNKAE + bias_like(b_AE[...].astype(self.dtype), 5)
+        channels, heads, head = self.w_q_CAE.shape
+        attend = cheapest_order(query_BNQC.shape[1:3], key_BNKC.shape[1:3], channels, heads, head)
+        out_BNQC = getattr(self, attend)(query_BNQC, key_BNKC, value_BNKC, present_BNK)
+        return out_BNQC + bias_like(self.b_out_C[...].astype(self.dtype), 4)
 
-        q_BNQAE = project(query_BNQC, self.w_q_CAE, self.b_q_AE)
-        k_BNKAE = project(key_BNKC, self.w_k_CAE, self.b_k_AE)
-        v_BNKAE = project(value_BNKC, self.w_v_CAE, self.b_v_AE)
-        scale = q_BNQAE.shape[-1] ** -0.5
-        logits_BNAQK = jnp.einsum('BNQAE,BNKAE->BNAQK', q_BNQAE * scale, k_BNKAE)
+    def project_all(self, query_BNQC, key_BNKC, value_BNKC, present_BNK):
+        """The definition: both sides are projected, then they meet."""
+        q_BNQAE = self._queries(query_BNQC)
+        k_BNKAE = self._project(key_BNKC, self.w_k_CAE, self.b_k_AE)
+        v_BNKAE = self._project(value_BNKC, self.w_v_CAE, self.b_v_AE)
+        weights_BNAQK = self._weights(jnp.einsum('BNQAE,BNKAE->BNAQK', q_BNQAE, k_BNKAE), present_BNK)
+        out_BNQAE = jnp.einsum('BNAQK,BNKAE->BNQAE', weights_BNAQK, v_BNKAE)
+        return jnp.einsum('BNQAE,AEC->BNQC', out_BNQAE, self.w_out_AEC[...].astype(self.dtype))
+
+    def project_queries(self, query_BNQC, key_BNKC, value_BNKC, present_BNK):
+        """For few queries.  The bias of the keys adds the same to all logits of a query, which softmax does not see."""
+        w_k_CAE, w_v_CAE, w_out_AEC = (w[...].astype(self.dtype) for w in (self.w_k_CAE, self.w_v_CAE, self.w_out_AEC))
+        asked_BNAQC = jnp.einsum('BNQAE,CAE->BNAQC', self._queries(query_BNQC), w_k_CAE)
+        weights_BNAQK = self._weights(jnp.einsum('BNAQC,BNKC->BNAQK', asked_BNAQC, key_BNKC), present_BNK)
+        mixed_BNAQC = jnp.einsum('BNAQK,BNKC->BNAQC', weights_BNAQK, value_BNKC)
+        out_BNQAE = jnp.einsum('BNAQC,CAE->BNQAE', mixed_BNAQC, w_v_CAE)
+        out_BNQAE += bias_like(self.b_v_AE[...].astype(self.dtype), 5)
+        return jnp.einsum('BNQAE,AEC->BNQC', out_BNQAE, w_out_AEC)
+
+    def project_keys(self, query_BNQC, key_BNKC, value_BNKC, present_BNK):
+        """For few keys."""
+        w_q_CAE, b_q_AE, w_out_AEC = (w[...].astype(self.dtype) for w in (self.w_q_CAE, self.b_q_AE, self.w_out_AEC))
+        k_BNKAE = self._project(key_BNKC, self.w_k_CAE, self.b_k_AE) * w_q_CAE.shape[-1] ** -0.5
+        v_BNKAE = self._project(value_BNKC, self.w_v_CAE, self.b_v_AE)
+        asked_BNAKC = jnp.einsum('BNKAE,CAE->BNAKC', k_BNKAE, w_q_CAE)
+        bias_BNAK = jnp.einsum('BNKAE,AE->BNAK', k_BNKAE, b_q_AE)
+        logits_BNAQK = jnp.einsum('BNQC,BNAKC->BNAQK', query_BNQC, asked_BNAKC) + bias_BNAK[:, :, :, None]
+        told_BNAKC = jnp.einsum('BNKAE,AEC->BNAKC', v_BNKAE, w_out_AEC)
+        return jnp.einsum('BNAQK,BNAKC->BNQC', self._weights(logits_BNAQK, present_BNK), told_BNAKC)
+
+    def _project(self, x_BNKC, w_CAE, b_AE):
+        x_BNKAE = jnp.einsum('BNKC,CAE->BNKAE', x_BNKC, w_CAE[...].astype(self.dtype))
+        return x_BNKAE + bias_like(b_AE[...].astype(self.dtype), 5)
+
+    def _queries(self, query_BNQC):
+        return self._project(query_BNQC, self.w_q_CAE, self.b_q_AE) * self.w_q_CAE.shape[-1] ** -0.5
+
+    def _weights(self, logits_BNAQK, present_BNK):
         if present_BNK is not None:
             logits_BNAQK = jnp.where(present_BNK[:, :, None, None], logits_BNAQK, -1e30)
-        weights_BNAQK = softmax(logits_BNAQK, (-1,), self.dtype)
-        out_BNQAE = jnp.einsum('BNAQK,BNKAE->BNQAE', weights_BNAQK, v_BNKAE)
-        out_BNQC = jnp.einsum('BNQAE,AEC->BNQC', out_BNQAE, self.w_out_AEC[...].astype(self.dtype))
-        return out_BNQC + bias_like(self.b_out_C[...].astype(self.dtype), 4)
+        return softmax(logits_BNAQK, (-1,), self.dtype)
+
+
+def cheapest_order(query_NQ: tuple[int, int], key_NK: tuple[int, int], channels: int, heads: int, head: int) -> str:
+    """Which method of `Attention` multiplies least, given how many prompts and tokens each side has."""
+    (n_q, queries), (n_k, keys) = query_NQ, key_NK
+    n, inner = max(n_q, n_k), heads * head
+    meet = n * queries * keys
+    macs = {
+        'project_all': 2 * (n_q * queries + n_k * keys) * channels * inner + 2 * meet * inner,
+        'project_queries': (2 * n_q * queries + 2 * n * queries) * channels * inner + 2 * meet * heads * channels,
+        'project_keys': 4 * n_k * keys * channels * inner + 2 * meet * heads * channels,
+    }
+    return min(macs, key=macs.get)

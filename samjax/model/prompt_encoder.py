@@ -28,15 +28,15 @@ class PromptEncoder(nnx.Module):
         self.mask_conv3 = PatchConv(1, config.mask_channels, c, config.dtype, rngs)
         self.image_size = config.image_size
         self.grid = config.grid
+        self.dtype = config.dtype
 
     def __call__(self, prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Without mask prompts the map is the same for all objects and cells: N, h and w are 1."""
         sparse_BNPC = self.embed_points(prompts.points_BNP2, prompts.labels_BNP)
-        dense_BNhwC = self.embed_mask(prompts.mask_BNyx)
-        dense_BNhwC = jnp.where(
-            prompts.has_mask_BN[:, :, None, None, None],
-            dense_BNhwC,
-            self.no_mask_C[...].astype(dense_BNhwC.dtype)[None, None, None, None],
-        )
+        dense_BNhwC = self.no_mask_C[...].astype(self.dtype)[None, None, None, None]
+        if prompts.mask_BNyx is not None:
+            has_mask_BN111 = prompts.has_mask_BN[:, :, None, None, None]
+            dense_BNhwC = jnp.where(has_mask_BN111, self.embed_mask(prompts.mask_BNyx), dense_BNhwC)
         return sparse_BNPC, prompts.labels_BNP != ABSENT, dense_BNhwC
 
     def embed_points(self, points_BNP2: jax.Array, labels_BNP: jax.Array) -> jax.Array:

@@ -116,10 +116,11 @@ class Sam(nnx.Module):
         keys_B: jax.Array | None = None,
     ) -> Prediction:
         """Answers N prompts for each of B images with the mask tokens named in `masks` (axis M, in that order)."""
-        return self.mask_decoder.answer(*self.look(embed_BhwC, prompts, keys_B), masks)
+        own_BN5C, image_BNhwC = self.look(embed_BhwC, prompts, keys_B)
+        return self.mask_decoder.answer(own_BN5C, self.mask_decoder.enlarge(image_BNhwC), masks)
 
     def look(self, embed_BhwC: jax.Array, prompts: Prompts, keys_B: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """All of `decode` that does not depend on which masks are to answer."""
+        """The decoder's own tokens and the image after their talk, of which masks and their scores are made."""
         sparse_BNPC, present_BNP, dense_BNhwC = self.prompt_encoder(prompts)
         positions_hwC = self.prompt_encoder.grid_positions()
         return self.mask_decoder.look(embed_BhwC, positions_hwC, sparse_BNPC, present_BNP, dense_BNhwC, keys_B)
