@@ -1,11 +1,15 @@
-"""The command line beside train.py and eval.py: `python -m samjax data`, `convert`, `predict` and `preflight`."""
+"""The command line beside train.py and eval.py: `python -m samjax data`, `convert`, `predict`, `embed`, `masks` and
+`preflight`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
+import traceback
 from unittest import mock
 
 from absl import logging
@@ -19,6 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     _add_data(commands)
     _add_convert(commands)
     _add_predict(commands)
+    _add_embed(commands)
+    _add_masks(commands, chosen=(sys.argv[1:] if argv is None else argv)[:1] == ['masks'])
     _add_preflight(commands)
     options, changes = parser.parse_known_args(argv)
     if options.run is _preflight and all(change.startswith('--config.') for change in changes):
@@ -129,8 +135,13 @@ def _add_predict(commands) -> None:
         help='masks of one object in an image',
         description='Prints the masks of the object that is pointed at, best first, and writes them to files.',
     )
-    parser.add_argument('image', help='any image file that pillow reads')
+    parser.add_argument('image', nargs='?', help='any image file that pillow reads')
     parser.add_argument('--model', required=True, help='what `samjax convert` reads: torch file or folder, or a run')
+    parser.add_argument(
+        '--embedding',
+        metavar='FILE.npz',
+        help='what `samjax embed` wrote of the image, which then is not encoded and is needed for overlays only',
+    )
     parser.add_argument('--point', metavar='X,Y', type=_numbers(2), action='append', default=[], help='on the object')
     parser.add_argument('--negative', metavar='X,Y', type=_numbers(2), action='append', default=[], help='not on it')
     parser.add_argument('--box', metavar='X0,Y0,X1,Y1', type=_numbers(4), help='around the object, in px')
@@ -149,8 +160,174 @@ def _predict(options) -> None:
     from samjax import prediction
 
     points, labels = options.point + options.negative, [1] * len(options.point) + [0] * len(options.negative)
-    for line in prediction.predict(options.image, options.model, points, labels, options.box, options.out):
+    where = options.out, options.embedding
+    for line in prediction.predict(options.image, options.model, points, labels, options.box, *where):
         print(line)
+
+
+def _add_embed(commands) -> None:
+    parser = commands.add_parser(
+        'embed',
+        help='what the encoder says of images, for annotation tools and `predict --embedding`',
+        description='Writes the embedding of each image: DIR/NAME.npz, from which masks are predicted later without '
+        'the image. The same command goes on if interrupted.',
+    )
+    _add_many_images(parser, 'embeddings')
+    parser.add_argument(
+        '--format',
+        choices=('npz', 'npy'),
+        default='npz',
+        help="npz (default): with the image's size and the model's digest, for samjax; npy: float32 of shape "
+        "(1, 256, 64, 64), channels first, as segment-anything's SamPredictor.get_image_embedding().cpu().numpy(), for "
+        'annotation tools and the ONNX decoder',
+    )
+    parser.add_argument('--dtype', choices=('float32', 'float16'), default='float32', help='of .npz; default: float32')
+    _add_cluster(parser)
+    parser.set_defaults(run=_embed)
+
+
+def _embed(options) -> None:
+    def work():
+        from samjax.embeddings import embed
+
+        chosen = options.format, options.dtype, options.devices
+        return embed(options.inputs, options.model, options.out, *chosen)
+
+    report = _in_a_job(options, work)
+    _say(report, options.out, f'{report.images} embeddings')
+
+
+def _add_masks(commands, chosen: bool) -> None:
+    """chosen: whether it is this command; only then are its options read from elsewhere, which imports JAX."""
+    parser = commands.add_parser(
+        'masks',
+        help='masks of everything in images',
+        description='Writes masks of everything in images. The same command goes on if interrupted.',
+    )
+    if not chosen:
+        return
+    from samjax.automatic.formats import FORMATS
+    from samjax.automatic.generator import PRESETS, Settings
+
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='INPUT',
+        help='image file, folder of images at any depth, .tar file, or what `samjax data prepare` wrote',
+    )
+    parser.add_argument('--model', required=True, help='what `samjax convert` reads: torch file or folder, or a run')
+    parser.add_argument('--out', required=True, type=pathlib.Path, help='folder for the masks')
+    parser.add_argument(
+        '--format',
+        choices=tuple(FORMATS),
+        default='sa1b',
+        help='sa1b (default): JSON beside each image; coco: instances.json beside images; png: a file for each mask '
+        'beside images; overlay: pictures to look at',
+    )
+    parser.add_argument('--devices', type=int, default=0, metavar='N', help='of each process; without it all')
+    group = parser.add_argument_group('which masks')
+    group.add_argument('--preset', choices=tuple(PRESETS), default='original', help='default: original')
+    for field in dataclasses.fields(Settings):
+        values = [f'{name}: {getattr(preset, field.name):.4g}' for name, preset in PRESETS.items()]
+        kind = type(field.default)
+        group.add_argument(
+            f'--{field.name.replace("_", "-")}',
+            dest=field.name,
+            **{'action': argparse.BooleanOptionalAction} if kind is bool else {'type': kind, 'metavar': 'X'},
+            help=', '.join(values),
+        )
+    _add_cluster(parser)
+    parser.set_defaults(run=_masks)
+
+
+def _masks(options) -> None:
+    import jax
+
+    from samjax import cluster
+    from samjax.automatic.generator import PRESETS, Settings
+    from samjax.automatic.masks import REPORT, masks
+
+    try:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
+        _join(options)
+        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
+        given = {name: value for name, value in given.items() if value is not None}
+        settings = dataclasses.replace(PRESETS[options.preset], **given)
+        report = masks(options.inputs, options.model, options.out, options.format, settings, options.devices)
+    except (SamjaxError, OSError) as error:
+        cluster.leave(f'error: {one_line(error)}')
+    except Exception:  # most often another process is gone; without `leave` jax waits minutes for it
+        traceback.print_exc()
+        cluster.leave(1)
+    if jax.process_index() != 0:
+        return
+    print(f'{options.out}: {report.masks} masks of {report.images} images')
+    if report.without:
+        hint = '' if report.masks else ': lower --pred-iou-thresh and --stability-score-thresh for a weak model'
+        print(f'{report.without} images have no mask{hint}')
+    if report.bad:
+        print(f'left out {report.found - report.images} of {report.found} images: {report.summary()}')
+        print(f'{REPORT} there names what was left out and why')
+
+
+def _add_many_images(parser, what: str) -> None:
+    """The options of a command that `samjax.survey.fill`s a folder."""
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='INPUT',
+        help='image file, folder of images at any depth, .tar file, or what `samjax data prepare` wrote',
+    )
+    parser.add_argument('--model', required=True, help='what `samjax convert` reads: torch file or folder, or a run')
+    parser.add_argument('--out', required=True, metavar='DIR', type=pathlib.Path, help=f'folder for the {what}')
+    parser.add_argument('--devices', type=int, default=0, metavar='N', help='of each process; without it all')
+
+
+def _in_a_job(options, work):
+    """What `work()` gives in one of the processes of a job, which does not leave the others waiting if it fails."""
+    import jax
+
+    from samjax import cluster
+
+    try:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
+        _join(options)
+        return work()
+    except (SamjaxError, OSError) as error:
+        cluster.leave(f'error: {one_line(error)}')
+    except Exception:  # most often another process is gone; without `leave` jax waits minutes for it
+        traceback.print_exc()
+        cluster.leave(1)
+
+
+def _say(report, out: pathlib.Path, *lines: str) -> None:
+    """What a folder has been filled with, once in a job."""
+    import jax
+
+    from samjax.survey import REPORT
+
+    if jax.process_index() != 0:
+        return
+    print(f'{out}: {lines[0]}', *lines[1:], sep='\n')
+    if report.bad:
+        print(f'left out {report.found - report.images} of {report.found} images: {report.summary()}')
+        print(f'{REPORT} there names what was left out and why')
+
+
+def _add_cluster(parser) -> None:
+    """The options of a command that several processes may run together; see `samjax.cluster`."""
+    group = parser.add_argument_group('several processes')
+    group.add_argument('--distributed', action='store_true', help='one of those that Slurm, MPI, GKE or a TPU started')
+    group.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, where nothing tells the processes')
+    group.add_argument('--processes', type=int, metavar='N', help='with --coordinator: how many there are')
+    group.add_argument('--process', type=int, metavar='I', help='with --coordinator: the number of this one, from 0')
+    group.add_argument('--start_timeout', type=int, default=300, metavar='S', help='seconds to wait for the others')
+
+
+def _join(options) -> None:
+    from samjax import cluster
+
+    cluster.join(options.distributed, options.coordinator, options.processes, options.process, options.start_timeout)
 
 
 def _add_preflight(commands) -> None:

@@ -16,6 +16,7 @@ from flax import nnx
 from scipy import sparse
 
 from samjax import resize
+from samjax.convert import weights
 from samjax.data import transforms
 from samjax.errors import SamjaxError
 from samjax.model.sam import Sam, SamConfig, abstract
@@ -50,6 +51,17 @@ class Answer:
     masks_MHW: np.ndarray  # bool at the size of the image, or float32 logits if these were asked for
     iou_M: np.ndarray  # float32, the IoU the model expects each to have
     low_Myx: np.ndarray  # float32 logits, as mask prompt for a next call
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """What the encoder says of an image: enough to predict masks without either; see `samjax.embeddings`."""
+
+    embed_hwC: np.ndarray  # float32, or float16 to save room
+    original: tuple[int, int]  # height and width of the image, px
+    size: tuple[int, int]  # of the image in the model frame, px
+    frame: tuple[int, int]  # of the model, px
+    model: str  # digest of its parameters
 
 
 ALL = slice(None)
@@ -117,6 +129,28 @@ class Predictor:
         self.reset_image()
         [self._frame], self._embed_BhwC = self.encode([image if image_format == 'RGB' else image[..., ::-1]])
 
+    def set_embedding(self, embedding: Embedding) -> None:
+        """Takes what `embedding` gave, here or elsewhere, in place of an image.
+
+        Raises:
+            SamjaxError: it is of another model, or has another shape.
+        """
+        if embedding.model != self.digest:
+            raise SamjaxError(
+                f'the embedding is of another model (parameters {embedding.model}, frame {embedding.frame}) than this '
+                f'({self.digest}, {self.config.image_size}): take that model, or embed the image again with this one'
+            )
+        frame = Frame(self.config, *embedding.original)
+        found = embedding.embed_hwC.shape, embedding.frame, embedding.size
+        wanted = (*self.config.grid, self.config.channels), self.config.image_size, frame.size
+        if found != wanted:
+            raise SamjaxError(
+                'the embedding has shape {}, of a frame of {} px with an image of {} px in it, in place of {}, {} and '
+                '{}: embed the image again'.format(*found, *wanted)
+            )
+        embed_1hwC = np.asarray(embedding.embed_hwC[None], self.config.dtype)
+        self._frame, self._embed_BhwC = frame, _beside(self.model[1], embed_1hwC)
+
     def predict(
         self,
         point_coords: np.ndarray | None = None,
@@ -168,6 +202,16 @@ class Predictor:
         if not self.is_image_set:
             raise SamjaxError('no image is set: call set_image before get_image_embedding.')
         return self._embed_BhwC
+
+    def embedding(self) -> Embedding:
+        """Of the image that was set, float32, for `set_embedding`."""
+        embed_hwC = np.asarray(self.get_image_embedding(), np.float32)[0]
+        return Embedding(embed_hwC, self.original_size, self.input_size, self.config.image_size, self.digest)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the parameters; takes a second for each GB of them."""
+        return weights.digest(self.model[1])
 
     def reset_image(self) -> None:
         self._frame, self._embed_BhwC = None, None
@@ -300,6 +344,12 @@ def check_image(image) -> None:
         raise SamjaxError(f'an image is {what}: give a numpy array, uint8 (height, width, 3).')
     if 0 in image.shape:
         raise SamjaxError(f'an image has shape {image.shape}: it needs at least one pixel.')
+
+
+def _beside(params: nnx.State, array: np.ndarray) -> jax.Array:
+    """The array on the device of the parameters."""
+    leaf = jax.tree.leaves(params)[0]
+    return jax.device_put(array, leaf.sharding if isinstance(leaf, jax.Array) else None)
 
 
 def _room(count: int) -> int:

@@ -13,7 +13,7 @@ from samjax.errors import SamjaxError
 from samjax.evaluation import grid
 from samjax.evaluation.findings import Options
 from samjax.evaluation.instances import box_masks, instances
-from samjax.evaluation.proposals import proposals, propose, stability
+from samjax.evaluation.proposals import OVERLAP, best, proposals, proposer
 from samjax.evaluation.subject import Subject, on_devices
 from samjax.predictor import Prompt
 
@@ -91,12 +91,6 @@ def test_suppression_is_torchvisions():
         assert boxes.suppress(boxes_N4, score_N, threshold).tolist() == slow(boxes_N4, score_N, threshold)
 
 
-def test_stability_by_hand():
-    logits_HW = np.array([[2.0, 0.5, -0.5, -3.0]])
-    assert stability(logits_HW) == pytest.approx(1 / 3)
-    assert stability(np.full((2, 2), -9.0)) == 0
-
-
 def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
     """The most confident of three for the box, then the most confident of three for the box and that mask."""
     [predictor] = subject(tmp_path, params).predictors
@@ -113,15 +107,17 @@ def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
 def test_proposals_of_an_image_by_hand(tmp_path, params):
     [predictor] = subject(tmp_path, params).predictors
     image_HW3 = np.array(picture(3, 40, 30))
-    found = propose(predictor, image_HW3, 4, batch=5)
+    records = proposer(predictor, 4, batch=5).generate(image_HW3, best)
     points = grid.point_grid(4) * (30, 40)
     prompts = [Prompt(point_2[None], np.array([1])) for point_2 in points]
     [answers] = predictor.predict_batch([image_HW3], [prompts], return_logits=True)
     logits = [logits_HW for answer in answers for logits_HW in answer.masks_MHW]
     iou_N = np.array([iou for answer in answers for iou in answer.iou_M])
-    kept = boxes.suppress(np.stack([boxes.box_of(one > 0) for one in logits]), iou_N, 0.9)
-    expected = sorted(((iou_N[n] + stability(logits[n])) / 2 for n in kept), reverse=True)
-    np.testing.assert_allclose([score for score, _ in found], expected, rtol=1e-5)
+    kept = boxes.suppress(np.stack([boxes.box_of(one > 0) for one in logits]), iou_N, OVERLAP)
+    stability_N = [(one > 1).sum() / max((one > -1).sum(), 1) for one in logits]
+    expected = sorted(((iou_N[n] + stability_N[n]) / 2 for n in kept), reverse=True)
+    found = [(record['predicted_iou'] + record['stability_score']) / 2 for record in records]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert 1 < len(found) < 48
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -136,23 +136,21 @@ class AutomaticMaskGenerator:
         most = max(map(len, point_grids_L))
         self._room = -(-most // s.points_per_batch) * s.points_per_batch
 
-    def generate(self, image_HW3: np.ndarray) -> list[dict]:
+    def generate(self, image_HW3: np.ndarray, choose: Callable[[list[Found]], list[Found]] = list) -> list[dict]:
         """A record for each mask, in the order of the original.
 
-        image_HW3: uint8 RGB.  A record has `segmentation` (see `output_mode`), `area` in px, `bbox` (x, y, width,
-        height; width is the last column minus the first), `predicted_iou`, `point_coords` [[x, y]], `stability_score`
-        and `crop_box` (x, y, width, height).
+        image_HW3: uint8 RGB; choose: which of the masks that would stay are drawn, and in which order.
+
+        A record has `segmentation` (see `output_mode`), `area` in px, `bbox` (x, y, width, height; width is the last
+        column minus the first), `predicted_iou`, `point_coords` [[x, y]], `stability_score` (0 without pixels) and
+        `crop_box` (x, y, width, height).
 
         Raises:
             SamjaxError: it is no such image.
         """
-        check_image(image_HW3)
+        looks, found = self._judged(image_HW3)
+        found = choose(found)
         size, s = image_HW3.shape[:2], self.settings
-        looks = [self._look(image_HW3, crop) for crop in crop_boxes(*size, s.crop_n_layers, s.crop_overlap_ratio)]
-        found = [one for number, look in enumerate(looks) for one in _stays(number, look)]
-        if len(looks) > 1:
-            score_N = [1 / np.float32(_area(looks[one.crop].crop)) for one in found]
-            found = _pick(found, [one.box_4 for one in found], score_N, s.crop_nms_thresh)
         masks = [Part(logits_hw > 0, *corner, size) for logits_hw, *corner in self._draw(looks, found)]
         boxes = [mask.box() for mask in masks]
         if s.min_mask_region_area > 0:
@@ -169,6 +167,25 @@ class AutomaticMaskGenerator:
             }
             for one, mask, box_4 in zip(found, masks, boxes, strict=True)
         ]
+
+    def judged(self, image_HW3: np.ndarray) -> list[Found]:
+        """What `generate` makes records of, in its order, with boxes and scores but without masks.
+
+        Raises:
+            SamjaxError: it is no such image.
+        """
+        return self._judged(image_HW3)[1]
+
+    def _judged(self, image_HW3: np.ndarray) -> tuple[list[Look], list[Found]]:
+        check_image(image_HW3)
+        s = self.settings
+        crops = crop_boxes(*image_HW3.shape[:2], s.crop_n_layers, s.crop_overlap_ratio)
+        looks = [self._look(image_HW3, crop) for crop in crops]
+        found = [one for number, look in enumerate(looks) for one in _stays(number, look)]
+        if len(looks) > 1:
+            score_N = [1 / np.float32(_area(looks[one.crop].crop)) for one in found]
+            found = [found[n] for n in _kept([one.box_4 for one in found], score_N, s.crop_nms_thresh)]
+        return looks, found
 
     def _look(self, image_HW3: np.ndarray, crop: Crop) -> Look:
         """Encodes a crop and judges the masks of its clicks; returns before that is done."""
@@ -255,10 +272,6 @@ def _stays(number: int, look: Look) -> list[Found]:
         box_4 = (box_R4[row] + np.tile(corner_2, 2)).astype(np.float32)
         found.append(Found(number, row, float(iou_R[row]), float(stability_R[row]), point_2, box_4))
     return found
-
-
-def _pick(found: list, boxes: Sequence[np.ndarray], score_N: Sequence[float], overlap: float) -> list:
-    return [found[n] for n in _kept(boxes, score_N, overlap)]
 
 
 def _kept(boxes: Sequence[np.ndarray], score_N: Sequence[float], overlap: float) -> list[int]:

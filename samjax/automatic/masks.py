@@ -19,7 +19,7 @@ from samjax import cluster, survey
 from samjax.automatic import formats
 from samjax.automatic.formats import FORMATS, Output
 from samjax.automatic.generator import AutomaticMaskGenerator, Settings
-from samjax.convert import convert
+from samjax.convert import convert, weights
 from samjax.data.layouts.labelled import Unusable
 from samjax.errors import SamjaxError
 from samjax.evaluation.subject import digest
@@ -88,7 +88,8 @@ def masks(inputs: Sequence[str], model: str, out: Path, form: str, settings: Set
             raise SamjaxError(f'{out} lies in {text}, where the images are: choose another folder for --out')
     arrays, config, _ = convert.read(Path(model), force=False)
     states = convert.to_states(arrays, config)
-    stamp = _stamp(photos, digest(states[0]), dataclasses.asdict(config), settings, form)
+    size = [weights.size_name(config), *config.image_size]
+    stamp = _stamp(photos, {'size': size, 'digest': digest(states[0])}, settings, form)
     _check_agreement(stamp)
     output = Output(Path(out), Path(out) / UNFINISHED)
     with contextlib.ExitStack() as stack, _full_disk_said(out):
@@ -123,12 +124,11 @@ def masks(inputs: Sequence[str], model: str, out: Path, form: str, settings: Set
     return report
 
 
-def _stamp(photos: Photos, params: str, config: dict, settings: Settings, form: str) -> dict:
-    """What the files depend on, as JSON gives it back."""
+def _stamp(photos: Photos, model: dict, settings: Settings, form: str) -> dict:
+    """What the files depend on."""
     chosen = dataclasses.asdict(settings)
     del chosen['points_per_batch']  # may be lowered in between, if memory is short
-    stamp = {'images': photos.digest, 'model': params, 'size of the model': config, 'settings': chosen, 'format': form}
-    return json.loads(json.dumps(stamp))
+    return {'images': photos.digest, 'model': model, 'settings': chosen, 'format': form}
 
 
 def _differing(one: dict, other: dict) -> str:

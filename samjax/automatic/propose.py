@@ -118,7 +118,7 @@ def judge(sam: Sam, own_1n5C, image_1nhwC, asked_nM, place: Place, rules: Rules,
     _, low_nMyx = jax.lax.while_loop(lambda c: c[0] < used, enlarge, (0, jnp.zeros((n, m, y, x), jnp.float32)))
 
     masks_R = jnp.argsort(~asked_nM[clicks_n].ravel(), stable=True)  # rows of low_nMyx
-    rows_R = (clicks_n[:, None] * m + jnp.arange(m)).ravel()[masks_R]  # the same, as rows of the answer
+    rows_R = (clicks_n[:, None] * m + jnp.arange(m)[None]).ravel()[masks_R]  # the same, as rows of the answer
     low_Ryx = low_nMyx.reshape(n * m, y, x)
     together = math.gcd(n * m, tiles_of_platform()[1])
 
@@ -201,9 +201,9 @@ def measure(low_Gyx, place: Place, rules: Rules, window: int, tile: int):
 
 def cut_off(box_G4, place: Place):
     """Whether a box comes near an edge of the crop that is none of the image (utils/amg.py)."""
-    box_G4 = box_G4 + place.box_4[jnp.array([0, 1, 0, 1])]
-    near_crop = jnp.abs(box_G4 - place.box_4) <= EDGE
-    near_image = jnp.abs(box_G4 - place.image_4) <= EDGE
+    box_G4 = box_G4 + place.box_4[jnp.array([0, 1, 0, 1])][None]
+    near_crop = jnp.abs(box_G4 - place.box_4[None]) <= EDGE
+    near_image = jnp.abs(box_G4 - place.image_4[None]) <= EDGE
     return (near_crop & ~near_image).any(1)
 
 
@@ -218,8 +218,8 @@ def suppress(box_R4, score_R, good_R, overlap: float) -> jax.Array:
     def take(carry):
         alive_R, order_R, taken = carry
         best = jnp.argmax(jnp.where(alive_R, score_R, -jnp.inf))
-        low_R2 = jnp.maximum(box_R4[:, :2], box_R4[best, :2])
-        high_R2 = jnp.minimum(box_R4[:, 2:], box_R4[best, 2:])
+        low_R2 = jnp.maximum(box_R4[:, :2], box_R4[best, :2][None])
+        high_R2 = jnp.minimum(box_R4[:, 2:], box_R4[best, 2:][None])
         shared_R = jnp.prod(jnp.maximum(high_R2 - low_R2, 0), 1)
         iou_R = shared_R / (area_R + area_R[best] - shared_R)
         alive_R &= ~(iou_R > overlap) & (jnp.arange(len(score_R)) != best)
@@ -281,5 +281,5 @@ def weights(taps: Taps, start, tile: int, window: int, low: int):
     first_p = jax.lax.dynamic_slice_in_dim(taps.first_n, start, tile)
     weight_pt = jax.lax.dynamic_slice_in_dim(taps.weight_nt, start, tile)
     begin = jnp.minimum(first_p[0], low - window)
-    place_pt = first_p[:, None] - begin + jnp.arange(weight_pt.shape[1])
-    return begin, (weight_pt[..., None] * (place_pt[..., None] == jnp.arange(window))).sum(1)
+    place_pt = first_p[:, None] - begin + jnp.arange(weight_pt.shape[1])[None]
+    return begin, (weight_pt[..., None] * (place_pt[..., None] == jnp.arange(window)[None, None])).sum(1)

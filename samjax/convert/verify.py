@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from samjax.boxes import suppress
 from samjax.convert import weights
 from samjax.convert.convert import to_states
 from samjax.errors import SamjaxError
@@ -21,12 +22,23 @@ from samjax.model.sam import SamConfig
 from samjax.predictor import Predictor, Prompt
 from samjax.structs import ALL_MASKS, MULTIMASK
 
-# segment_anything imports these names of torchvision.  Its model and predictor call two of them, both of which come
-# down to pillow; the others are of the mask generator.
+
+def _suppress(boxes, scores, idxs, iou_threshold: float):
+    """torchvision's batched_nms for boxes of one category, which is all that the original has."""
+    import torch
+
+    return torch.as_tensor(suppress(boxes.numpy(), scores.numpy(), iou_threshold))
+
+
+def _area(boxes):
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+# segment_anything imports these names of torchvision.  What it asks of them comes down to pillow and a few products.
 TORCHVISION = {
     'torchvision': {},
     'torchvision.ops': {},
-    'torchvision.ops.boxes': {'batched_nms': None, 'box_area': None},
+    'torchvision.ops.boxes': {'batched_nms': _suppress, 'box_area': _area},
     'torchvision.transforms': {},
     'torchvision.transforms.functional': {
         'resize': lambda image, size: image.resize((size[1], size[0]), Image.BILINEAR),
@@ -157,7 +169,7 @@ def verify(arrays: dict[str, np.ndarray], config: SamConfig, sizes=SIZES, prompt
 
     embedding, logits, spread, scores, mask_iou, same = [], [], [], [], [], []
     for height, width in sizes:
-        image_HW3 = _image(rng, height, width)
+        image_HW3 = blotches(rng, height, width)
         theirs.set_image(image_HW3)
         [frame], embed_BhwC = ours.encode([image_HW3])
         their_embed = theirs.get_image_embedding().permute(0, 2, 3, 1).numpy()
@@ -223,7 +235,7 @@ def _prompt(rng: np.random.Generator, kind, height: int, width: int, low_size) -
     )
 
 
-def _image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def blotches(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Blotches of colour with noise, uint8."""
     image_HW3 = 128 + 70 * _smooth(rng, height, width, 3) + rng.normal(0, 10, (height, width, 3))
     return image_HW3.clip(0, 255).astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -245,3 +246,13 @@ def flat(*states: nnx.State) -> dict[str, np.ndarray]:
         for state in states
         for path, leaf in nnx.to_flat_state(state)
     }
+
+
+def digest(params: nnx.State) -> str:
+    """The same for the same names, shapes and numbers."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda entry: str(entry[0])):
+        array = np.asarray(leaf)
+        found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:32]

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from samjax.boxes import box_of, suppress
-from samjax.data import rle
+from samjax.automatic.generator import AutomaticMaskGenerator, Found, Settings
 from samjax.evaluation.average_precision import average_recall, read_truth
 from samjax.evaluation.findings import Findings, Options
-from samjax.evaluation.grid import grid_masks
 from samjax.evaluation.labelled_images import LabelledImages
 from samjax.evaluation.page import Table
 from samjax.evaluation.subject import Subject
@@ -20,8 +18,6 @@ from samjax.survey import UNFINISHED, Ledger, survey
 
 OVERLAP = 0.9  # IoU of boxes above which the less confident mask is dropped
 MOST = 1000  # proposals per image
-OFFSET = 1.0  # of the logits between which a stable mask does not change
-
 
 # AR@1000 in % on LVIS v1 val: all, small, medium, large, frequent, common, rare
 PAPER = {
@@ -35,10 +31,8 @@ def proposals(subject: Subject, options: Options, folder: Path) -> Findings:
     config = subject.config
     truth = read_truth(config.data.eval_path)
     images = LabelledImages(config.data.eval_path, truth, options.max_images, config.seed)
-    askers = [
-        functools.partial(_ask, images, predictor, config.eval.grid, config.eval.object_batch)
-        for predictor in subject.predictors
-    ]
+    generators = [proposer(predictor, config.eval.grid, config.eval.object_batch) for predictor in subject.predictors]
+    askers = [functools.partial(_ask, images, generator) for generator in generators]
     ledger = Ledger(folder / UNFINISHED, images.stamp(subject, grid=config.eval.grid))
     answers = survey(len(images), askers, 'proposals', ledger)
     scores = average_recall(truth.only(images.ids), [one for answer in answers for one in answer], MOST)
@@ -49,33 +43,24 @@ def proposals(subject: Subject, options: Options, folder: Path) -> Findings:
     return Findings(images.data, scores, [Table('Mask AR@1000 in %', ['', *scores], rows, note)], [], [])
 
 
-def _ask(images: LabelledImages, predictor: Predictor, side: int, batch: int, place: int) -> list[dict]:
-    found = propose(predictor, images[place], side, batch)
-    return [{'image_id': images.ids[place], 'score': score, 'segmentation': rle.as_text(mask)} for score, mask in found]
+def _ask(images: LabelledImages, generator: AutomaticMaskGenerator, place: int) -> list[dict]:
+    records = generator.generate(images[place], best)
+    return [
+        {
+            'image_id': images.ids[place],
+            'score': (record['predicted_iou'] + record['stability_score']) / 2,
+            'segmentation': record['segmentation'],
+        }
+        for record in records
+    ]
 
 
-def propose(predictor: Predictor, image_HW3: np.ndarray, side: int, batch: int) -> list[tuple[float, dict]]:
-    """Scores and COCO RLE of up to 1000 masks of an image, best first; no filter by score or stability.
-
-    side: of the grid, the paper's is 64; batch: clicks that are answered at once.  The score, by which the best are
-    taken if there are more, is the mean of expected IoU and stability.
-    """
-    frame, answers = grid_masks(predictor, image_HW3, side, batch)
-    boxes, scores, rles = [], [], []
-    for low_yx, iou in answers:
-        logits_HW = frame.upscale(low_yx)
-        mask_HW = logits_HW > 0
-        boxes.append(box_of(mask_HW))
-        scores.append((iou, stability(logits_HW)))
-        rles.append(rle.encode(mask_HW))
-    score_N2 = np.array(scores)
-    kept = suppress(np.stack(boxes), score_N2[:, 0], OVERLAP)
-    mean_N = score_N2.mean(1)
-    best = sorted(kept.tolist(), key=lambda n: -mean_N[n])[:MOST]
-    return [(float(mean_N[n]), rles[n]) for n in best]
+def proposer(predictor: Predictor, side: int, batch: int) -> AutomaticMaskGenerator:
+    """Masks without a filter by score or stability.  side: of the grid, the paper's is 64; batch: clicks at once."""
+    loose = {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': OVERLAP}
+    return AutomaticMaskGenerator(predictor, Settings(side, batch, **loose), output_mode='coco_rle')
 
 
-def stability(logits_HW: np.ndarray) -> float:
-    """IoU of the masks above +1 and above -1; 0 if the larger is empty (utils/amg.py has NaN there and drops it)."""
-    smaller, larger = np.count_nonzero(logits_HW > OFFSET), np.count_nonzero(logits_HW > -OFFSET)
-    return smaller / larger if larger else 0.0
+def best(found: list[Found]) -> list[Found]:
+    """Up to 1000 masks, best first, by the mean of expected IoU and stability."""
+    return sorted(found, key=lambda one: -(one.iou + one.stability) / 2)[:MOST]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from samjax import checkpoint
+from samjax.convert.weights import digest
 from samjax.model.sam import sam_config
 from samjax.predictor import Predictor
 
@@ -41,13 +40,3 @@ def on_devices(config: ConfigDict, params, buffers) -> list[Predictor]:
     """A predictor on each of the first `config.eval.devices` devices of this process; 0 is all."""
     model, devices = sam_config(**config.model), jax.local_devices()[: config.eval.devices or None]
     return [Predictor(model, *jax.device_put((params, buffers), device)) for device in devices]
-
-
-def digest(params) -> str:
-    """The same for the same names, shapes and numbers."""
-    found = hashlib.sha256()
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda entry: str(entry[0])):
-        array = np.asarray(leaf)
-        found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()[:32]

@@ -1,0 +1,255 @@
+"""samjax.automatic against segment-anything's SamAutomaticMaskGenerator, record for record."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from samjax import boxes
+from samjax.automatic import propose
+from samjax.automatic.generator import PRESETS, AutomaticMaskGenerator, Part, Settings
+from samjax.convert import weights
+from samjax.convert.convert import to_states
+from samjax.data import rle
+from samjax.errors import SamjaxError
+from samjax.model.sam import SIZES
+from samjax.predictor import Frame, Predictor
+
+CONFIG = SIZES['vit_xxs']
+# Of random weights about a third of the masks pass.
+LOOSE = {
+    'points_per_side': 6,
+    'points_per_batch': 20,
+    'pred_iou_thresh': 0.9,
+    'stability_score_thresh': 0.2,
+    'stability_score_offset': 0.2,
+}
+
+
+@pytest.fixture(scope='module')
+def torch_sam():
+    sam = oracle.randomize(oracle.build(CONFIG), 3)
+    for name, weight in sam.mask_decoder.named_parameters():
+        if name.endswith(('q_proj.weight', 'k_proj.weight')) and '.self_attn.' not in name:
+            weight.data *= 3  # so that masks differ from click to click
+    return sam
+
+
+@pytest.fixture(scope='module')
+def predictor(torch_sam):
+    state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
+    arrays = weights.from_torch(weights.META, state, CONFIG, 'the oracle', force=False)
+    return Predictor(CONFIG, *jax.device_put(to_states(arrays, CONFIG)))
+
+
+@pytest.fixture(scope='module')
+def photo(real_data):
+    """uint8 (321, 481, 3)."""
+    return np.array(Image.open(sorted(real_data('bsds500/val').glob('*.jpg'))[0]).convert('RGB'))
+
+
+def noise(height, width):
+    coarse = np.random.default_rng(height).integers(0, 256, (5, 7, 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def compare(torch_sam, predictor, image, *, least=1, **arguments):
+    original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
+    expected = original(torch_sam, **arguments).generate(image)
+    found = AutomaticMaskGenerator(predictor, Settings(**arguments)).generate(image)
+    assert len(found) == len(expected) >= least
+    for f, e in zip(found, expected, strict=True):
+        assert list(f) == list(e)
+        shared, either = f['segmentation'] & e['segmentation'], f['segmentation'] | e['segmentation']
+        assert shared.sum() >= 0.999 * either.sum()
+        assert f['area'] == f['segmentation'].sum()
+        for key in ('bbox', 'predicted_iou', 'stability_score', 'point_coords', 'crop_box'):
+            # The original has NaN, which JSON has not, for the stability of a mask without pixels.
+            np.testing.assert_allclose(f[key], np.nan_to_num(e[key]), atol=1e-3, err_msg=key)
+    return found
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        {'box_nms_thresh': 0.95, 'stability_score_offset': 0.3},
+        {'crop_n_layers': 1},
+        {'crop_n_layers': 2, 'crop_n_points_downscale_factor': 2, 'crop_nms_thresh': 0.9, 'box_nms_thresh': 0.9},
+        {'min_mask_region_area': 60, 'box_nms_thresh': 0.95},
+        {'min_mask_region_area': 200, 'crop_n_layers': 1, 'crop_overlap_ratio': 0.1},
+    ],
+    ids=['plain', 'overlapping', 'crops', 'two layers', 'small parts', 'crops with small parts'],
+)
+def test_photograph_as_the_original(torch_sam, predictor, photo, settings):
+    compare(torch_sam, predictor, photo, **(LOOSE | settings))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(321, 40), (1, 1), (3, 200), (17, 23), (128, 128), (700, 500)])
+def test_any_size_as_the_original(torch_sam, predictor, height, width):
+    compare(torch_sam, predictor, noise(height, width), least=0, **LOOSE, box_nms_thresh=0.95)
+
+
+def test_default_settings_as_the_original(torch_sam, predictor, photo):
+    compare(torch_sam, predictor, photo, least=0)
+
+
+def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
+    settings = LOOSE | {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 1.0}
+    original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
+    expected = original(torch_sam, **settings).generate(photo)
+    found = AutomaticMaskGenerator(predictor, Settings(**settings)).generate(photo)
+    assert len(found) == len(expected) == 3 * 36
+
+    def by_point(records):  # many scores are equal but for rounding, and so is their order
+        return sorted((record['point_coords'], record['predicted_iou'], record['area']) for record in records)
+
+    for f, e in zip(by_point(found), by_point(expected), strict=True):
+        np.testing.assert_allclose(f[1], e[1], atol=1e-3)
+        assert abs(f[2] - e[2]) <= 5
+
+
+def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
+    grids = [np.array([[0.2, 0.4], [0.7, 0.5], [0.51, 0.9]])]
+    arguments = {**LOOSE, 'points_per_side': None, 'point_grids': grids, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
+    original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
+    settings = Settings(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
+    for form in ('uncompressed_rle', 'coco_rle'):
+        expected = original(torch_sam, **arguments, output_mode=form).generate(photo)
+        found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(photo)
+        assert len(found) == len(expected) > 0
+        for f, e in zip(found, expected, strict=True):
+            assert f['segmentation'] == e['segmentation']
+
+
+def test_nothing_found(predictor, photo):
+    assert AutomaticMaskGenerator(predictor, Settings(pred_iou_thresh=1.0)).generate(photo) == []
+    # The original stops with an IndexError here.
+    settings = Settings(pred_iou_thresh=1.0, crop_n_layers=1, min_mask_region_area=10)
+    assert AutomaticMaskGenerator(predictor, settings).generate(photo) == []
+
+
+def test_rules_of_the_paper(predictor, photo):
+    loose = Settings(**LOOSE | {'box_nms_thresh': 1.0})
+    everything = AutomaticMaskGenerator(predictor, loose).generate(photo)
+    areas = sorted(record['area'] for record in everything)
+    limit = (areas[-1] - 1) / photo[..., 0].size
+    found = AutomaticMaskGenerator(predictor, dataclasses.replace(loose, max_mask_share=limit)).generate(photo)
+    assert sorted(record['area'] for record in found) == [area for area in areas if area < areas[-1] - 1]
+
+    settings = dataclasses.replace(loose, min_mask_region_area=10**6, drop_small_masks=True)
+    assert AutomaticMaskGenerator(predictor, settings).generate(photo) == []
+    assert PRESETS['sa1b'].crop_n_layers == 2
+
+
+def test_one_program_for_images_of_one_degree_of_enlargement(predictor):
+    generator = AutomaticMaskGenerator(predictor, Settings(**LOOSE))
+    sizes = [(30, 40), (60, 64), (100, 128), (120, 100), (200, 256), (256, 90), (400, 512), (1000, 900), (1500, 1100)]
+    for height, width in sizes:
+        generator.generate(noise(height, width))
+    compiled = propose.propose._cache_size(), propose.paint._cache_size()
+    for height, width in np.random.default_rng(0).integers(30, 1500, (12, 2)):
+        generator.generate(noise(height, width))
+    assert (propose.propose._cache_size(), propose.paint._cache_size()) == compiled
+
+
+@pytest.mark.parametrize('batch', [7, 36, 64])
+def test_batch_changes_nothing(predictor, photo, batch):
+    settings = Settings(**LOOSE | {'box_nms_thresh': 0.95})
+    expected = AutomaticMaskGenerator(predictor, settings).generate(photo)
+    found = AutomaticMaskGenerator(predictor, dataclasses.replace(settings, points_per_batch=batch)).generate(photo)
+    assert [record['point_coords'] for record in found] == [record['point_coords'] for record in expected]
+    assert [record['area'] for record in found] == pytest.approx([record['area'] for record in expected], abs=2)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(5, 3), (64, 48), (90, 310), (700, 500)])
+@pytest.mark.parametrize('tile', [128, 512])
+def test_measures_are_those_of_the_full_mask(height, width, tile):
+    frame = Frame(CONFIG, height, width)
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(0, 3, (8, 9, 9)).astype(np.float32)
+    low_Gyx = np.array(jax.image.resize(coarse, (8, *CONFIG.low_size), 'cubic'))
+    low_Gyx[0], low_Gyx[1] = -5, 5
+    place = propose.Place(
+        np.array([height, width], np.int32),
+        np.array([0, 0, width, height], np.int32),
+        np.array([0, 0, width, height], np.int32),
+        propose.padded(frame.rows),
+        propose.padded(frame.columns),
+    )
+    _, window = propose.tiling(frame, CONFIG.low_size)
+    rules = propose.Rules(iou=0.0, stability=0.5, offset=1.0, share=0.8, overlap=0.7, batch=4)
+    window = window if tile == 128 else max(CONFIG.low_size)
+    stability, box_G4, good = propose.measure(jnp.asarray(low_Gyx), place, rules, window, tile)
+    for g, low_yx in enumerate(low_Gyx):
+        logits_HW = frame.upscale(low_yx)
+        high, low = (logits_HW > 1).sum(), (logits_HW > -1).sum()
+        assert stability[g] == np.float32(high / low if low else 0)
+        np.testing.assert_array_equal(box_G4[g], boxes.box_of(logits_HW > 0))
+        assert good[g] == (low > 0 and high / low >= 0.5 and (logits_HW > 0).mean() < 0.8)
+
+
+def test_boxes_cut_off_by_a_crop():
+    place = propose.Place(
+        None, np.array([100, 50, 300, 250]), np.array([0, 0, 319, 600]), None, None
+    )  # the right edge of the crop is within 20 px of the image's
+    boxes_G4 = jnp.array(
+        [[30, 30, 100, 100], [20, 30, 100, 100], [21, 30, 100, 100], [30, 30, 199, 100], [30, 30, 150, 179]], jnp.int32
+    )
+    assert propose.cut_off(boxes_G4, place).tolist() == [False, True, False, False, False]
+    assert propose.cut_off(boxes_G4.at[4, 3].set(180), place).tolist()[4] is True
+
+
+def test_suppression_as_on_the_host():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 30, 300):
+        corners = rng.integers(0, 40, (count, 2))
+        box_R4 = np.concatenate([corners, corners + rng.integers(0, 30, (count, 2))], 1).astype(np.int32)
+        score_R = rng.integers(0, 10, count).astype(np.float32)  # many ties
+        good_R = rng.random(count) < 0.8
+        for overlap in (0.0, 0.3, 0.7, 1.0):
+            order_R = np.asarray(
+                propose.suppress(jnp.asarray(box_R4), jnp.asarray(score_R), jnp.asarray(good_R), overlap)
+            )
+            kept = np.flatnonzero(good_R)[boxes.suppress(box_R4[good_R], score_R[good_R], overlap)]
+            assert order_R.tolist() == kept.tolist() + [-1] * (count - len(kept))
+
+
+def test_runs_of_a_part():
+    mask_hw = np.array([[1, 0], [1, 1]], bool)
+    assert rle.runs_of_part(mask_hw, 1, 2, (4, 5)) == [9, 2, 3, 1, 5]
+    assert rle.runs_of_part(np.ones((2, 3), bool), 0, 0, (2, 3)) == [0, 6]  # columns without a gap
+    assert rle.runs_of_part(np.zeros((1, 1), bool), 0, 0, (2, 3)) == [6]
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        (height, width), (top, left) = rng.integers(1, 7, 2), rng.integers(0, 3, 2)
+        size = height + top + rng.integers(3), width + left + rng.integers(3)
+        part = Part(rng.random((height, width)) < 0.6, top, left, tuple(map(int, size)))
+        assert rle.as_text(rle.encode(part.full())) == part.segmentation('coco_rle')
+        assert part.area() == part.full().sum()
+        np.testing.assert_array_equal(part.box(), boxes.box_of(part.full()))
+
+
+def test_wrong_settings_are_one_sentence(predictor):
+    with pytest.raises(SamjaxError, match='pred_iou_thresh is 88: give a share between 0 and 1'):
+        Settings(pred_iou_thresh=88)
+    with pytest.raises(SamjaxError, match='points_per_side is 0: give at least 1'):
+        Settings(points_per_side=0)
+    with pytest.raises(SamjaxError, match="output_mode 'png' is not one of binary_mask, uncompressed_rle, coco_rle"):
+        AutomaticMaskGenerator(predictor, output_mode='png')
+    with pytest.raises(SamjaxError, match='there are 1 point grids for the image and 1 layers of crops: give 2'):
+        AutomaticMaskGenerator(predictor, Settings(crop_n_layers=1), [np.zeros((1, 2))])
+    with pytest.raises(SamjaxError, match='an image is float64'):
+        AutomaticMaskGenerator(predictor).generate(np.zeros((4, 4, 3)))
+
+
+def test_records_load_in_pycocotools(predictor, photo):
+    generator = AutomaticMaskGenerator(predictor, Settings(**LOOSE), output_mode='coco_rle')
+    for record in generator.generate(photo):
+        assert coco.area(record['segmentation']) == record['area']
