@@ -209,14 +209,7 @@ def _add_masks(commands, chosen: bool) -> None:
     from samjax.automatic.formats import FORMATS
     from samjax.automatic.generator import PRESETS, Settings
 
-    parser.add_argument(
-        'inputs',
-        nargs='+',
-        metavar='INPUT',
-        help='image file, folder of images at any depth, .tar file, or what `samjax data prepare` wrote',
-    )
-    parser.add_argument('--model', required=True, help='what `samjax convert` reads: torch file or folder, or a run')
-    parser.add_argument('--out', required=True, type=pathlib.Path, help='folder for the masks')
+    _add_many_images(parser, 'masks')
     parser.add_argument(
         '--format',
         choices=tuple(FORMATS),
@@ -224,7 +217,6 @@ def _add_masks(commands, chosen: bool) -> None:
         help='sa1b (default): JSON beside each image; coco: instances.json beside images; png: a file for each mask '
         'beside images; overlay: pictures to look at',
     )
-    parser.add_argument('--devices', type=int, default=0, metavar='N', help='of each process; without it all')
     group = parser.add_argument_group('which masks')
     group.add_argument('--preset', choices=tuple(PRESETS), default='original', help='default: original')
     for field in dataclasses.fields(Settings):
@@ -241,37 +233,23 @@ def _add_masks(commands, chosen: bool) -> None:
 
 
 def _masks(options) -> None:
-    import jax
+    def work():
+        from samjax.automatic.generator import PRESETS, Settings
+        from samjax.automatic.masks import masks
 
-    from samjax import cluster
-    from samjax.automatic.generator import PRESETS, Settings
-    from samjax.automatic.masks import REPORT, masks
-
-    try:
-        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
-        _join(options)
         given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
         given = {name: value for name, value in given.items() if value is not None}
         settings = dataclasses.replace(PRESETS[options.preset], **given)
-        report = masks(options.inputs, options.model, options.out, options.format, settings, options.devices)
-    except (SamjaxError, OSError) as error:
-        cluster.leave(f'error: {one_line(error)}')
-    except Exception:  # most often another process is gone; without `leave` jax waits minutes for it
-        traceback.print_exc()
-        cluster.leave(1)
-    if jax.process_index() != 0:
-        return
-    print(f'{options.out}: {report.masks} masks of {report.images} images')
-    if report.without:
-        hint = '' if report.masks else ': lower --pred-iou-thresh and --stability-score-thresh for a weak model'
-        print(f'{report.without} images have no mask{hint}')
-    if report.bad:
-        print(f'left out {report.found - report.images} of {report.found} images: {report.summary()}')
-        print(f'{REPORT} there names what was left out and why')
+        return masks(options.inputs, options.model, options.out, options.format, settings, options.devices)
+
+    report = _in_a_job(options, work)
+    hint = '' if report.masks else ': lower --pred-iou-thresh and --stability-score-thresh for a weak model'
+    more = [f'{report.without} images have no mask{hint}'] if report.without else []
+    _say(report, options.out, f'{report.masks} masks of {report.images} images', *more)
 
 
 def _add_many_images(parser, what: str) -> None:
-    """The options of a command that `samjax.survey.fill`s a folder."""
+    """The options of a command that `samjax.output.fill`s a folder."""
     parser.add_argument(
         'inputs',
         nargs='+',
@@ -304,7 +282,7 @@ def _say(report, out: pathlib.Path, *lines: str) -> None:
     """What a folder has been filled with, once in a job."""
     import jax
 
-    from samjax.survey import REPORT
+    from samjax.output import REPORT
 
     if jax.process_index() != 0:
         return

@@ -46,7 +46,10 @@ def encoder_macs(config: SamConfig) -> int:
 
 
 def decoder_macs(config: SamConfig, tokens: int, mask_prompt: bool, masks: int) -> int:
-    """Of prompt encoder and mask decoder for one prompt.
+    """Of prompt encoder and mask decoder for one prompt, as the paper's decoder is defined.
+
+    Ours multiplies less with few tokens (`samjax.model.mask_decoder.cheapest_order`), and once for an image what is the
+    same for all its prompts: 0.90e9 instead of 1.81e9 for one of many clicks on ViT-B.
 
     Args:
       tokens: of the prompt and the decoder's own five.

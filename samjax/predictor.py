@@ -210,7 +210,7 @@ class Predictor:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the parameters; takes a second for each GB of them."""
+        """Of the parameters; takes half a second for each GB of them."""
         return weights.digest(self.model[1])
 
     def reset_image(self) -> None:

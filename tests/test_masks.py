@@ -23,15 +23,15 @@ from test_sa1b import encoded, picture, write
 
 from samjax import __main__ as command
 from samjax import checkpoint
-from samjax.automatic import formats
 from samjax.automatic import masks as module
 from samjax.automatic.generator import PRESETS, Settings
-from samjax.automatic.masks import REPORT, UNFINISHED, Report, masks
+from samjax.automatic.masks import Report, masks
 from samjax.convert import convert
 from samjax.data.check import check
 from samjax.data.layouts.find import find
 from samjax.data.object_masks.prepare import prepare
 from samjax.errors import SamjaxError
+from samjax.output import HIDDEN, REPORT, Output, only_one
 
 SETTINGS = Settings(points_per_side=4, points_per_batch=8, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
@@ -174,7 +174,7 @@ def test_no_mask_anywhere(tmp_path, model, rectangles):
 @pytest.mark.parametrize('form', ['sa1b', 'coco', 'png', 'overlay'])
 def test_full_disk_is_one_sentence_and_the_same_command_goes_on(photos, tmp_path, model, rectangles, form):
     masks([str(photos)], model, tmp_path / 'whole', form, SETTINGS)
-    moved, move = [], formats.Output._move
+    moved, move = [], Output._move
 
     def full(output, part, file):
         moved.append(file)
@@ -184,12 +184,12 @@ def test_full_disk_is_one_sentence_and_the_same_command_goes_on(photos, tmp_path
 
     rectangles.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats.Output, '_move', full)
+        patch.setattr(Output, '_move', full)
         with pytest.raises(
             SamjaxError, match=r'out cannot be written \(No space left on device\): free some space, and'
         ):
             masks([str(photos)], model, tmp_path / 'out', form, SETTINGS, devices=1)
-    assert (tmp_path / 'out' / UNFINISHED).is_dir()
+    assert (tmp_path / 'out' / HIDDEN).is_dir()
     done = len(rectangles) - 1
     rectangles.clear()
     masks([str(photos)], model, tmp_path / 'out', form, SETTINGS)
@@ -200,12 +200,12 @@ def test_full_disk_is_one_sentence_and_the_same_command_goes_on(photos, tmp_path
 def test_finished_run_is_not_done_again(photos, tmp_path, model, rectangles):
     report = masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
     before = tree(tmp_path / 'out')
-    (tmp_path / 'out' / UNFINISHED).mkdir()  # killed while it was removed
+    (tmp_path / 'out' / HIDDEN).mkdir()  # killed while it was removed
     rectangles.clear()
     assert masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS) == report
     assert not rectangles
     assert tree(tmp_path / 'out') == before
-    assert not (tmp_path / 'out' / UNFINISHED).exists()
+    assert not (tmp_path / 'out' / HIDDEN).exists()
 
 
 def test_clicks_at_once_may_change_in_between(photos, tmp_path, model, rectangles):
@@ -257,7 +257,7 @@ def whole(start, tmp_path_factory):
 
 
 def test_killed_and_run_again_gives_the_same_bytes(start, whole, tmp_path):
-    ledger = tmp_path / UNFINISHED / 'process_0.jsonl'
+    ledger = tmp_path / HIDDEN / 'process_0.jsonl'
     for answers in (1, 8):
         process = start(tmp_path)
         while not ledger.exists() or ledger.read_text().count('\n') < answers:
@@ -324,7 +324,7 @@ def test_unfinished_run_of_another_command_is_refused(photos, tmp_path, model, r
 
 def test_only_one_command_writes_to_a_folder(photos, tmp_path, model, rectangles):
     (tmp_path / 'out').mkdir()
-    with module._only_one(tmp_path / 'out') as alone:
+    with only_one(tmp_path / 'out') as alone:
         assert alone
         with pytest.raises(SamjaxError, match='another process writes to .*out: wait for it'):
             masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
@@ -366,7 +366,7 @@ def test_unknown_format_or_model(photos, tmp_path, model):
 def asked(monkeypatch):
     """What the command asks for, with a report of two images."""
     calls = []
-    report = Report(5, 1, 9, {'unreadable image': ['a.png: cut'], 'not 8 bits': ['b.png: I;16']}, {})
+    report = Report(5, {'unreadable image': ['a.png: cut'], 'not 8 bits': ['b.png: I;16']}, {}, 1, 9)
     monkeypatch.setattr(module, 'masks', lambda *arguments: calls.append(arguments) or report)
     monkeypatch.setattr(jax.config, 'update', lambda *_: None)
     return calls

@@ -9,8 +9,8 @@ from test_report import tiny_run_config
 from test_sa1b import picture
 
 from samjax import boxes
+from samjax.automatic.crops import point_grid
 from samjax.errors import SamjaxError
-from samjax.evaluation import grid
 from samjax.evaluation.findings import Options
 from samjax.evaluation.instances import box_masks, instances
 from samjax.evaluation.proposals import OVERLAP, best, proposals, proposer
@@ -51,7 +51,7 @@ def truth(tmp_path):
 
 
 def test_point_grid_worked_example():
-    assert grid.point_grid(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+    assert point_grid(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
 
 
 def test_boxes_of_masks():
@@ -108,7 +108,7 @@ def test_proposals_of_an_image_by_hand(tmp_path, params):
     [predictor] = subject(tmp_path, params).predictors
     image_HW3 = np.array(picture(3, 40, 30))
     records = proposer(predictor, 4, batch=5).generate(image_HW3, best)
-    points = grid.point_grid(4) * (30, 40)
+    points = point_grid(4) * (30, 40)
     prompts = [Prompt(point_2[None], np.array([1])) for point_2 in points]
     [answers] = predictor.predict_batch([image_HW3], [prompts], return_logits=True)
     logits = [logits_HW for answer in answers for logits_HW in answer.masks_MHW]

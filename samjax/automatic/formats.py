@@ -12,13 +12,10 @@ A record is what `AutomaticMaskGenerator.generate` returns for a mask, with comp
 from __future__ import annotations
 
 import colorsys
-import contextlib
 import io
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from scipy import ndimage
 
+from samjax.output import Output
 from samjax.photos import Loaded
 
 MOST = 100_000  # masks of an image that get ids of their own
@@ -35,47 +33,6 @@ COLUMNS = (
     'crop_box_x0,crop_box_y0,crop_box_w,crop_box_h'
 )
 TINT = 0.45  # of a mask's colour, over the image
-
-
-class Output:
-    """A folder that files come into whole.
-
-    unfinished: a folder on the same disk for what is being written; goes when all is done.
-    """
-
-    def __init__(self, folder: Path, unfinished: Path):
-        self.folder, self.unfinished = folder, unfinished
-
-    def put(self, file: str, data: bytes) -> None:
-        """A file, at a path below the folder."""
-        with self.part() as part:
-            part.write_bytes(data)
-            self._move(part, file)
-
-    def put_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """A folder with just these files."""
-        with self.part() as part:
-            part.mkdir()
-            for file, data in files.items():
-                (part / file).write_bytes(data)
-            shutil.rmtree(self.folder / name, ignore_errors=True)  # of someone who was killed
-            self._move(part, name)
-
-    @contextlib.contextmanager
-    def part(self) -> Iterator[Path]:
-        """A path of one's own for something unfinished."""
-        part = self.unfinished / 'parts' / uuid.uuid4().hex
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-        except BaseException:
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
-            raise
-
-    def _move(self, part: Path, file: str) -> None:
-        target = self.folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part, target)
 
 
 def write(form: str, output: Output, place: int, loaded: Loaded, records: Sequence[dict]) -> str:

@@ -110,8 +110,8 @@ def judge(sam: Sam, own_1n5C, image_1nhwC, asked_nM, place: Place, rules: Rules,
     def enlarge(carry):
         at, low_nMyx = carry
         some = jax.lax.dynamic_slice_in_dim(clicks_n, at, group)
-        up_1gyxU = sam.mask_decoder.enlarge(image_1nhwC[:, some])
-        low_gMyx = sam.mask_decoder.masks(own_1n5C[:, some], up_1gyxU, MULTIMASK)[0]
+        up_1ghw44U = sam.mask_decoder.enlarge(image_1nhwC[:, some])
+        low_gMyx = sam.mask_decoder.masks(own_1n5C[:, some], up_1ghw44U, MULTIMASK)[0]
         return at + group, jax.lax.dynamic_update_slice_in_dim(low_nMyx, low_gMyx, at, 0)
 
     used = asked_nM.any(1).sum()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,16 +16,17 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from samjax.automatic.crops import point_grid
 from samjax.boxes import box_of, suppress
 from samjax.data.photo import Photo
 from samjax.errors import SamjaxError
 from samjax.evaluation import boundaries
 from samjax.evaluation.boundary_plot import draw
 from samjax.evaluation.findings import Findings, Options
-from samjax.evaluation.grid import grid_masks
 from samjax.evaluation.page import Figure, Gallery, Table
 from samjax.evaluation.subject import Subject
-from samjax.predictor import Predictor
+from samjax.predictor import Frame, Predictor, Said, fill
+from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE
 from samjax.survey import UNFINISHED, Ledger, choose, survey
 
 # F at the optimal scale of the set and of each image, average precision, recall at a precision of 50 %
@@ -107,6 +109,30 @@ def edge_map(predictor: Predictor, image_HW3: np.ndarray, batch: int) -> np.ndar
         np.maximum(strength_HW, mask_edges(frame.upscale(low[n])), out=strength_HW)
     top = strength_HW.max()
     return thinned(strength_HW / top) if top > 0 else strength_HW
+
+
+def grid_masks(
+    predictor: Predictor, image_HW3: np.ndarray, side: int, batch: int
+) -> tuple[Frame, Iterator[tuple[np.ndarray, float]]]:
+    """The frame of an image, and low-resolution logits and expected IoU of three masks for each click of the grid.
+
+    batch: clicks that are answered at once.
+    """
+    [frame], embed_BhwC = predictor.encode([image_HW3])
+    points_N2 = frame.points(point_grid(side) * (image_HW3.shape[1], image_HW3.shape[0]))
+
+    def answers():
+        for first in range(0, len(points_N2), batch):
+            some = points_N2[first : first + batch]
+            labels_2 = np.array([POSITIVE, NOT_A_POINT], np.int32)
+            said = [Said(np.stack([point_2, np.zeros(2, np.float32)]), labels_2, None) for point_2 in some]
+            prompts = fill([said], (1, batch, 2), predictor.config.low_size)
+            prediction = predictor.decode(embed_BhwC, prompts, MULTIMASK)
+            low_NMyx, iou_NM = np.asarray(prediction.logits_BNMyx)[0], np.asarray(prediction.iou_BNM)[0]
+            for n in range(len(some)):
+                yield from zip(low_NMyx[n], iou_NM[n].tolist(), strict=True)
+
+    return frame, answers()
 
 
 def mask_edges(logits_HW: np.ndarray) -> np.ndarray:

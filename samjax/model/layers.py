@@ -93,21 +93,19 @@ class PatchConv(nnx.Module):
 
 
 class PatchDeconv(nnx.Module):
-    """Transposed convolution whose stride equals its kernel: (..., h, w, I) -> (..., h p, w p, O)."""
+    """Transposed convolution whose stride equals its kernel: (..., I) -> (..., p p, O), the p x p pixels of each."""
 
     def __init__(self, patch: int, inputs: int, outputs: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         fan_in = patch * patch * outputs  # torch counts the other way round for transposed convolutions
         self.kernel = uniform(rngs, (patch, patch, inputs, outputs), fan_in)
         self.bias = uniform(rngs, (outputs,), fan_in)
-        self.patch = patch
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        *lead, height, width, _ = x.shape
-        p = self.patch
-        y = jnp.einsum('...hwI,pqIO->...hpwqO', x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        y = y + bias_like(self.bias[...].astype(self.dtype), y.ndim)
-        return y.reshape(*lead, height * p, width * p, y.shape[-1])
+        p, _, inputs, outputs = self.kernel.shape
+        kernel_IbO = self.kernel[...].astype(self.dtype).reshape(p * p, inputs, outputs).swapaxes(0, 1)
+        y = jnp.einsum('...I,IbO->...bO', x.astype(self.dtype), kernel_IbO)
+        return y + bias_like(self.bias[...].astype(self.dtype), y.ndim)
 
 
 def gelu(x: jax.Array) -> jax.Array:

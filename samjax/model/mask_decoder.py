@@ -60,22 +60,28 @@ class MaskDecoder(nnx.Module):
         image_BNLC = (embed_BhwC[:, None].astype(self.dtype) + dense_BNhwC).reshape(b, -1, h * w, c)
         image_pe_LC = positions_hwC.reshape(h * w, c).astype(self.dtype)
 
-        tokens_BNTC, image_BNLC = self.transformer(tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B)
+        own_BN5C, image_BNLC = self.transformer(
+            tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B, wanted=1 + MASK_TOKENS
+        )
 
-        return tokens_BNTC[:, :, : 1 + MASK_TOKENS], image_BNLC.reshape(b, n, h, w, c)
+        return own_BN5C, image_BNLC.reshape(b, n, h, w, c)
 
     def enlarge(self, image_BNhwC: jax.Array) -> jax.Array:
-        """The image at the resolution of the masks, (B, N, y, x, U)."""
+        """The image at the resolution of the masks, (B, N, h, w, 4, 4, U): 2 x 2 pixels of 2 x 2 of each cell."""
         return gelu(self.upscale2(gelu(self.upscale_norm(self.upscale1(image_BNhwC)))))
 
-    def answer(self, own_BN5C: jax.Array, up_BNyxU: jax.Array, masks: tuple[int, ...]) -> Prediction:
+    def answer(self, own_BN5C: jax.Array, up_BNhw44U: jax.Array, masks: tuple[int, ...]) -> Prediction:
         """The masks of the mask tokens named in `masks`, from the own tokens and the enlarged image."""
-        return Prediction(self.masks(own_BN5C, up_BNyxU, masks), self.scores(own_BN5C, masks))
+        return Prediction(self.masks(own_BN5C, up_BNhw44U, masks), self.scores(own_BN5C, masks))
 
-    def masks(self, own_BN5C: jax.Array, up_BNyxU: jax.Array, masks: tuple[int, ...]) -> jax.Array:
+    def masks(self, own_BN5C: jax.Array, up_BNhw44U: jax.Array, masks: tuple[int, ...]) -> jax.Array:
         """float32 logits (B, N, M, y, x)."""
         heads_BNMU = jnp.stack([self.mask_heads[m](own_BN5C[:, :, 1 + m]) for m in masks], 2)
-        return jnp.einsum('BNMU,BNyxU->BNMyx', heads_BNMU, up_BNyxU, preferred_element_type=jnp.float32)
+        logits = jnp.einsum('BNhwabU,BNMU->BNhwabM', up_BNhw44U, heads_BNMU, preferred_element_type=jnp.float32)
+        b, n, h, w, *_, m = logits.shape
+        # Pixels come to their places only here, where they have M channels instead of U.
+        logits = logits.reshape(b, n, h, w, 2, 2, 2, 2, m).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)
+        return logits.reshape(b, n, m, 4 * h, 4 * w)
 
     def scores(self, own_BN5C: jax.Array, masks: tuple[int, ...]) -> jax.Array:
         """The IoU each mask is expected to have, float32 (B, N, M); needs no mask."""
@@ -94,7 +100,8 @@ class TwoWayTransformer(nnx.Module):
         self.final_norm = LayerNorm(config.channels, 1e-5, config.dtype)
         self.dropout_rate = config.dropout
 
-    def __call__(self, tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B):
+    def __call__(self, tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B, wanted: int):
+        """The first `wanted` tokens and the image."""
         token_pe_BNTC = tokens_BNTC
         image_pe_11LC = image_pe_LC[None, None]
         *keys, last_keys_B = split(keys_B, len(self.blocks) + 1)
@@ -104,6 +111,7 @@ class TwoWayTransformer(nnx.Module):
             tokens_BNTC, image_BNLC = block(
                 attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, block_keys_B
             )
+        tokens_BNTC, token_pe_BNTC = tokens_BNTC[:, :, :wanted], token_pe_BNTC[:, :, :wanted]
         update_BNTC = self.final_attention(tokens_BNTC + token_pe_BNTC, image_BNLC + image_pe_11LC, image_BNLC)
         tokens_BNTC = tokens_BNTC + dropout(update_BNTC, self.dropout_rate, last_keys_B)
         return self.final_norm(tokens_BNTC), image_BNLC
@@ -178,7 +186,7 @@ class Attention(nnx.Module):
         q_BNQAE = self._queries(query_BNQC)
         k_BNKAE = self._project(key_BNKC, self.w_k_CAE, self.b_k_AE)
         v_BNKAE = self._project(value_BNKC, self.w_v_CAE, self.b_v_AE)
-        weights_BNAQK = self._weights(jnp.einsum('BNQAE,BNKAE->BNAQK', q_BNQAE, k_BNKAE), present_BNK)
+        weights_BNAQK = self._weights(jnp.einsum('BNQAE,BNKAE->BNAQK', q_BNQAE, k_BNKAE), present_BNK, 4)
         out_BNQAE = jnp.einsum('BNAQK,BNKAE->BNQAE', weights_BNAQK, v_BNKAE)
         return jnp.einsum('BNQAE,AEC->BNQC', out_BNQAE, self.w_out_AEC[...].astype(self.dtype))
 
@@ -186,8 +194,9 @@ class Attention(nnx.Module):
         """For few queries.  The bias of the keys adds the same to all logits of a query, which softmax does not see."""
         w_k_CAE, w_v_CAE, w_out_AEC = (w[...].astype(self.dtype) for w in (self.w_k_CAE, self.w_v_CAE, self.w_out_AEC))
         asked_BNAQC = jnp.einsum('BNQAE,CAE->BNAQC', self._queries(query_BNQC), w_k_CAE)
-        weights_BNAQK = self._weights(jnp.einsum('BNAQC,BNKC->BNAQK', asked_BNAQC, key_BNKC), present_BNK)
-        mixed_BNAQC = jnp.einsum('BNAQK,BNKC->BNAQC', weights_BNAQK, value_BNKC)
+        logits_BNKAQ = jnp.einsum('BNKC,BNAQC->BNKAQ', key_BNKC, asked_BNAQC)  # in this order nothing large is turned
+        weights_BNKAQ = self._weights(logits_BNKAQ, present_BNK, 2)
+        mixed_BNAQC = jnp.einsum('BNKAQ,BNKC->BNAQC', weights_BNKAQ, value_BNKC)
         out_BNQAE = jnp.einsum('BNAQC,CAE->BNQAE', mixed_BNAQC, w_v_CAE)
         out_BNQAE += bias_like(self.b_v_AE[...].astype(self.dtype), 5)
         return jnp.einsum('BNQAE,AEC->BNQC', out_BNQAE, w_out_AEC)
@@ -199,9 +208,9 @@ class Attention(nnx.Module):
         v_BNKAE = self._project(value_BNKC, self.w_v_CAE, self.b_v_AE)
         asked_BNAKC = jnp.einsum('BNKAE,CAE->BNAKC', k_BNKAE, w_q_CAE)
         bias_BNAK = jnp.einsum('BNKAE,AE->BNAK', k_BNKAE, b_q_AE)
-        logits_BNAQK = jnp.einsum('BNQC,BNAKC->BNAQK', query_BNQC, asked_BNAKC) + bias_BNAK[:, :, :, None]
+        logits_BNQAK = jnp.einsum('BNQC,BNAKC->BNQAK', query_BNQC, asked_BNAKC) + bias_BNAK[:, :, None]
         told_BNAKC = jnp.einsum('BNKAE,AEC->BNAKC', v_BNKAE, w_out_AEC)
-        return jnp.einsum('BNAQK,BNAKC->BNQC', self._weights(logits_BNAQK, present_BNK), told_BNAKC)
+        return jnp.einsum('BNQAK,BNAKC->BNQC', self._weights(logits_BNQAK, present_BNK, 4), told_BNAKC)
 
     def _project(self, x_BNKC, w_CAE, b_AE):
         x_BNKAE = jnp.einsum('BNKC,CAE->BNKAE', x_BNKC, w_CAE[...].astype(self.dtype))
@@ -210,10 +219,12 @@ class Attention(nnx.Module):
     def _queries(self, query_BNQC):
         return self._project(query_BNQC, self.w_q_CAE, self.b_q_AE) * self.w_q_CAE.shape[-1] ** -0.5
 
-    def _weights(self, logits_BNAQK, present_BNK):
+    def _weights(self, logits, present_BNK, axis: int):
+        """Softmax over the keys that are present, which lie along `axis`."""
         if present_BNK is not None:
-            logits_BNAQK = jnp.where(present_BNK[:, :, None, None], logits_BNAQK, -1e30)
-        return softmax(logits_BNAQK, (-1,), self.dtype)
+            there = jnp.expand_dims(present_BNK, [other for other in (2, 3, 4) if other != axis])
+            logits = jnp.where(there, logits, -1e30)
+        return softmax(logits, (axis,), self.dtype)
 
 
 def cheapest_order(query_NQ: tuple[int, int], key_NK: tuple[int, int], channels: int, heads: int, head: int) -> str:

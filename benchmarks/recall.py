@@ -1,0 +1,63 @@
+"""How many of the objects that people marked are among the masks of everything, for several settings of the generator.
+
+    python -m benchmarks.recall RUN DIR [--images 100] [--iou 0.6] [--stability 0.6]
+
+DIR is in the layout of SA-1B.  An object counts as found at .5 if some mask has at least that IoU with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import time
+
+import numpy as np
+from pycocotools import mask as coco
+
+from samjax.automatic.generator import PRESETS, AutomaticMaskGenerator, Settings
+from samjax.convert.convert import open_predictor
+from samjax.prediction import read_image
+
+LEVELS = 0.5, 0.75
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('model', help='run or checkpoint')
+    parser.add_argument('folder', help='images with JSON, as in SA-1B')
+    parser.add_argument('--images', type=int, default=100)
+    parser.add_argument('--iou', type=float, default=0.88, help='pred_iou_thresh of the rows that filter')
+    parser.add_argument('--stability', type=float, default=0.95, help='stability_score_thresh of the same')
+    options = parser.parse_args()
+    predictor = open_predictor(options.model)
+    files = sorted(pathlib.Path(options.folder).glob('*.json'))[: options.images]
+    filters = {'pred_iou_thresh': options.iou, 'stability_score_thresh': options.stability}
+    rows = {
+        'original, 32 x 32': dataclasses.replace(PRESETS['original'], **filters),
+        'SA-1B: 21 crops, without small parts': dataclasses.replace(PRESETS['sa1b'], **filters),
+        'the same but for small parts': dataclasses.replace(PRESETS['sa1b'], min_mask_region_area=0, **filters),
+        'proposals: 64 x 64, no filter': Settings(
+            64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9
+        ),
+    }
+    print(f'{len(files)} images; {filters}')
+    print(f'{"":40}{"recall .5":>10}{"recall .75":>11}{"masks/image":>12}{"s/image":>9}')
+    for title, settings in rows.items():
+        generator = AutomaticMaskGenerator(predictor, settings, output_mode='coco_rle')
+        best, masks, start = [], 0, time.perf_counter()
+        for file in files:
+            content = json.loads(file.read_text())
+            found = generator.generate(read_image(file.with_name(content['image']['file_name'])))
+            truth = [one['segmentation'] for one in content['annotations']]
+            masks += len(found)
+            iou_NT = coco.iou([one['segmentation'] for one in found], truth, [False] * len(truth)) if found else []
+            best.append(np.max(iou_NT, 0) if len(found) else np.zeros(len(truth)))
+        seconds = (time.perf_counter() - start) / len(files)
+        recalls = [100 * np.mean(np.concatenate(best) >= level) for level in LEVELS]
+        print(f'{title:40}{recalls[0]:10.1f}{recalls[1]:11.1f}{masks / len(files):12.0f}{seconds:9.2f}', flush=True)
+
+
+if __name__ == '__main__':
+    main()
