@@ -1,0 +1,81 @@
+"""Records of our automatic mask generator beside segment-anything's, with the same weights, on the images of a folder.
+
+    python -m benchmarks.agreement RUN DIR [--images 10] [--iou 0.6] [--stability 0.6]
+
+Goes through plain settings, one and two layers of crops, and removal of small parts.  Prints how many masks each side
+has, on how many images the numbers differ, and where they do not: how many masks differ at all and in how many pixels
+together, how many have an IoU below .999, and the largest differences of the other fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import torch
+
+from samjax.automatic.generator import AutomaticMaskGenerator, Settings
+from samjax.convert import convert, verify, weights
+from samjax.prediction import read_image
+from samjax.predictor import Predictor
+
+ROWS = {
+    'defaults': {'pred_iou_thresh': 0.88, 'stability_score_thresh': 0.95},
+    'plain': {},
+    'one layer of crops': {'crop_n_layers': 1, 'points_per_side': 16},
+    'two layers, fewer points': {'crop_n_layers': 2, 'points_per_side': 16, 'crop_n_points_downscale_factor': 2},
+    'small parts removed': {'min_mask_region_area': 50},
+    'crops, small parts removed': {'crop_n_layers': 1, 'points_per_side': 16, 'min_mask_region_area': 50},
+}
+SCORES = 'bbox', 'predicted_iou', 'stability_score', 'point_coords', 'crop_box'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('model', help='run or checkpoint')
+    parser.add_argument('folder', help='of images')
+    parser.add_argument('--images', type=int, default=10)
+    parser.add_argument('--iou', type=float, default=0.88, help='pred_iou_thresh')
+    parser.add_argument('--stability', type=float, default=0.95, help='stability_score_thresh')
+    options = parser.parse_args()
+    arrays, config, _ = convert.read(pathlib.Path(options.model), force=False)
+    predictor = Predictor(config, *jax.device_put(convert.to_states(arrays, config)))
+    verify.import_original()
+    original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
+    sam = verify.build_original(config)
+    state = weights.to_torch(weights.META, arrays, config)
+    sam.load_state_dict({key: torch.tensor(np.ascontiguousarray(value)) for key, value in state.items()})
+
+    files = sorted(file for file in pathlib.Path(options.folder).iterdir() if file.suffix in ('.jpg', '.png'))
+    images = [read_image(file) for file in files[: options.images]]
+    print(f'{"":28}{"original":>9}{"ours":>7}{"images":>7}{"masks":>7}{"px":>5}{"<.999":>7}  largest differences')
+    for title, changes in ROWS.items():
+        arguments = {'pred_iou_thresh': options.iou, 'stability_score_thresh': options.stability, **changes}
+        theirs, ours = original(sam, **arguments), AutomaticMaskGenerator(predictor, Settings(**arguments))
+        counts, differing, pixels, overlaps, worst = np.zeros(2, int), 0, [], [], dict.fromkeys(SCORES, 0.0)
+        for image_HW3 in images:
+            try:
+                expected = theirs.generate(image_HW3)
+            except IndexError:  # it found nothing, and has crops
+                expected = []
+            found = ours.generate(image_HW3)
+            counts += len(expected), len(found)
+            if len(expected) != len(found):
+                differing += 1
+                continue
+            for e, f in zip(expected, found, strict=True):
+                shared, either = e['segmentation'] & f['segmentation'], e['segmentation'] | f['segmentation']
+                pixels.append(either.sum() - shared.sum())
+                overlaps.append(shared.sum() / max(either.sum(), 1))
+                for key in SCORES:
+                    worst[key] = max(worst[key], float(np.abs(np.subtract(e[key], f[key])).max()))
+        other, low = np.count_nonzero(pixels), sum(overlap < 0.999 for overlap in overlaps)
+        rest = ', '.join(f'{key} {value:.1e}' for key, value in worst.items())
+        print(f'{title:28}{counts[0]:9}{counts[1]:7}{differing:7}{other:7}{sum(pixels):5}{low:7}  {rest}', flush=True)
+
+
+if __name__ == '__main__':
+    main()
