@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 import tarfile
 from collections import Counter
@@ -14,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from samjax.data.layouts.labelled import Unusable
-from samjax.data.layouts.sa1b import Part
+from samjax.data.layouts.sa1b import Part, list_files
 from samjax.data.object_masks.object_masks_dataset_builder import SPLIT
 from samjax.data.object_masks.prepare import NAMES, Report
-from samjax.data.object_masks.record import EIGHT_BIT, FORMATS, ORIENTATION, STORED
+from samjax.data.object_masks.record import STORED, open_image
 from samjax.data.object_masks.source import prepared
 from samjax.data.photo import SYMMETRY, turned
 from samjax.errors import SamjaxError
@@ -188,7 +186,7 @@ def _items(path: Path) -> Iterator[_Item]:
     if folder is not None and (folder / 'dataset_info.json').is_file():
         yield from _of_prepared(folder, str(path))
         return
-    for file in _list_files(path):
+    for file in list_files(path, (*IMAGE, TAR)):
         inner = Path(file).relative_to(path).as_posix()
         yield from _of_file(file, inner, f'{inner}/')
 
@@ -238,40 +236,12 @@ def _records(folder: str) -> Sequence[dict]:
     return reader.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
 
 
-def _list_files(path: Path) -> Iterator[str]:
-    """Images and tar files below a folder in a fixed order, hidden ones left out.
-
-    Raises SamjaxError for a folder that cannot be read.
-    """
-    seen = set()
-    for folder, subfolders, files in os.walk(path, onerror=_unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        subfolders[:] = [] if real in seen else sorted(s for s in subfolders if s[0] != '.')
-        if real in seen:  # a link back up, or a second link to the same folder
-            continue
-        seen.add(real)
-        yield from (os.path.join(folder, file) for file in sorted(files) if file[0] != '.')
-
-
-def _unreadable(error: OSError):
-    raise SamjaxError(f'{error.filename} cannot be read ({error.strerror}): mend its permissions or leave it out')
-
-
 # ---- from bytes to pixels --------------------------------------------------------------------------
 
 
 def _loaded(name: str, data: bytes, orientation: int | None = None) -> Loaded:
     """orientation: as EXIF counts it; without one, EXIF's own.  What is refused is what `data prepare` refuses."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            stated = image.getexif().get(ORIENTATION)
-    except Exception as error:  # pillow raises nearly anything on damaged files
-        raise Unusable('unreadable image', str(error)) from error
-    if image.mode not in EIGHT_BIT:
-        detail = f'its pixels are of type {image.mode}: save it with 8 bits per channel, scaled as it should look'
-        raise Unusable('not 8 bits', detail)
-    stated = stated if stated in SYMMETRY else 1
+    image, stated = open_image(data)
     orientation = orientation or stated
     transparent = image.info.pop('transparency', None) is not None  # says how to show it; makes pillow warn
     as_stored = image.format in STORED and image.mode == 'RGB' and not transparent and orientation == stated == 1

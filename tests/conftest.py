@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from test_report import tiny_run_config
 
+from samjax import checkpoint
 from samjax.bits import pack_rows
 from samjax.model.sam import SIZES, sam_config
 from samjax.step import init_params
@@ -44,6 +45,14 @@ def params():
     shapes = jax.eval_shape(lambda: init_params(sam_config(**tiny_run_config().model), 0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope='session')
+def model(tmp_path_factory, params):
+    """A folder with these parameters, as `samjax convert` writes one."""
+    folder = tmp_path_factory.mktemp('model')
+    checkpoint.save_params(str(folder), tiny_run_config(), *params)
+    return str(folder)
 
 
 @pytest.fixture

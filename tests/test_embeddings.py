@@ -18,7 +18,7 @@ from test_report import tiny_run_config
 from test_sa1b import picture
 
 from samjax import __main__ as command
-from samjax import checkpoint, embeddings
+from samjax import embeddings
 from samjax.convert import convert
 from samjax.embeddings import Embedding, embed
 from samjax.errors import SamjaxError
@@ -28,14 +28,6 @@ from samjax.output import HIDDEN, REPORT, Output, Report
 from samjax.predictor import Predictor
 
 CALL = {'point_coords': np.array([[30, 20]]), 'point_labels': np.array([1])}
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory, params):
-    """A tiny SAM, untrained, with a frame of 32 x 48 px."""
-    folder = tmp_path_factory.mktemp('model')
-    checkpoint.save_params(str(folder), tiny_run_config(), *params)
-    return str(folder)
 
 
 @pytest.fixture(scope='module')

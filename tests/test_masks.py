@@ -18,11 +18,9 @@ from pycocotools.coco import COCO
 from test_mask_formats import files, record
 from test_photo import jpeg, smooth
 from test_prepare import add, tree
-from test_report import tiny_run_config
 from test_sa1b import encoded, picture, write
 
 from samjax import __main__ as command
-from samjax import checkpoint
 from samjax.automatic import masks as module
 from samjax.automatic.generator import PRESETS, Settings
 from samjax.automatic.masks import Report, masks
@@ -48,14 +46,6 @@ class Rectangles:
         self.asked.append(image_HW3.shape)
         size = image_HW3.shape[:2]
         return [record(n, 2 * n, n + 5, 2 * n + 7, size) for n in range(image_HW3[0, 0, 0] % 4)]
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory, params):
-    """A tiny SAM, untrained."""
-    folder = tmp_path_factory.mktemp('model')
-    checkpoint.save_params(str(folder), tiny_run_config(), *params)
-    return str(folder)
 
 
 @pytest.fixture(scope='module')

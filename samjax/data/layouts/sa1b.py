@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ def find(path: Path) -> Found | None:
 
     Raises SamjaxError if a folder cannot be read.
     """
-    stats = {file: os.stat(file) for file in list_files(path)}
+    stats = {file: os.stat(file) for file in _files(path)}
     folder = path if path.is_dir() else path.parent
     tars = _as_units(folder, {file: stat for file, stat in stats.items() if _suffix(file) in TAR})
     pairs = _paired(
@@ -44,7 +44,7 @@ def find_shards(path: str, numbers: str) -> Found:
     Raises SamjaxError if one is not there.
     """
     folder = Path(path).expanduser()
-    tars = _wanted(folder, [file for file in list_files(folder) if _suffix(file) in TAR], numbers)
+    tars = _wanted(folder, [file for file in _files(folder) if _suffix(file) in TAR], numbers)
     stats = {file: os.stat(file) for file in tars}
     return Found('SA-1B', _as_units(folder, stats), _digest(folder, stats))
 
@@ -113,14 +113,19 @@ class Pair(NamedTuple):
         return Labelled(image, size, [_mask(one, f'mask {n}') for n, one in enumerate(found)])
 
 
-def list_files(path: Path) -> Iterator[str]:
-    """Images, JSON files and tar shards below `path` in a fixed order, hidden ones left out.
+def _files(path: Path) -> Iterator[str]:
+    """A tar shard, or the images, JSON files and tar shards of a folder."""
+    if path.is_file():
+        yield from [str(path)] if _suffix(path) in TAR else []
+    else:
+        yield from list_files(path, IMAGE + JSON + TAR)
+
+
+def list_files(path: Path, suffixes: Collection[str]) -> Iterator[str]:
+    """Files with these suffixes, in lower case, below `path` in a fixed order, hidden ones left out.
 
     Raises SamjaxError for a folder that cannot be read.
     """
-    if path.is_file():
-        yield from [str(path)] if _suffix(path) in TAR else []
-        return
     seen = set()
     for folder, subfolders, files in os.walk(path, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(folder)
@@ -129,7 +134,7 @@ def list_files(path: Path) -> Iterator[str]:
             continue
         seen.add(real)
         for file in sorted(files):
-            if file[0] != '.' and _suffix(file) in IMAGE + JSON + TAR:
+            if file[0] != '.' and _suffix(file) in suffixes:
                 yield os.path.join(folder, file)
 
 

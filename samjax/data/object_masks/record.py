@@ -63,27 +63,35 @@ def make_record(item: Item) -> tuple[dict, dict[str, int]]:
     return record, dict(found.left_out)
 
 
-def _checked_image(data: bytes, size: tuple[int, int], as_stored: bool) -> tuple[bytes, int]:
-    """An image that decodes to its last pixel, as JPEG or PNG, and its orientation: the one in which it has `size`.
+def open_image(data: bytes) -> tuple[Image.Image, int]:
+    """An image that decodes to its last pixel, and its orientation as EXIF states it, 1 if it does not.
 
-    Cameras store images turned and say so in EXIF; some annotation tools see that, others do not.
+    Raises Unusable if it is no whole image, or one that nobody but its owner knows how to show.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            orientation = image.getexif().get(ORIENTATION)
-            stored = image.format in STORED
+            stated = image.getexif().get(ORIENTATION)
     except Exception as error:  # PIL raises nearly anything on damaged files
         raise Unusable('unreadable image', str(error)) from error
     if image.mode not in EIGHT_BIT:
         detail = f'its pixels are of type {image.mode}: save it with 8 bits per channel, scaled as it should look'
         raise Unusable('not 8 bits', detail)
-    orientation = orientation if orientation in SYMMETRY and not as_stored else 1
+    return image, stated if stated in SYMMETRY else 1
+
+
+def _checked_image(data: bytes, size: tuple[int, int], as_stored: bool) -> tuple[bytes, int]:
+    """An image as JPEG or PNG, and its orientation: the one in which it has `size`.
+
+    Cameras store images turned and say so in EXIF; some annotation tools see that, others do not.
+    """
+    image, stated = open_image(data)
+    orientation = 1 if as_stored else stated
     seen = image.size if SYMMETRY[orientation] & 4 else image.size[::-1]
     if size not in (seen, image.size[::-1]):
         detail = f'the masks are for {size[0]} x {size[1]}, the image has {seen[0]} x {seen[1]} px'
         raise Unusable('wrong size', detail)
-    return data if stored else _as_png(image), orientation if size == seen else 1
+    return data if image.format in STORED else _as_png(image), orientation if size == seen else 1
 
 
 def _as_png(image: Image.Image) -> bytes:
