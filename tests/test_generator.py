@@ -148,13 +148,15 @@ def test_rules_of_the_paper(predictor, photo):
     assert PRESETS['sa1b'].crop_n_layers == 2
 
 
-def test_one_program_for_images_of_one_degree_of_enlargement(predictor):
-    generator = AutomaticMaskGenerator(predictor, Settings(**LOOSE))
-    sizes = [(30, 40), (60, 64), (100, 128), (120, 100), (200, 256), (256, 90), (400, 512), (1000, 900), (1500, 1100)]
+def test_hundred_images_of_any_size_need_five_programs(predictor):
+    generator = AutomaticMaskGenerator(predictor, Settings(**LOOSE | {'points_per_side': 2, 'points_per_batch': 4}))
+    before = propose.propose._cache_size()
+    sizes = [(30, 40), (100, 128), (120, 100), (200, 256), (256, 90), (400, 512), (700, 900), (1000, 900), (1500, 1100)]
     for height, width in sizes:
         generator.generate(noise(height, width))
     compiled = propose.propose._cache_size(), propose.paint._cache_size()
-    for height, width in np.random.default_rng(0).integers(30, 1500, (12, 2)):
+    assert compiled[0] - before <= 5
+    for height, width in np.random.default_rng(0).integers(30, 1500, (91, 2)):
         generator.generate(noise(height, width))
     assert (propose.propose._cache_size(), propose.paint._cache_size()) == compiled
 

@@ -194,8 +194,7 @@ def measure(low_Gyx, place: Place, rules: Rules, window: int, tile: int):
     if rules.stability > 0:
         good &= (low > 0) & (stability >= rules.stability)
     if rules.share < 1:
-        pixels = place.image_4[2:].prod().astype(jnp.float32)
-        good &= area < rules.share * pixels
+        good &= area < rules.share * place.image_4[2:].astype(jnp.float32).prod()
     return stability, box_G4, good
 
 
