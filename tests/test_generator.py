@@ -26,8 +26,8 @@ CONFIG = SIZES['vit_xxs']
 LOOSE = {
     'points_per_side': 6,
     'points_per_batch': 20,
-    'pred_iou_thresh': 0.9,
-    'stability_score_thresh': 0.2,
+    'pred_iou_thresh': 0.02,
+    'stability_score_thresh': 0.05,
     'stability_score_offset': 0.2,
 }
 
@@ -35,9 +35,14 @@ LOOSE = {
 @pytest.fixture(scope='module')
 def torch_sam():
     sam = oracle.randomize(oracle.build(CONFIG), 3)
+    for name, array in sam.image_encoder.named_parameters():
+        if array.ndim > 1 and name.endswith('.weight'):
+            array.data /= 1.5  # a gain of 1, or rounding would grow too much for outlines of small masks
     for name, weight in sam.mask_decoder.named_parameters():
         if name.endswith(('q_proj.weight', 'k_proj.weight')) and '.self_attn.' not in name:
             weight.data *= 3  # so that masks differ from click to click
+    for array in sam.mask_decoder.iou_prediction_head.layers[-1].parameters():
+        array.data *= 0.1  # most of them between 0 and 1
     return sam
 
 
@@ -67,7 +72,8 @@ def compare(torch_sam, predictor, image, *, least=1, **arguments):
     for f, e in zip(found, expected, strict=True):
         assert list(f) == list(e)
         shared, either = f['segmentation'] & e['segmentation'], f['segmentation'] | e['segmentation']
-        assert shared.sum() >= 0.999 * either.sum()
+        # Of a small mask a thousandth is less than a pixel, and random weights make many outlines of rounding errors.
+        assert either.sum() - shared.sum() <= max(3, 0.001 * either.sum())
         assert f['area'] == f['segmentation'].sum()
         for key in ('bbox', 'predicted_iou', 'stability_score', 'point_coords', 'crop_box'):
             # The original has NaN, which JSON has not, for the stability of a mask without pixels.
@@ -80,12 +86,13 @@ def compare(torch_sam, predictor, image, *, least=1, **arguments):
     [
         {},
         {'box_nms_thresh': 0.95, 'stability_score_offset': 0.3},
+        {'pred_iou_thresh': 0.6, 'stability_score_thresh': 0.0, 'box_nms_thresh': 0.99},
         {'crop_n_layers': 1},
         {'crop_n_layers': 2, 'crop_n_points_downscale_factor': 2, 'crop_nms_thresh': 0.9, 'box_nms_thresh': 0.9},
-        {'min_mask_region_area': 60, 'box_nms_thresh': 0.95},
+        {'min_mask_region_area': 2, 'box_nms_thresh': 0.95},
         {'min_mask_region_area': 200, 'crop_n_layers': 1, 'crop_overlap_ratio': 0.1},
     ],
-    ids=['plain', 'overlapping', 'crops', 'two layers', 'small parts', 'crops with small parts'],
+    ids=['plain', 'overlapping', 'few', 'crops', 'two layers', 'small parts', 'crops with small parts'],
 )
 def test_photograph_as_the_original(torch_sam, predictor, photo, settings):
     compare(torch_sam, predictor, photo, **(LOOSE | settings))
@@ -120,12 +127,17 @@ def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
     arguments = {**LOOSE, 'points_per_side': None, 'point_grids': grids, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
     original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
     settings = Settings(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
-    for form in ('uncompressed_rle', 'coco_rle'):
+    for form, kind in (('uncompressed_rle', list), ('coco_rle', str)):
         expected = original(torch_sam, **arguments, output_mode=form).generate(photo)
         found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(photo)
         assert len(found) == len(expected) > 0
         for f, e in zip(found, expected, strict=True):
-            assert f['segmentation'] == e['segmentation']
+            assert list(f['segmentation']) == list(e['segmentation']) == ['size', 'counts']
+            assert type(f['segmentation']['counts']) is type(e['segmentation']['counts']) is kind
+            masks = [one['segmentation'] for one in (f, e)]
+            if kind is list:
+                masks = [coco.frPyObjects(mask, *mask['size']) for mask in masks]
+            assert coco.iou(masks[:1], masks[1:], [False])[0, 0] >= 0.999
 
 
 def test_nothing_found(predictor, photo):
@@ -177,7 +189,8 @@ def test_measures_are_those_of_the_full_mask(height, width, tile):
     rng = np.random.default_rng(0)
     coarse = rng.normal(0, 3, (8, 9, 9)).astype(np.float32)
     low_Gyx = np.array(jax.image.resize(coarse, (8, *CONFIG.low_size), 'cubic'))
-    low_Gyx[0], low_Gyx[1] = -5, 5
+    low_Gyx[0], low_Gyx[1], low_Gyx[2] = -5, 5, -5
+    low_Gyx[2, :3, :4] = 0.5  # neither above +1 nor below -1
     place = propose.Place(
         np.array([height, width], np.int32),
         np.array([0, 0, width, height], np.int32),
@@ -188,7 +201,10 @@ def test_measures_are_those_of_the_full_mask(height, width, tile):
     _, window = propose.tiling(frame, CONFIG.low_size)
     rules = propose.Rules(iou=0.0, stability=0.5, offset=1.0, share=0.8, overlap=0.7, batch=4)
     window = window if tile == 128 else max(CONFIG.low_size)
+    one_by_one = [propose.measure(jnp.asarray(low_Gyx[g : g + 1]), place, rules, window, tile) for g in range(8)]
     stability, box_G4, good = propose.measure(jnp.asarray(low_Gyx), place, rules, window, tile)
+    for alone, together in zip(zip(*one_by_one, strict=True), (stability, box_G4, good), strict=True):
+        np.testing.assert_array_equal(np.concatenate(alone), together)
     for g, low_yx in enumerate(low_Gyx):
         logits_HW = frame.upscale(low_yx)
         high, low = (logits_HW > 1).sum(), (logits_HW > -1).sum()
