@@ -25,6 +25,13 @@ from samjax.step import init_params
 from samjax.structs import Batch
 
 
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+    """Compiled programs map memory, and Linux allows a process 65,530 maps: all tests together would need more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def real_data():
     """A function of a name: that folder of images with masks by people, which CI must have."""
