@@ -123,7 +123,7 @@ def thresholds(predictor, image_HW3, settings) -> dict[str, float]:
     iou_N, stability_N = np.array([one.iou for one in found]), np.array([one.stability for one in found])
     least = np.median(iou_N)
     share = KEPT / settings.points_per_side**2 / 3 / np.mean(iou_N > least)
-    stable = np.quantile(stability_N[iou_N > least], 1 - share)
+    stable = np.quantile(stability_N[iou_N > least], max(1 - share, 0))
     return {'pred_iou_thresh': float(least), 'stability_score_thresh': float(stable), 'box_nms_thresh': 1.0}
 
 
@@ -160,24 +160,12 @@ def ours(predictor, settings, timer):
 
 def original(config, arrays, settings, timer):
     """The same of segment-anything's generator."""
-    import torch
+    from samjax.convert import verify
 
-    from samjax.boxes import suppress
-    from samjax.convert import verify, weights
-
-    verify.import_original()
-    module = sys.modules['segment_anything.automatic_mask_generator']
-    module.batched_nms = lambda boxes, scores, _, iou_threshold: torch.as_tensor(
-        suppress(boxes.numpy(), scores.numpy(), iou_threshold)
-    )
-    module.box_area = lambda boxes: (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    sam = verify.build_original(config)
-    state = weights.to_torch(weights.META, arrays, config)
-    sam.load_state_dict({key: torch.tensor(np.ascontiguousarray(value)) for key, value in state.items()})
-    names = [
-        field.name for field in dataclasses.fields(settings) if field.name not in ('max_mask_share', 'drop_small_masks')
-    ]
-    generator = module.SamAutomaticMaskGenerator(sam, **{name: getattr(settings, name) for name in names})
+    sam = verify.original_with(arrays, config)
+    own = 'max_mask_share', 'drop_small_masks'
+    arguments = {name: value for name, value in dataclasses.asdict(settings).items() if name not in own}
+    generator = verify.original_generator(sam, **arguments)
     for owner, name, stage in (
         (generator.predictor, 'set_image', 'encode'),
         (sam.mask_decoder, 'forward', 'decode'),

@@ -1,7 +1,6 @@
 """samjax.automatic against segment-anything's SamAutomaticMaskGenerator, record for record."""
 
 import dataclasses
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from pycocotools import mask as coco
 from samjax import boxes
 from samjax.automatic import propose
 from samjax.automatic.generator import PRESETS, AutomaticMaskGenerator, Part, Settings
-from samjax.convert import weights
+from samjax.convert import verify, weights
 from samjax.convert.convert import to_states
 from samjax.data import rle
 from samjax.errors import SamjaxError
@@ -65,8 +64,7 @@ def noise(height, width):
 
 
 def compare(torch_sam, predictor, image, *, least=1, **arguments):
-    original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
-    expected = original(torch_sam, **arguments).generate(image)
+    expected = verify.original_generator(torch_sam, **arguments).generate(image)
     found = AutomaticMaskGenerator(predictor, Settings(**arguments)).generate(image)
     assert len(found) == len(expected) >= least
     for f, e in zip(found, expected, strict=True):
@@ -109,8 +107,7 @@ def test_default_settings_as_the_original(torch_sam, predictor, photo):
 
 def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
     settings = LOOSE | {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 1.0}
-    original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
-    expected = original(torch_sam, **settings).generate(photo)
+    expected = verify.original_generator(torch_sam, **settings).generate(photo)
     found = AutomaticMaskGenerator(predictor, Settings(**settings)).generate(photo)
     assert len(found) == len(expected) == 3 * 36
 
@@ -125,10 +122,9 @@ def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
 def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
     grids = [np.array([[0.2, 0.4], [0.7, 0.5], [0.51, 0.9]])]
     arguments = {**LOOSE, 'points_per_side': None, 'point_grids': grids, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
-    original = sys.modules['segment_anything.automatic_mask_generator'].SamAutomaticMaskGenerator
     settings = Settings(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
     for form, kind in (('uncompressed_rle', list), ('coco_rle', str)):
-        expected = original(torch_sam, **arguments, output_mode=form).generate(photo)
+        expected = verify.original_generator(torch_sam, **arguments, output_mode=form).generate(photo)
         found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(photo)
         assert len(found) == len(expected) > 0
         for f, e in zip(found, expected, strict=True):

@@ -15,8 +15,8 @@ from test_check import check
 from test_sa1b import encoded, picture
 
 from samjax.automatic import formats
-from samjax.automatic.formats import Output
 from samjax.data import rle
+from samjax.output import Output
 from samjax.photos import Loaded
 
 
@@ -54,6 +54,17 @@ def files(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob('*') if file.is_file())
 
 
+def assert_read(folder, layout, tmp_path, capsys, caplog):
+    """`samjax data check` finds both images and all of their masks, without a warning."""
+    lines, _ = check(folder, tmp_path, capsys)
+    assert lines[0].endswith(f': {layout}')
+    assert lines[1:3] == [
+        'images: 2; 2 can be used, 0 have no mask, 0 are bad',
+        'masks: 4; least, median and most per image: 1, 2, 3',
+    ]
+    assert not caplog.records
+
+
 def test_sa1b_is_as_sa1b(output, tmp_path, capsys, caplog):
     assert formats.write('sa1b', output, 0, STORED, RECORDS) == 'sub/a.jpg'
     assert formats.write('sa1b', output, 1, TURNED, RECORDS[:1]) == 'b.c.png'
@@ -67,13 +78,7 @@ def test_sa1b_is_as_sa1b(output, tmp_path, capsys, caplog):
     assert first == RECORDS[0] | {'id': 1, 'bbox': [3.0, 2.0, 17.0, 7.0]}
     ids = [one['id'] for one in json.loads((output.folder / 'b.c.json').read_text())['annotations']]
     assert ids == [100_001]
-    lines, _ = check(output.folder, tmp_path, capsys)
-    assert lines[0].endswith(': SA-1B')
-    assert lines[1:3] == [
-        'images: 2; 2 can be used, 0 have no mask, 0 are bad',
-        'masks: 4; least, median and most per image: 1, 2, 3',
-    ]
-    assert not caplog.records
+    assert_read(output.folder, 'SA-1B', tmp_path, capsys, caplog)
 
 
 def test_coco_is_read_by_pycocotools(output, tmp_path, capsys):
@@ -128,13 +133,7 @@ def test_png_is_as_the_original_writes_it(output, tmp_path, capsys, caplog):
     assert text.startswith('id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,')
     assert text.splitlines()[1] == '0,119,3.0,2.0,16.0,6.0,3.5,2.25,0.9,0.97,0.0,0.0,40.0,24.0'
     assert [len(line.split(',')) for line in text.splitlines()] == [14] * 4
-    lines, _ = check(output.folder, tmp_path, capsys)
-    assert lines[0].endswith(': images and masks')
-    assert lines[1:3] == [
-        'images: 2; 2 can be used, 0 have no mask, 0 are bad',
-        'masks: 4; least, median and most per image: 1, 2, 3',
-    ]
-    assert not caplog.records
+    assert_read(output.folder, 'images and masks', tmp_path, capsys, caplog)
 
 
 def test_png_written_again_has_nothing_of_before(output):

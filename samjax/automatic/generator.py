@@ -59,7 +59,7 @@ class Settings:
 
 PRESETS = {
     'original': Settings(),
-    # How the masks of SA-1B were made (paper, appendix B): 21 crops, and three rules that the released code lacks.
+    # How the masks of SA-1B were made (paper, appendix B): 21 crops, and two rules that the released code lacks.
     'sa1b': Settings(
         crop_n_layers=2,
         crop_n_points_downscale_factor=2,

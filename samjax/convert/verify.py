@@ -149,6 +149,24 @@ def build_original(config: SamConfig):
     return modeling.Sam(encoder, prompt_encoder, decoder).eval()
 
 
+def original_with(arrays: dict[str, np.ndarray], config: SamConfig):
+    """Meta's Sam with our `arrays`."""
+    sam = build_original(config)
+    import torch
+
+    state = weights.to_torch(weights.META, arrays, config)
+    sam.load_state_dict({key: torch.tensor(np.ascontiguousarray(value)) for key, value in state.items()})
+    return sam
+
+
+def original_generator(sam, **arguments):
+    """Meta's automatic mask generator, with its own `arguments`, of Meta's Sam."""
+    import_original()
+    from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+
+    return SamAutomaticMaskGenerator(sam, **arguments)
+
+
 def verify(arrays: dict[str, np.ndarray], config: SamConfig, sizes=SIZES, prompts: int = 1000) -> Difference:
     """Runs both models with `arrays` on an image of each of `sizes` and about `prompts` prompts in all.
 
@@ -161,10 +179,8 @@ def verify(arrays: dict[str, np.ndarray], config: SamConfig, sizes=SIZES, prompt
     import torch
 
     rng = np.random.default_rng(0)
-    torch_sam = build_original(config)
-    state = weights.to_torch(weights.META, arrays, config)
-    torch_sam.load_state_dict({key: torch.tensor(np.ascontiguousarray(value)) for key, value in state.items()})
-    theirs, ours = original.SamPredictor(torch_sam), Predictor(config, *jax.device_put(to_states(arrays, config)))
+    theirs = original.SamPredictor(original_with(arrays, config))
+    ours = Predictor(config, *jax.device_put(to_states(arrays, config)))
     count = -(-prompts // (len(sizes) * len(KINDS)))
 
     embedding, logits, spread, scores, mask_iou, same = [], [], [], [], [], []
