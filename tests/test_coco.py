@@ -688,21 +688,22 @@ def test_items_go_to_other_processes(tmp_path):
 
 
 def test_digest_changes_with_every_file(tmp_path):
-    picture(tmp_path / 'a.jpg')
-    write_segments(tmp_path / 'x/a.png')
+    folder = tmp_path / 'set'
+    picture(folder / 'a.jpg')
+    write_segments(folder / 'x/a.png')
     annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
     images = [entry(1, 'a.jpg'), entry(2, 'b.jpg')]
-    file = write(tmp_path / 'x.json', images, [annotation])
+    file = write(folder / 'x.json', images, [annotation])
     digests = [coco.find(file).digest]
     assert coco.find(file).digest == digests[0]
     assert len(digests[0]) == 32
-    picture(tmp_path / 'b.jpg')
+    picture(folder / 'b.jpg')
     digests.append(coco.find(file).digest)
     for changed in ('x.json', 'a.jpg', 'b.jpg', 'x/a.png'):
-        os.utime(tmp_path / changed, ns=(10**18, 10**18))
+        os.utime(folder / changed, ns=(10**18, 10**18))
         digests.append(coco.find(file).digest)
-    os.rename(tmp_path, tmp_path.with_name('moved'))
-    digests.append(coco.find(tmp_path.with_name('moved') / 'x.json').digest)
+    folder.rename(tmp_path / 'moved')
+    digests.append(coco.find(tmp_path / 'moved/x.json').digest)
     assert len(set(digests)) == len(digests)
 
 

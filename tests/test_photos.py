@@ -168,18 +168,20 @@ def test_what_is_no_whole_image_is_named(tmp_path):
 
 
 def test_digest_changes_with_the_files(tmp_path):
-    files = [save(picture(n), tmp_path / f'{n}.png') for n in range(2)]
-    digests = [found(tmp_path).digest, found(tmp_path).digest]
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    files = [save(picture(n), folder / f'{n}.png') for n in range(2)]
+    digests = [found(folder).digest, found(folder).digest]
     os.utime(files[0], ns=(1, 1))
-    digests.append(found(tmp_path).digest)
-    files[1].rename(tmp_path / '2.png')
-    digests.append(found(tmp_path).digest)
-    save(picture(5), tmp_path / '3.png')
-    digests.append(found(tmp_path).digest)
+    digests.append(found(folder).digest)
+    files[1].rename(folder / '2.png')
+    digests.append(found(folder).digest)
+    save(picture(5), folder / '3.png')
+    digests.append(found(folder).digest)
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
-    tmp_path.rename(tmp_path.with_name('moved'))
-    assert found(tmp_path.with_name('moved')).digest == digests[-1]
+    folder.rename(tmp_path / 'moved')
+    assert found(tmp_path / 'moved').digest == digests[-1]
 
 
 def test_nothing_to_find_is_one_sentence(tmp_path):
