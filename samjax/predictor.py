@@ -19,6 +19,7 @@ from samjax import resize
 from samjax.convert import weights
 from samjax.data import transforms
 from samjax.errors import SamjaxError
+from samjax.model.attention import ATTEND
 from samjax.model.sam import Sam, SamConfig, abstract
 from samjax.structs import (
     ABSENT,
@@ -112,7 +113,8 @@ class Predictor:
 
     def __init__(self, config: SamConfig, params: nnx.State, buffers: nnx.State):
         self.config = config
-        self.model = abstract(config)[0], params, buffers
+        attend = ATTEND[jax.default_backend()]
+        self.model = abstract(dataclasses.replace(config, attend=attend))[0], params, buffers
         self.reset_image()
 
     # ---- one image, as in segment-anything ----

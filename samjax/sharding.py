@@ -23,7 +23,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from samjax.errors import SamjaxError
-from samjax.model.attention import attend_by_rows, attend_fused_if_large
+from samjax.model.attention import ATTEND
 from samjax.optimizer import parts
 from samjax.structs import Batch
 
@@ -148,12 +148,10 @@ def state_shardings(state, mesh: Mesh):
 
 
 def attention(mesh: Mesh) -> Callable:
-    """How the encoder attends on the devices of `mesh`: on TPUs by a kernel, which works on its own heads."""
-    if mesh.devices.flat[0].platform != 'tpu':
-        return attend_by_rows
-    heads = PartitionSpec(None, None, None, TENSOR)
+    """How the encoder attends on the devices of `mesh`: each on its own heads."""
+    heads = PartitionSpec(None, TENSOR)
     return jax.shard_map(
-        attend_fused_if_large,
+        ATTEND[mesh.devices.flat[0].platform],
         in_specs=(heads, heads, heads, PartitionSpec(), PartitionSpec()),
         out_specs=heads,
         axis_names={TENSOR},

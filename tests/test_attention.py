@@ -1,20 +1,24 @@
-"""samjax.model.attention: three ways to the same numbers, forward and backward, and the kernel compiles for TPUs."""
+"""samjax.model.attention: ways to the same numbers, forward and backward; and the kernels compile for TPUs."""
+
+import functools
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from samjax.model import attention
+from samjax.model import attention, attention_tpu
 from samjax.preflight import describe
 
 TOLERANCE = 1e-5
+PLAIN = attention.attend
 
 
-def draw(g, h, w, a, e, dtype=jnp.float32):
+def draw(g, a, h, w, e, dtype=jnp.float32):
     rng = np.random.default_rng(g + h)
-    q, k, v = (jnp.asarray(rng.normal(size=(g, h, w, a, e)), dtype) for _ in range(3))
+    q, k, v = (jnp.asarray(rng.normal(size=(g, a, h, w, e)), dtype) for _ in range(3))
     tables = (jnp.asarray(rng.normal(size=(2 * side - 1, e)), dtype) for side in (h, w))
     return q, k, v, *(attention.relative(table, side) for table, side in zip(tables, (h, w), strict=True))
 
@@ -26,7 +30,7 @@ def test_relative_rows_by_hand():
 
 def test_attention_by_hand():
     """Two cells in a row, one head of one channel: each logit is q k + q rel[distance]."""
-    q, k, v = (jnp.array(x, jnp.float32).reshape(1, 1, 2, 1, 1) for x in ([1, 2], [3, 0], [10, 20]))
+    q, k, v = (jnp.array(x, jnp.float32).reshape(1, 1, 1, 2, 1) for x in ([1, 2], [3, 0], [10, 20]))
     rel_h, rel_w = jnp.zeros((1, 1, 1)), attention.relative(jnp.array([[-1.0], [0], [1]]), 2)
     logits = np.array([[3 + 0, 0 - 1], [6 + 2, 0 + 0]])
     weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -34,45 +38,85 @@ def test_attention_by_hand():
     np.testing.assert_allclose(out.reshape(2), weights @ [10, 20], rtol=1e-6)
 
 
-WINDOWED, GLOBAL = (2, 14, 14, 2, 8), (1, 24, 16, 2, 10)  # 196 tokens fill no whole blocks; 384 do
+WINDOWED, GLOBAL = (2, 2, 14, 14, 8), (1, 2, 24, 16, 10)  # 196 tokens fill no whole blocks; 384 do
+WAYS = {
+    'heads': functools.partial(attention.attend_in_parts, logits=2**17),  # 3 of 4 would fit: 2 at a time
+    'rows': functools.partial(attention.attend_in_parts, logits=2**15),
+    'row': functools.partial(attention.attend_in_parts, logits=1),
+    'all': functools.partial(attention.attend_in_parts, logits=2**30),
+    'tpu': functools.partial(attention_tpu.attend_on_tpu, interpret=True),
+}
 
 
 @pytest.mark.parametrize('shape', [WINDOWED, GLOBAL], ids=['windowed', 'global'])
-@pytest.mark.parametrize('way', ['by_rows', 'fused'])
-def test_forward_and_backward_equal_the_definition(monkeypatch, way, shape):
-    monkeypatch.setattr(attention, 'QUERIES', 64)  # so that rows are taken a few at a time
-    ways = {'by_rows': attention.attend_by_rows, 'fused': lambda *x: attention.attend_fused(*x, interpret=True)}
+@pytest.mark.parametrize('way', WAYS)
+def test_forward_and_backward_equal_the_definition(way, shape):
     arrays = draw(*shape)
     weight = jnp.asarray(np.random.default_rng(9).normal(size=shape), jnp.float32) / 8
-
-    def run(attend):
-        value, grads = jax.value_and_grad(lambda arrays: (attend(*arrays) * weight).sum())(arrays)
-        return attend(*arrays), value, grads
-
     with jax.default_matmul_precision('highest'):
-        expected, found = (jax.jit(run, static_argnums=0)(attend) for attend in (attention.attend, ways[way]))
+        expected, found = (jax.jit(both, static_argnums=0)(attend, arrays, weight) for attend in (PLAIN, WAYS[way]))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(b, a, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_on_tpus_only_large_grids_take_the_kernel(monkeypatch):
-    monkeypatch.setattr(attention, 'attend', lambda *x: 'plain')
-    monkeypatch.setattr(attention, 'attend_fused', lambda *x: 'fused')
-    small, large = np.zeros((1, 14, 14, 1, 1)), np.zeros((1, 64, 64, 1, 1))
-    assert attention.attend_fused_if_large(small, *[None] * 4) == 'plain'
-    assert attention.attend_fused_if_large(large, *[None] * 4) == 'fused'
+@pytest.mark.parametrize('shape', [WINDOWED, GLOBAL], ids=['windowed', 'global'])
+@pytest.mark.parametrize('way', WAYS)
+def test_bfloat16_errs_at_most_twice_as_much_as_the_definition(way, shape):
+    arrays = draw(*shape)
+    weight = jnp.asarray(np.random.default_rng(9).normal(size=shape), jnp.float32) / 8
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arrays)
+    exact = jax.jit(both, static_argnums=0)(PLAIN, jax.tree.map(lambda x: x.astype(jnp.float32), half), weight)
+    plain, found = (jax.jit(both, static_argnums=0)(attend, half, weight) for attend in (PLAIN, WAYS[way]))
+    for x, a, b in zip(*map(jax.tree.leaves, (exact, plain, found)), strict=True):
+        assert jnp.linalg.norm(b - x) <= 2 * jnp.linalg.norm(a - x)
 
 
-@pytest.mark.parametrize('topology', ['v5e:2x2', 'v6e:2x2'])
-def test_kernel_compiles_for_tpus_and_no_logits_exist(topology):
-    """ViT-H's global attention, forward and backward: 16 heads of 4096 x 4096 logits would take .5 GiB in bfloat16."""
+def test_parts_hold_no_more_logits_than_they_may():
+    """Two heads of 16 x 16 cells: 131,072 logits."""
+    arrays = draw(1, 2, 16, 16, 4)
+    for logits in (2**17, 2**16, 2**14, 2**12):
+        part = functools.partial(attention.attend_in_parts, logits=logits)
+        sizes = [np.prod(shape, dtype=int) for shape in shapes(jax.make_jaxpr(part)(*arrays).jaxpr)]
+        assert max(sizes) == logits
+
+
+def test_platforms_have_their_own_way():
+    assert attention.ATTEND['cpu'] is attention.attend_in_parts
+    assert attention.ATTEND['gpu'].keywords == {'logits': 2**26}
+    assert attention.ATTEND['tpu'] is attention.attend_on_tpu
+
+
+def test_small_grids_are_attended_whole_on_tpus(monkeypatch):
+    monkeypatch.setattr(attention_tpu, 'attend_whole', lambda *x: 0 * x[2] + 1)
+    monkeypatch.setattr(attention_tpu, 'attend_flash', lambda *x: 0 * x[2] + 2)
+    assert attention.attend_on_tpu(*draw(1, 1, 14, 14, 2))[0, 0, 0, 0, 0] == 1
+    assert attention.attend_on_tpu(*draw(1, 1, 16, 17, 2))[0, 0, 0, 0, 0] == 2
+
+
+@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
+@pytest.mark.parametrize(('side', 'batch'), [(14, 25), (64, 1)], ids=['windowed', 'global'])
+def test_kernels_compile_for_tpus_and_no_logits_exist(side, batch, topology):
+    """ViT-H, forward and backward: 16 heads of 4096 x 4096 logits would take .5 GiB in bfloat16, of windows .03."""
     there = SingleDeviceSharding(describe(topology, 1)[0])
-    arrays = jax.eval_shape(lambda: draw(1, 64, 64, 16, 80, jnp.bfloat16))
+    arrays = jax.eval_shape(lambda: draw(batch, 16, side, side, 80, jnp.bfloat16))
     arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arrays)
 
-    def run(attend, arrays):
-        return jax.grad(lambda arrays: attend(*arrays).astype(jnp.float32).sum())(arrays)
-
-    compiled = jax.jit(run, static_argnums=0).lower(attention.attend_fused_if_large, arrays).compile()
-    assert 'tpu_custom_call' in compiled.as_text()
+    compiled = jax.jit(both, static_argnums=0).lower(attention.attend_on_tpu, arrays, arrays[0]).compile()
+    assert compiled.as_text().count('tpu_custom_call') >= 2
+    for logits in (f'[{batch * 16},{side**2},{side**2}]', f'[{batch},16,{side},{side},{side},{side}]'):
+        assert logits not in compiled.as_text()
     assert compiled.memory_analysis().temp_size_in_bytes < 0.3 * 2**30
+
+
+def both(attend, arrays, weight):
+    """The result, and the gradient of a weighted sum of it, in float32."""
+    grads = jax.grad(lambda arrays: (attend(*arrays) * weight).sum().astype(jnp.float32))(arrays)
+    return jax.tree.map(lambda x: x.astype(jnp.float32), (attend(*arrays), grads))
+
+
+def shapes(jaxpr):
+    """Of all intermediate arrays."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for inner in jex.core.jaxprs_in_params(equation.params):
+            yield from shapes(inner)

@@ -1,117 +1,89 @@
-"""Attention over a grid with decomposed relative positions (MViTv2), in three ways that give the same numbers.
+"""Attention over a grid with decomposed relative positions (MViTv2), in ways that give the same numbers.
 
-`attend` is the definition.  `attend_by_rows` never holds the logits of a large grid at once.  `attend_fused` never
-holds them at all: it folds the relative positions into queries and keys, so that a stock flash kernel for TPUs
-computes them.  All take
+`attend` is the definition.  The others never hold the logits of a whole grid in memory: `attend_in_parts` computes a
+part of them at a time, and `samjax.model.attention_tpu` has kernels.  `ATTEND` names the best one for a platform.
+All take
 
-    q_GhwAE k_GijAE v_GijAE    queries of a grid (h, w), keys and values of the same grid (i, j)
+    q_GAhwE k_GAijE v_GAijE    queries of a grid (h, w), keys and values of the same grid (i, j)
     rel_h_hiE rel_w_wjE        what a query's vertical and horizontal distance to a key adds, from `relative`
 
-and return out_GhwAE.
+and return out_GAhwE.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samjax.model.layers import softmax
+from samjax.model.layers import product, softmax
 
-QUERIES = 1024  # at most so many attend at once in `attend_by_rows`
-LANES = 128  # the fused kernel works on multiples of so many tokens and channels
-BLOCK = 512  # tokens that the fused kernel takes at a time, if the grid has them
-KEPT = 'attended'  # the name of the kernel's results for a rematerialisation policy
+KEPT = 'attended'  # the name of attention's results for a rematerialisation policy
+IN_CACHE = 2**19  # logits, 2 MiB: what CPU cores keep near; benchmarks/attention.py has others
+IN_MEMORY = 2**26  # logits, 256 MiB: so many that a GPU is busy
 
 
-def attend(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE) -> jax.Array:
+def attend(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE) -> jax.Array:
     """Softmax attention; to each logit the query adds what its vertical and horizontal distance to the key says."""
-    scale = q_GhwAE.shape[-1] ** -0.5
-    logits_GAhwij = jnp.einsum('GhwAE,GijAE->GAhwij', q_GhwAE * scale, k_GijAE)
-    logits_GAhwij += jnp.einsum('GhwAE,hiE->GAhwi', q_GhwAE, rel_h_hiE)[..., :, None]  # unscaled q
-    logits_GAhwij += jnp.einsum('GhwAE,wjE->GAhwj', q_GhwAE, rel_w_wjE)[..., None, :]
-    weights_GAhwij = softmax(logits_GAhwij, (-2, -1), v_GijAE.dtype)
-    return jnp.einsum('GAhwij,GijAE->GhwAE', weights_GAhwij, v_GijAE)
+    scale = q_GAhwE.shape[-1] ** -0.5
+    logits_GAhwij = jnp.einsum('GAhwE,GAijE->GAhwij', q_GAhwE * scale, k_GAijE)
+    logits_GAhwij += jnp.einsum('GAhwE,hiE->GAhwi', q_GAhwE, rel_h_hiE)[..., :, None]  # unscaled q
+    logits_GAhwij += jnp.einsum('GAhwE,wjE->GAhwj', q_GAhwE, rel_w_wjE)[..., None, :]
+    weights_GAhwij = softmax(logits_GAhwij, (-2, -1), v_GAijE.dtype)
+    return jnp.einsum('GAhwij,GAijE->GAhwE', weights_GAhwij, v_GAijE)
 
 
-def attend_by_rows(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE) -> jax.Array:
-    """`attend`, a few rows of queries at a time; the logits are computed again in the backward pass."""
-    g, h, w, a, e = q_GhwAE.shape
-    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= QUERIES))
-    if rows == h:
-        return attend(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE)
+def attend_in_parts(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE, logits: int = IN_CACHE) -> jax.Array:
+    """`attend`, with about so many logits at a time: of some heads, or of some rows of one head.
+
+    Nothing but the inputs is kept for the backward pass, which computes the logits again.
+    """
+    g, a, h, w, e = q_GAhwE.shape
+    rows = _part(h, logits // (w * h * w))
+    heads = _part(g * a, logits // (h * w * h * w)) if rows == h else 1
 
     @jax.checkpoint
-    def some_rows(q_GrwAE, rel_h_riE):
-        return attend(q_GrwAE, k_GijAE, v_GijAE, rel_h_riE, rel_w_wjE)
+    def some_rows(q_ZrwE, k_ZLE, v_ZLE, rel_h_riE):
+        across_ZrwL = product('ZrwE,ZLE->ZrwL', q_ZrwE * e**-0.5, k_ZLE)
+        down_Zrwi = jnp.einsum('ZrwE,riE->Zrwi', q_ZrwE, rel_h_riE, preferred_element_type=jnp.float32)
+        along_Zrwj = jnp.einsum('ZrwE,wjE->Zrwj', q_ZrwE, rel_w_wjE, preferred_element_type=jnp.float32)
+        logits_Zrwij = across_ZrwL.reshape(*across_ZrwL.shape[:-1], h, w) + down_Zrwi[..., None]
+        logits_Zrwij += along_Zrwj[..., None, :]
+        weights_Zrwij = jnp.exp(logits_Zrwij - logits_Zrwij.max((-2, -1), keepdims=True))
+        weights_ZrwL = weights_Zrwij.reshape(across_ZrwL.shape)
+        out_ZrwE = product('ZrwL,ZLE->ZrwE', weights_ZrwL.astype(v_ZLE.dtype), v_ZLE)
+        return (out_ZrwE / weights_ZrwL.sum(-1)[..., None]).astype(v_ZLE.dtype)
 
-    q_nGrwAE = jnp.moveaxis(q_GhwAE.reshape(g, h // rows, rows, w, a, e), 1, 0)
-    rel_h_nriE = rel_h_hiE.reshape(h // rows, rows, *rel_h_hiE.shape[1:])
-    out_nGrwAE = jax.lax.map(lambda chunk: some_rows(*chunk), (q_nGrwAE, rel_h_nriE))
-    return jnp.moveaxis(out_nGrwAE, 0, 1).reshape(g, h, w, a, e)
+    def some_heads(q_ZhwE, k_ZLE, v_ZLE):
+        q_nZrwE = jnp.moveaxis(q_ZhwE.reshape(heads, h // rows, rows, w, e), 1, 0)
+        rel_h_nriE = rel_h_hiE.reshape(h // rows, rows, h, e)
+        out_nZrwE = _map(lambda q_ZrwE, rel_h_riE: some_rows(q_ZrwE, k_ZLE, v_ZLE, rel_h_riE), q_nZrwE, rel_h_nriE)
+        return jnp.moveaxis(out_nZrwE, 0, 1).reshape(heads, h, w, e)
 
-
-def attend_fused_if_large(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE) -> jax.Array:
-    """On TPUs: the kernel for grids whose logits are large; XLA does well with windows."""
-    attention = attend if q_GhwAE.shape[1] * q_GhwAE.shape[2] <= QUERIES else attend_fused
-    return attention(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE)
-
-
-def attend_fused(q_GhwAE, k_GijAE, v_GijAE, rel_h_hiE, rel_w_wjE, interpret: bool = False) -> jax.Array:
-    """The same in one kernel: softmax([scale q, q rel_h, q rel_w] [k, row of the key, column of the key]^T) v.
-
-    The two products with the tables are numbers per query and key row or column, and "row of the key" is a one-hot
-    vector, so each logit is `attend`'s.  `interpret` runs the kernel on a CPU, slowly, for tests.
-    """
-    g, h, w, a, e = q_GhwAE.shape
-    queries_GhwAX = jnp.concatenate(
-        [
-            q_GhwAE * e**-0.5,
-            jnp.einsum('GhwAE,hiE->GhwAi', q_GhwAE, rel_h_hiE),
-            jnp.einsum('GhwAE,wjE->GhwAj', q_GhwAE, rel_w_wjE),
-        ],
-        -1,
-    )
-    row_ijX, column_ijX = np.broadcast_to(np.eye(h)[:, None], (h, w, h)), np.broadcast_to(np.eye(w)[None], (h, w, w))
-    place_ijX = jnp.asarray(np.concatenate([row_ijX, column_ijX], -1), k_GijAE.dtype)
-    place_GijAX = jnp.broadcast_to(place_ijX[None, :, :, None], (g, h, w, a, h + w))
-    keys_GijAX = jnp.concatenate([k_GijAE, place_GijAX], -1)
-
-    tokens = _up(h * w, LANES)
-
-    def heads_first(x_GhwAX, width: int):
-        """(G A, tokens, width), filled up with zeros."""
-        x_ZLX = jnp.moveaxis(x_GhwAX.reshape(g, h * w, a, -1), 2, 1).reshape(g * a, h * w, -1)
-        return jnp.pad(x_ZLX, ((0, 0), (0, tokens - h * w), (0, width - x_ZLX.shape[-1])))
-
-    kernel = _kernel(g * a, h * w, tokens, interpret)
-    wide = _up(e + h + w, LANES)
-    out_ZLE = kernel(heads_first(queries_GhwAX, wide), heads_first(keys_GijAX, wide), heads_first(v_GijAE, e))
-    out_GALE = out_ZLE[:, : h * w].reshape(g, a, h * w, e)
-    return jnp.moveaxis(out_GALE, 1, 2).reshape(g, h, w, a, e)
+    parts = g * a // heads, heads
+    k_nZLE, v_nZLE = (x.reshape(*parts, h * w, e) for x in (k_GAijE, v_GAijE))
+    return _map(some_heads, q_GAhwE.reshape(*parts, h, w, e), k_nZLE, v_nZLE).reshape(g, a, h, w, e)
 
 
-def _kernel(heads: int, used: int, tokens: int, interpret: bool):
-    """JAX's splash attention for (heads, tokens, channels); keys beyond the first `used` tokens do not exist."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+def _map(function, *arrays_n):
+    """`function` of the first, second, .. of all arrays, stacked; without a loop if there is one only."""
+    if len(arrays_n[0]) == 1:
+        return function(*(x[0] for x in arrays_n))[None]
+    return jax.lax.map(lambda parts: function(*parts), arrays_n)
 
-    exists_LK = np.broadcast_to(np.arange(tokens) < used, (tokens, tokens))
-    mask = splash.FullMask((tokens, tokens)) if used == tokens else splash.NumpyMask(exists_LK)
-    block = math.gcd(tokens, BLOCK)
-    sizes = splash.BlockSizes(
-        **dict.fromkeys(('block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv', 'block_kv_dkv'), block),
-        **dict.fromkeys(('block_kv_dkv_compute', 'block_q_dq', 'block_kv_dq'), block),
-    )
-    return splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * heads),
-        block_sizes=sizes,
-        head_shards=1,
-        q_seq_shards=1,
-        residual_checkpoint_name=KEPT,
-        interpret=interpret,
-    )
+
+def _part(whole: int, most: int) -> int:
+    """The greatest divisor of `whole` that is at most `most`, but at least 1."""
+    return max(d for d in range(1, whole + 1) if whole % d == 0 and (d == 1 or d <= most))
+
+
+def attend_on_tpu(*arrays) -> jax.Array:
+    """`attend` by the kernels of `samjax.model.attention_tpu`, which are loaded only here: it takes seconds."""
+    from samjax.model import attention_tpu
+
+    return attention_tpu.attend_on_tpu(*arrays)
 
 
 def relative(rel_RE: jax.Array, side: int) -> jax.Array:
@@ -120,5 +92,8 @@ def relative(rel_RE: jax.Array, side: int) -> jax.Array:
     return rel_RE[index_qk]
 
 
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+ATTEND = {  # by the name of a platform in JAX
+    'cpu': attend_in_parts,
+    'gpu': functools.partial(attend_in_parts, logits=IN_MEMORY),
+    'tpu': attend_on_tpu,
+}

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from samjax.errors import SamjaxError
-from samjax.model.attention import attend_by_rows
+from samjax.model.attention import attend_in_parts
 from samjax.model.image_encoder import ImageEncoder
 from samjax.model.layers import Buffer
 from samjax.model.mask_decoder import MaskDecoder
@@ -43,7 +43,7 @@ class SamConfig:
     drop_path: float = 0.0  # rate at the last encoder block, linear from 0 at the first
     dropout: float = 0.0  # rate in the mask decoder
     remat: str = 'none'  # what the backward pass computes again: a row of samjax.model.image_encoder.REMAT
-    attend: Callable = attend_by_rows  # one of samjax.model.attention
+    attend: Callable = attend_in_parts  # one of samjax.model.attention
 
     def __post_init__(self):
         if any(side <= 0 or side % self.patch for side in self.image_size):
