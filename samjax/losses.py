@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,32 +35,55 @@ class LossOptions:
 
 
 def sam_loss(
-    options: LossOptions, logits_BNMHW: jax.Array, iou_BNM: jax.Array, masks_BNHW: jax.Array, area_BHW: jax.Array
+    options: LossOptions,
+    low_BNMyx: jax.Array,
+    iou_BNM: jax.Array,
+    masks_BNHW: jax.Array,
+    area_BHW: jax.Array,
+    enlarge: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
     """The three loss parts of each object, unweighted, and the IoU its best mask has: each (B, N).
 
-    Of the M candidates the one with the lowest weighted focal + dice loss counts, and only its gradient flows.
+    Of the M candidates the one with the lowest weighted focal + dice loss counts, and only its gradient flows.  So they
+    are judged one after the other without gradient, and the best once more with it: one is at full size at a time.
 
     Args:
-      logits_BNMHW: candidate masks, float32.
+      low_BNMyx: logits of the candidate masks, float32.
       iou_BNM: the IoU the model expects of each.
       masks_BNHW: the truth, bool.
       area_BHW: bool, pixels that count.
+      enlarge: from the size of the logits to that of the truth, a mask of each object.
     """
-    weight_B11HW = area_BHW[:, None, None].astype(jnp.float32)
-    truth_BN1HW = masks_BNHW[:, :, None].astype(jnp.float32)
-    focal_BNM = focal_loss(logits_BNMHW, truth_BN1HW, weight_B11HW, options.focal_alpha, options.focal_gamma)
-    dice_BNM = dice_loss(logits_BNMHW, truth_BN1HW, weight_B11HW)
-    actual_BNM = jax.lax.stop_gradient(mask_iou(logits_BNMHW > 0, masks_BNHW[:, :, None], area_BHW[:, None, None]))
+    weight_B1HW, truth_BNHW = area_BHW[:, None].astype(jnp.float32), masks_BNHW.astype(jnp.float32)
+
+    def judge(low_BNyx):
+        """Focal loss, dice loss and IoU of a mask of each object."""
+        logits_BNHW = enlarge(low_BNyx)
+        focal_BN = focal_loss(logits_BNHW, truth_BNHW, weight_B1HW, options.focal_alpha, options.focal_gamma)
+        actual_BN = mask_iou(jax.lax.stop_gradient(logits_BNHW) > 0, masks_BNHW, area_BHW[:, None])
+        return focal_BN, dice_loss(logits_BNHW, truth_BNHW, weight_B1HW), actual_BN
+
+    if low_BNMyx.shape[2] == 1:
+        best_BN1 = jnp.zeros((*low_BNMyx.shape[:2], 1), jnp.int32)
+        focal_BN, dice_BN, actual_BN = judge(low_BNMyx[:, :, 0])
+        actual_BNM = actual_BN[..., None]
+    else:
+        low_MBNyx = jnp.moveaxis(jax.lax.stop_gradient(low_BNMyx), 2, 0)
+        focal_BNM, dice_BNM, actual_BNM = (jnp.moveaxis(x, 0, -1) for x in jax.lax.map(judge, low_MBNyx))
+        best_BN1 = jnp.argmin(options.focal * focal_BNM + options.dice * dice_BNM, -1)[..., None]
+        focal_BN, dice_BN, actual_BN = judge(take_mask(low_BNMyx, best_BN1))
+
     square_BNM = jnp.square(iou_BNM - actual_BNM)
+    if options.iou_supervision == 'selected':
+        iou_loss_BN = jnp.take_along_axis(square_BNM, best_BN1, -1)[..., 0]
+    else:
+        iou_loss_BN = square_BNM.mean(-1)
+    return {'focal': focal_BN, 'dice': dice_BN, 'iou': iou_loss_BN, 'mask_iou': actual_BN}
 
-    best_BN1 = jnp.argmin(options.focal * focal_BNM + options.dice * dice_BNM, -1)[..., None]
 
-    def pick(x_BNM):
-        return jnp.take_along_axis(x_BNM, best_BN1, -1)[..., 0]
-
-    iou_loss_BN = pick(square_BNM) if options.iou_supervision == 'selected' else square_BNM.mean(-1)
-    return {'focal': pick(focal_BNM), 'dice': pick(dice_BNM), 'iou': iou_loss_BN, 'mask_iou': pick(actual_BNM)}
+def take_mask(logits_BNMyx: jax.Array, index_BN1: jax.Array) -> jax.Array:
+    """The mask of each object that its index names."""
+    return jnp.take_along_axis(logits_BNMyx, index_BN1[..., None, None], 2)[:, :, 0]
 
 
 def total(options: LossOptions, parts: dict[str, jax.Array]) -> jax.Array:

@@ -30,7 +30,7 @@ from samjax.structs import Batch
 DATA, FSDP, TENSOR = 'data', 'fsdp', 'tensor'
 BATCH = (DATA, FSDP)  # the axes along which images are shared out
 # Encoder parameters that are large and used once per step, so that their gradients may be summed in another type.
-SPLIT = re.compile(r'pos_embed|kernel|w_qkv_DsAE|w_out_AED|project_DC|smooth_33CC')
+LARGE = re.compile(r'pos_embed|kernel|w_qkv_DsAE|w_out_AED|project_DC|smooth_33CC')
 # The axis that is split along 'tensor', counted from the last.
 HEADS_AND_HIDDEN = (
     (re.compile(r'.*_blocks/attention/w_qkv_DsAE'), -2),
@@ -135,11 +135,17 @@ def spec(path, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     for name, axis in HEADS_AND_HIDDEN:
         if mesh.shape[TENSOR] > 1 and name.fullmatch('/'.join(names)):
             axes[axis] = TENSOR
-    if mesh.shape[FSDP] > 1 and SPLIT.fullmatch(names[-1]):
+    if mesh.shape[FSDP] > 1 and large(path):
         free = [i for i, side in enumerate(shape) if axes[i] is None and side % mesh.shape[FSDP] == 0]
         if free:
             axes[max(free, key=lambda i: shape[i])] = FSDP
     return PartitionSpec(*axes)
+
+
+def large(path) -> bool:
+    """Whether a parameter is a large one: of the encoder, and used once per step in the type of activations."""
+    names = parts(path)
+    return 'image_encoder' in names and LARGE.fullmatch(names[-1]) is not None
 
 
 def state_shardings(state, mesh: Mesh):
@@ -162,16 +168,16 @@ def attention(mesh: Mesh) -> Callable:
 def shared_out(object_sums: Callable, params, mesh: Mesh, dtype: str) -> Callable:
     """`object_sums` of `samjax.step` with the images shared out over `mesh`; `params` are shapes.
 
-    Each device gathers the split parameters once, in `dtype`, works on its images alone, and the sums of all are added
-    in float32.  Written out, since a compiler that chooses by itself moves activations about (docs/scaling.md).
+    Each device turns the large parameters into `dtype` and gathers those that are split, both once; it works on its
+    images alone, and the sums of all are added in float32.  Written out, since a compiler that chooses by itself moves
+    activations about (docs/scaling.md).
     """
     shardings = state_shardings(params, mesh)
     splits = jax.tree.map(lambda sharding: PartitionSpec(*(a if a == FSDP else None for a in sharding.spec)), shardings)
 
-    def gather(x, split):
-        if FSDP not in split:
-            return x
-        return jax.lax.all_gather(x.astype(dtype), FSDP, axis=split.index(FSDP), tiled=True)
+    def use(path, x, split):
+        x = x.astype(dtype) if large(path) else x
+        return x if FSDP not in split else jax.lax.all_gather(x, FSDP, axis=split.index(FSDP), tiled=True)
 
     def add(gradient, split):
         gradient = gradient.astype(jnp.float32)
@@ -181,7 +187,7 @@ def shared_out(object_sums: Callable, params, mesh: Mesh, dtype: str) -> Callabl
         return jax.lax.psum(own, DATA)
 
     def share(params, buffers, batch, places_B, key):
-        grads, sums = object_sums(jax.tree.map(gather, params, splits), buffers, batch, places_B, key)
+        grads, sums = object_sums(jax.tree_util.tree_map_with_path(use, params, splits), buffers, batch, places_B, key)
         return jax.tree.map(add, grads, splits), jax.lax.psum(sums, BATCH)
 
     images = PartitionSpec(BATCH)

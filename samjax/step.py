@@ -157,17 +157,19 @@ def interact(
     inside_BHW = inside(size_B2, frame)
     counted_BHW = inside_BHW if loss.padding == 'exclude' else jnp.ones_like(inside_BHW)
 
+    truth_BNHW, area_BHW = masks_BNHW, counted_BHW
+    if loss.resolution == 'low':
+        truth_BNHW, area_BHW = shrink(masks_BNHW, factor), shrink(counted_BHW, factor)
+
+    def enlarge(low_BNyx):
+        return resize.upsample(low_BNyx, factor) if loss.resolution == 'frame' else low_BNyx
+
     def judge(answering, looked):
         """Loss parts of the answer, and of its most confident mask the low-resolution logits and the mask itself."""
         prediction = sam.mask_decoder.answer(*looked, answering)
-        best_BN1 = jnp.argmax(prediction.iou_BNM, -1)[..., None]
-        low_BNyx = take_mask(prediction.logits_BNMyx, best_BN1)
-        if loss.resolution == 'frame':
-            logits_BNMHW = resize.upsample(prediction.logits_BNMyx, factor)
-            parts = losses.sam_loss(loss, logits_BNMHW, prediction.iou_BNM, masks_BNHW, counted_BHW)
-            return parts, low_BNyx, take_mask(logits_BNMHW, best_BN1) > 0
-        truth_BNyx, area_Byx = shrink(masks_BNHW, factor), shrink(counted_BHW, factor)
-        parts = losses.sam_loss(loss, prediction.logits_BNMyx, prediction.iou_BNM, truth_BNyx, area_Byx)
+        confident_BN1 = jnp.argmax(prediction.iou_BNM, -1)[..., None]
+        low_BNyx = losses.take_mask(prediction.logits_BNMyx, confident_BN1)
+        parts = losses.sam_loss(loss, prediction.logits_BNMyx, prediction.iou_BNM, truth_BNHW, area_BHW, enlarge)
         return parts, low_BNyx, resize.upsample(jax.lax.stop_gradient(low_BNyx), factor) > 0
 
     @jax.checkpoint
@@ -192,11 +194,6 @@ def interact(
     reached_KBN = parts_K.pop('mask_iou')
     sums = jax.tree.map(lambda x_KBN: x_KBN.sum(0), parts_K)
     return sums | {'mask_iou_first': reached_KBN[0], 'mask_iou_last': reached_KBN[-1]}
-
-
-def take_mask(logits_BNMyx: jax.Array, index_BN1: jax.Array) -> jax.Array:
-    """The mask of each object that its index names."""
-    return jnp.take_along_axis(logits_BNMyx, index_BN1[..., None, None], 2)[:, :, 0]
 
 
 def shrink(masks: jax.Array, factor: int) -> jax.Array:

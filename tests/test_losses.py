@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 
 from configs import default
-from samjax import losses
+from samjax import losses, resize
 from samjax.losses import LossOptions
 
 PAPER = LossOptions(**default.get_config().loss)
+
+
+def same(logits_BNHW):
+    """Logits that need not be enlarged."""
+    return logits_BNHW
 
 
 def test_focal_loss_of_two_pixels():
@@ -80,7 +85,7 @@ def test_sam_loss_equals_a_plain_transcription(supervision):
     area_BHW = np.ones((2, 5, 7), bool)
     area_BHW[1, 3:] = False
     options = dataclasses.replace(PAPER, iou_supervision=supervision)
-    parts = losses.sam_loss(options, logits_BNMHW, iou_BNM, masks_BNHW, area_BHW)
+    parts = losses.sam_loss(options, logits_BNMHW, iou_BNM, masks_BNHW, area_BHW, same)
     for b in range(2):
         for n in range(2):
             expected = transcribed(logits_BNMHW[b, n], iou_BNM[b, n], masks_BNHW[b, n], area_BHW[b], supervision)
@@ -94,7 +99,7 @@ def test_only_the_best_candidate_gets_a_gradient():
     iou_BNM = jnp.array([[[0.1, 0.2, 0.3]]])
 
     def loss(logits, iou):
-        parts = losses.sam_loss(PAPER, logits, iou, truth_BNHW, np.ones((1, 1, 4), bool))
+        parts = losses.sam_loss(PAPER, logits, iou, truth_BNHW, np.ones((1, 1, 4), bool), same)
         return losses.total(PAPER, parts).sum()
 
     grad_logits, grad_iou = jax.grad(loss, (0, 1))(logits_BNMHW, iou_BNM)
@@ -102,13 +107,43 @@ def test_only_the_best_candidate_gets_a_gradient():
     np.testing.assert_allclose(grad_iou[0, 0], [0, 2 * (0.2 - 1.0), 0], rtol=1e-6)
 
 
+def test_one_mask_at_a_time_equals_all_enlarged_at_once():
+    """Value and gradient, with the logits at half the size of the truth."""
+    rng = np.random.default_rng(1)
+    low_BNMyx = jnp.asarray(rng.normal(0, 3, (2, 3, 3, 3, 4)), jnp.float32)
+    iou_BNM = jnp.asarray(rng.uniform(0, 1, (2, 3, 3)), jnp.float32)
+    masks_BNHW = rng.random((2, 3, 6, 8)) < 0.4
+    area_BHW = np.ones((2, 6, 8), bool)
+    area_BHW[1, 4:] = False
+
+    def enlarge(low):
+        return resize.upsample(low, 2)
+
+    def found(low_BNMyx, iou_BNM):
+        parts = losses.sam_loss(PAPER, low_BNMyx, iou_BNM, masks_BNHW, area_BHW, enlarge)
+        return losses.total(PAPER, parts).sum()
+
+    def expected(low_BNMyx, iou_BNM):
+        logits_BNMHW, weight, truth = enlarge(low_BNMyx), area_BHW[:, None, None] * 1.0, masks_BNHW[:, :, None] * 1.0
+        mask_loss_BNM = 20 * losses.focal_loss(logits_BNMHW, truth, weight, 0.25, 2.0)
+        mask_loss_BNM += losses.dice_loss(logits_BNMHW, truth, weight)
+        actual_BNM = losses.mask_iou(logits_BNMHW > 0, masks_BNHW[:, :, None], area_BHW[:, None, None])
+        best_BN1 = mask_loss_BNM.argmin(-1)[..., None]
+        return jnp.take_along_axis(mask_loss_BNM + (iou_BNM - actual_BNM) ** 2, best_BN1, -1).sum()
+
+    (a, grads_a), (b, grads_b) = (jax.value_and_grad(f, (0, 1))(low_BNMyx, iou_BNM) for f in (found, expected))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    for x, y in zip(grads_a, grads_b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
 def test_padding_counts_only_on_request():
     logits_BNMHW = jnp.zeros((1, 1, 1, 2, 2))
     masks_BNHW = np.array([[[[1, 0], [0, 0]]]], bool)
     half, whole = np.array([[[1, 1], [0, 0]]], bool), np.ones((1, 2, 2), bool)
     iou_BNM = jnp.zeros((1, 1, 1))
-    excluded = losses.sam_loss(PAPER, logits_BNMHW, iou_BNM, masks_BNHW, half)
-    included = losses.sam_loss(PAPER, logits_BNMHW, iou_BNM, masks_BNHW, whole)
+    excluded = losses.sam_loss(PAPER, logits_BNMHW, iou_BNM, masks_BNHW, half, same)
+    included = losses.sam_loss(PAPER, logits_BNMHW, iou_BNM, masks_BNHW, whole, same)
     np.testing.assert_allclose(excluded['dice'], 1 - 2 / 3)
     np.testing.assert_allclose(included['dice'], 1 - 2 / 4)
 
