@@ -1,0 +1,484 @@
+"""How fast the model and its training step are, beside PyTorch and beside what the device multiplies matrices with.
+
+    python -m benchmarks.speed --out DIR           a CPU: ViT-B's encoder and decoder, a step of a small model
+    python -m benchmarks.speed --out DIR --full    a GPU or TPU: B, L and H, one image and eight, and their steps
+
+Every case runs in a process of its own, which measures the best matrix product of its framework and type before and
+after; utilisation is analytic operations / median seconds / that.  Needs jax, flax and numpy; a peer whose package is
+missing is reported as such, and so is a case that runs out of memory.  Writes speed.json, speed.md and speed.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import chart
+
+PEERS = 'original', 'compiled', 'huggingface'  # Meta's modules, the same under torch.compile, transformers with SDPA
+NEEDS = {
+    'ours': (),
+    'original': ('segment_anything',),
+    'compiled': ('segment_anything',),
+    'huggingface': ('transformers',),
+}
+OBJECTS_AT_ONCE = 64  # prompts; more of them are answered in turns
+ROUNDS = 11  # of clicks in a training step
+MATMULS = ((4096, 768, 3072), (2048, 2048, 2048))  # and on accelerators
+LARGE_MATMULS = ((8192, 8192, 8192), (16384, 4096, 4096))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One cell of the table."""
+
+    row: str  # encoder, encoder and gradient, decoder, train step, compilation
+    side: str
+    size: str  # of samjax.model.sam.SIZES
+    dtype: str
+    count: int  # images, prompts, or objects of the one image that is trained with
+    rounds: int  # of measurement
+
+    def title(self) -> str:
+        unit = (
+            'objects' if self.row in ('train step', 'compilation') else 'prompts' if self.row == 'decoder' else 'images'
+        )
+        return f'{self.row}, {self.size}, {self.dtype}, {self.count} {unit if self.count > 1 else unit[:-1]}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, help='folder for the results')
+    parser.add_argument('--full', action='store_true', help='the table of an accelerator')
+    parser.add_argument('--rows', default='', help='only these, separated by commas')
+    parser.add_argument('--rounds', type=int, default=5, help='of which the median counts')
+    parser.add_argument('--case', help='used by itself')
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(run(Case(**json.loads(options.case)))))
+        return
+    cases = full_cases(options.rounds) if options.full else small_cases(options.rounds)
+    cases = [case for case in cases if not options.rows or case.row in options.rows.split(',')]
+    results, start = [], time.perf_counter()
+    with tempfile.TemporaryDirectory() as cache:
+        for number, case in enumerate(cases):
+            found = dataclasses.asdict(case) | {'title': case.title()} | in_own_process(case, cache)
+            results.append(found)
+            passed = time.perf_counter() - start
+            left = passed / (number + 1) * (len(cases) - number - 1)
+            said = found.get('failed') or f'{found["seconds"]:.4g} s'
+            print(
+                f'{number + 1}/{len(cases)} {case.title()}, {case.side}: {said} ({left / 60:.0f} min left)', flush=True
+            )
+    table = chart.markdown(results)
+    print(table)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        about = {'date': date.today().isoformat(), 'command': ' '.join(['python -m benchmarks.speed', *sys.argv[1:]])}
+        (options.out / 'speed.json').write_text(json.dumps(about | {'results': results}, indent=1))
+        (options.out / 'speed.md').write_text(f'`{about["command"]}`, {about["date"]}\n\n{table}')
+        (options.out / 'speed.svg').write_text(chart.svg(results))
+
+
+def small_cases(rounds: int) -> list[Case]:
+    """Minutes on a CPU."""
+    encoder, decoder = ('ours', *PEERS), ('ours', 'original')
+    return [
+        *(Case('encoder', side, 'vit_b', dtype, 1, rounds) for dtype in ('float32', 'bfloat16') for side in encoder),
+        *(Case('encoder and gradient', side, 'vit_b', 'float32', 1, min(rounds, 3)) for side in ('ours', 'original')),
+        *(Case('decoder', side, 'vit_b', 'float32', count, rounds) for count in (1, 64) for side in decoder),
+        *(Case('train step', side, 'vit_xs', 'float32', 8, rounds) for side in ('ours', 'original')),
+        *(Case('compilation', side, 'vit_h', 'bfloat16', 64, 1) for side in ('cold', 'cached')),
+    ]
+
+
+def full_cases(rounds: int) -> list[Case]:
+    """What an accelerator with 80 GiB does in about half an hour."""
+    sides, sizes = ('ours', *PEERS), ('vit_b', 'vit_l', 'vit_h')
+    return [
+        *(Case('encoder', side, size, 'bfloat16', n, rounds) for size in sizes for n in (1, 8) for side in sides),
+        *(Case('encoder and gradient', side, size, 'bfloat16', 1, rounds) for size in sizes for side in sides),
+        *(
+            Case('decoder', side, 'vit_b', 'bfloat16', n, rounds)
+            for n in (1, 64, 1024)
+            for side in ('ours', 'original')
+        ),
+        *(Case('train step', side, size, 'bfloat16', 64, rounds) for size in sizes for side in ('ours', 'original')),
+        *(Case('compilation', side, 'vit_h', 'bfloat16', 64, 1) for side in ('cold', 'cached')),
+    ]
+
+
+def in_own_process(case: Case, cache: str) -> dict:
+    """What `run` says of a case, or why it could not be run."""
+    missing = [name for name in NEEDS.get(case.side, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        return {'failed': f'{missing[0]} is not installed'}
+    environment = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+    if case.row == 'compilation':  # the second of them finds what the first one left
+        environment |= {'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    command = [sys.executable, '-m', 'benchmarks.speed', '--case', json.dumps(dataclasses.asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    memory = any(word in done.stderr for word in ('RESOURCE_EXHAUSTED', 'out of memory', 'OutOfMemory'))
+    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
+    return {'failed': 'out of memory' if memory or done.returncode == -9 else last[:120]}
+
+
+def run(case: Case) -> dict:
+    """Median, least and greatest seconds of a case, its operations, the ceiling, and the peak of memory."""
+    if case.row == 'compilation':
+        import jax
+
+        step, init, batch = training(case)
+        start = time.perf_counter()
+        step.lower(jax.eval_shape(init), batch).compile()
+        return {'seconds': time.perf_counter() - start}
+    torch_side = case.side in PEERS
+    framework = Torch(case.dtype) if torch_side else Jax(case.dtype)
+    start = time.perf_counter()
+    once = (theirs if torch_side else ours)(case, framework)
+    once()
+    first = time.perf_counter() - start
+    ceiling, seconds = framework.ceiling(), []
+    for _ in range(case.rounds):
+        start = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - start)
+    return {
+        'seconds': statistics.median(seconds),
+        'least': min(seconds),
+        'greatest': max(seconds),
+        'first': first,  # building, compiling and running once
+        'flops': operations(case),
+        'ceiling': max(ceiling, framework.ceiling()),
+        'gib': framework.peak() / 2**30,
+        'device': framework.device,
+        'version': framework.version,
+    }
+
+
+def operations(case: Case) -> float:
+    """Analytic; of the decoder those of the paper's definition."""
+    from samjax import flops
+    from samjax.model.sam import SIZES
+
+    config = SIZES[case.size]
+    if case.row == 'decoder':
+        return 2.0 * case.count * flops.decoder_macs(config, tokens=7, mask_prompt=False, masks=3)
+    if case.row == 'train step':
+        return flops.train_flops(config, case.count, ROUNDS)
+    return 2.0 * case.count * flops.encoder_macs(config) * (3 if case.row == 'encoder and gradient' else 1)
+
+
+class Jax:
+    """What is measured of JAX."""
+
+    def __init__(self, dtype: str):
+        import jax
+
+        self.dtype = dtype
+        self.device = f'{jax.devices()[0].device_kind} ({jax.default_backend()}, {os.cpu_count()} cores)'
+        self.version = f'jax {jax.__version__}'
+
+    def ceiling(self) -> float:
+        """Operations per second of the best matrix product."""
+        import jax
+        import jax.numpy as jnp
+
+        product = jax.jit(lambda x, y: jnp.dot(x, y, preferred_element_type=jnp.float32))
+
+        def drawn(*shape):
+            return jax.block_until_ready(jnp.ones(shape, self.dtype))
+
+        large = () if jax.default_backend() == 'cpu' else LARGE_MATMULS
+        return best(lambda x, y: product(x, y).block_until_ready(), drawn, MATMULS + large)
+
+    def peak(self) -> int:
+        """Bytes."""
+        import jax
+
+        found = jax.devices()[0].memory_stats()
+        return found['peak_bytes_in_use'] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Torch:
+    """What is measured of PyTorch."""
+
+    def __init__(self, dtype: str):
+        import torch
+
+        torch.set_num_threads(os.cpu_count())
+        self.on = 'cuda' if torch.cuda.is_available() else 'cpu'
+        self.dtype = getattr(torch, dtype)
+        self.device = torch.cuda.get_device_name() if self.on == 'cuda' else f'cpu ({os.cpu_count()} cores)'
+        self.version = f'torch {torch.__version__}'
+
+    def wait(self) -> None:
+        import torch
+
+        if self.on == 'cuda':
+            torch.cuda.synchronize()
+
+    def ceiling(self) -> float:
+        """Operations per second of the best matrix product."""
+        import torch
+
+        def product(x, y):
+            x @ y
+            self.wait()
+
+        large = () if self.on == 'cpu' else LARGE_MATMULS
+        return best(product, lambda *shape: torch.ones(shape, dtype=self.dtype, device=self.on), MATMULS + large)
+
+    def peak(self) -> int:
+        """Bytes."""
+        import torch
+
+        on_gpu = self.on == 'cuda'
+        return (
+            torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+
+
+def best(product: Callable, drawn: Callable, shapes) -> float:
+    """The most operations per second of `product` for matrices of these shapes."""
+    found = []
+    for rows, between, columns in shapes:
+        x, y = drawn(rows, between), drawn(between, columns)
+        product(x, y)
+        for _ in range(5):
+            start = time.perf_counter()
+            product(x, y)
+            found.append(2.0 * rows * between * columns / (time.perf_counter() - start))
+    return max(found)
+
+
+def ours(case: Case, framework: Jax) -> Callable[[], None]:
+    """A function that does the work of the case once and waits for it."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from samjax.model.sam import abstract
+    from samjax.step import init_params
+    from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE, Prompts
+
+    if case.row == 'train step':
+        step, init, batch = training(case)
+        state, batch = init(), jax.device_put(batch)
+
+        def descend():
+            nonlocal state
+            state, _ = jax.block_until_ready(step(state, batch))
+
+        return descend
+
+    config = our_config(case)
+    graphdef = abstract(config)[0]
+    params, buffers = jax.jit(lambda: init_params(config, 0))()
+    params = jax.tree.map(lambda x: x.astype(case.dtype), params)
+    n = min(case.count, OBJECTS_AT_ONCE)
+    images = jnp.asarray(drawn_images(config.image_size, case.count if case.row != 'decoder' else 1))
+    size_B2 = jnp.asarray([config.image_size] * len(images), jnp.int32)
+
+    def encode(params, images):
+        return nnx.merge(graphdef, params, buffers).encode(images, size_B2)
+
+    def gradient(params, images):
+        return jax.grad(lambda params: encode(params, images).astype(jnp.float32).sum())(params)
+
+    def decode(params, embed_BhwC, points_BNP2):
+        labels_BNP = jnp.tile(jnp.asarray([POSITIVE, NOT_A_POINT]), (*points_BNP2.shape[:2], 1))
+        return nnx.merge(graphdef, params, buffers).decode(embed_BhwC, Prompts(points_BNP2, labels_BNP), MULTIMASK)
+
+    if case.row != 'decoder':
+        program = jax.jit(encode if case.row == 'encoder' else gradient)
+        return lambda: jax.block_until_ready(program(params, images))
+    embed_BhwC, program = jax.jit(encode)(params, images), jax.jit(decode)
+    points_BNP2 = jnp.asarray(drawn_clicks(config.image_size, n))[None]
+
+    def turns():
+        for _ in range(case.count // n):
+            jax.block_until_ready(program(params, embed_BhwC, points_BNP2))
+
+    return turns
+
+
+def theirs(case: Case, framework: Torch) -> Callable[[], None]:
+    """The same of a peer."""
+    import torch
+
+    from samjax.model.sam import SIZES
+
+    config = SIZES[case.size]
+    if case.row == 'train step':
+        from benchmarks import torch_step
+
+        sizes = {'seed': 0, 'device': framework.on, 'dtype': framework.dtype}
+        return torch_step.build(config, simulation(), loss_options(), drawn_batch(config, case.count), **sizes)
+
+    sam = hugging_face(config) if case.side == 'huggingface' else original(config)
+    sam = sam.to(framework.on, torch.float32 if case.row == 'decoder' else framework.dtype)
+    pixels_BHW3 = drawn_images(config.image_size, 1 if case.row == 'decoder' else case.count)
+    pixels_B3HW = torch.tensor(np.moveaxis(pixels_BHW3, 3, 1), device=framework.on).to(framework.dtype) / 128 - 1
+    encoder = torch.compile(sam.image_encoder) if case.side == 'compiled' else sam.image_encoder
+
+    def encode():
+        with torch.no_grad():
+            encoder(pixels_B3HW)
+        framework.wait()
+
+    def gradient():
+        sam.zero_grad()
+        encoder(pixels_B3HW).float().sum().backward()
+        framework.wait()
+
+    if case.row != 'decoder':
+        return encode if case.row == 'encoder' else gradient
+    n = min(case.count, OBJECTS_AT_ONCE)
+    points_N12 = torch.tensor(drawn_clicks(config.image_size, n)[:, :1], device=framework.on)
+    labels_N1 = torch.ones(n, 1, device=framework.on)
+    embed_1Chw = torch.zeros(1, config.channels, *config.grid, device=framework.on)
+    half = torch.autocast(framework.on, framework.dtype, enabled=case.dtype != 'float32')  # positions stay float32
+
+    def turns():
+        with torch.no_grad(), half:
+            for _ in range(case.count // n):
+                sparse, dense = sam.prompt_encoder(points=(points_N12, labels_N1), boxes=None, masks=None)
+                sam.mask_decoder(embed_1Chw, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=True)
+        framework.wait()
+
+    return turns
+
+
+def original(config):
+    """Meta's model."""
+    from samjax.convert import verify
+
+    return verify.build_original(config)
+
+
+def hugging_face(config):
+    """The image encoder of transformers, under the name that Meta's has."""
+    import torch
+    from transformers import SamVisionConfig, SamVisionModel
+
+    vision = SamVisionConfig(
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        image_size=config.image_size[0],
+        patch_size=config.patch,
+        output_channels=config.channels,
+        window_size=config.window,
+        global_attn_indexes=list(range(config.windowed, config.depth, config.windowed + 1)),
+        mlp_dim=4 * config.width,
+    )
+    vision._attn_implementation = 'sdpa'
+
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = SamVisionModel(vision)
+
+        def image_encoder(self, pixels_B3HW):
+            return self.model(pixels_B3HW).last_hidden_state
+
+    return Named().eval()
+
+
+def training(case: Case):
+    """Our training step under jit, a function that draws its state, and a batch of one image."""
+    import jax
+    import optax
+
+    from samjax import sharding
+    from samjax.model.sam import abstract
+    from samjax.step import init_state, object_sums, train_step
+
+    config = our_config(case)
+    mesh = sharding.make_mesh(sharding.MeshOptions(1, 1, 1), config.width, config.heads, jax.devices()[:1])
+    config = dataclasses.replace(config, attend=sharding.attention(mesh))
+    graphdef, params, _ = abstract(config)
+    tx = optax.adamw(1e-4, weight_decay=0.1)
+    sums = functools.partial(object_sums, graphdef=graphdef, simulation=simulation(), loss=loss_options())
+    shared = sharding.shared_out(sums, params, mesh, config.dtype)
+    step = functools.partial(train_step, object_sums=shared, tx=tx, loss=loss_options(), seed=0)
+    whole = sharding.replicated(mesh)
+    init = jax.jit(functools.partial(init_state, config, tx, 0), out_shardings=whole)
+    return jax.jit(step, out_shardings=whole, donate_argnums=0), init, drawn_batch(config, case.count)
+
+
+def our_config(case: Case):
+    """The model of a case, with the attention for this platform; training of a large one computes some of it again.
+
+    The step whose compilation is timed is for 256 x 256 px on a CPU, which has no memory for more.
+    """
+    import jax
+
+    from samjax.model.attention import ATTEND
+    from samjax.model.sam import SIZES
+
+    remat = 'matmuls' if case.row in ('train step', 'compilation') and case.size != 'vit_xs' else 'none'
+    config = dataclasses.replace(SIZES[case.size], dtype=case.dtype, attend=ATTEND[jax.default_backend()], remat=remat)
+    small = case.row == 'compilation' and jax.default_backend() == 'cpu'
+    return dataclasses.replace(config, image_size=(256, 256)) if small else config
+
+
+def simulation():
+    """The paper's, as in configs/default.py."""
+    from samjax.prompts import Simulation
+
+    return Simulation(ROUNDS, 0.5, 'gaussian', 0.1, 20.0, detach_mask=False, object_chunk=8)
+
+
+def loss_options():
+    """The paper's, as in configs/default.py."""
+    from samjax.losses import LossOptions
+
+    return LossOptions(20.0, 1.0, 1.0, 0.25, 2.0, 'frame', 'exclude', 'selected')
+
+
+def drawn_images(frame: tuple[int, int], count: int) -> np.ndarray:
+    """Noise, uint8 (B, H, W, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (count, *frame, 3), np.uint8)
+
+
+def drawn_clicks(frame: tuple[int, int], count: int) -> np.ndarray:
+    """float32 (N, 2, 2): a point (x, y) and a second one that is none."""
+    return np.random.default_rng(1).uniform(0, min(frame), (count, 2, 2)).astype(np.float32)
+
+
+def drawn_batch(config, objects: int):
+    """One image of noise with discs."""
+    from samjax import bits
+    from samjax.structs import Batch
+
+    rng, (height, width) = np.random.default_rng(2), config.image_size
+    y_N11, x_N11, radius_N11 = (
+        rng.uniform(low, high, (objects, 1, 1)) for low, high in ((0, height), (0, width), (9, 60))
+    )
+    rows_H1, columns_1W = np.ogrid[:height, :width]
+    masks_NHW = np.hypot(rows_H1 - y_N11, columns_1W - x_N11) < radius_N11
+    valid_BN, size_B2 = np.ones((1, objects), bool), np.array([config.image_size], np.int32)
+    return Batch(drawn_images(config.image_size, 1), bits.pack_rows(masks_NHW[None]), valid_BN, size_B2)
+
+
+if __name__ == '__main__':
+    main()

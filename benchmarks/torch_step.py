@@ -1,0 +1,399 @@
+"""Our training step beside a plain PyTorch one that is made of Meta's modules, with the same weights and batch.
+
+    python -m benchmarks.torch_step [--size vit_xs] [--images 1] [--objects 8] [--rounds 11] [--repeat 5] [--check]
+
+Prints the median seconds of a step of each side in float32 after one that is not counted, their ratio and the losses of
+the last step, which agree only roughly: each side draws clicks of its own.  With --check nothing is drawn, as all
+prompts are exact boxes and the at most three rounds have no clicks; it prints the losses of the first steps of both
+sides instead of seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.automatic_masks import random_arrays
+from configs import default
+from samjax import bits, program
+from samjax.convert import verify
+from samjax.convert.convert import to_states
+from samjax.losses import LossOptions
+from samjax.model.sam import SIZES, SamConfig
+from samjax.prompts import Simulation
+from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, POSITIVE, Batch
+
+LEARNING_RATE = 1e-4
+WEIGHT_DECAY = 0.1
+CHECKED_ROUNDS = 3  # of more rounds some would have clicks, which are drawn
+CHECKED_STEPS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', default='vit_xs')
+    parser.add_argument('--images', type=int, default=1)
+    parser.add_argument('--objects', type=int, default=8, help='of each image')
+    parser.add_argument('--rounds', type=int, default=11)
+    parser.add_argument('--repeat', type=int, default=5, help='steps that count')
+    parser.add_argument('--check', action='store_true', help='compare losses, not seconds')
+    options = parser.parse_args()
+
+    config = our_config(options)
+    model, batch = SIZES[options.size], drawn_batch(SIZES[options.size].image_size, options.images, options.objects)
+    arrays = random_arrays(model)
+    steps = {
+        'ours': our_step(config, model, batch, arrays),
+        'torch': build(
+            model,
+            Simulation(**config.prompts),
+            LossOptions(**config.loss),
+            batch,
+            seed=config.seed,
+            device='cpu' if jax.default_backend() == 'cpu' else 'cuda',
+            dtype=torch.float32,
+            arrays=arrays,
+        ),
+    }
+    if options.check:
+        for number in range(CHECKED_STEPS):
+            ours, theirs = (step() for step in steps.values())
+            print(f'step {number}: loss {ours:.6f} ours, {theirs:.6f} torch, relatively {theirs / ours - 1:.1e} apart')
+        return
+
+    seconds, losses = {side: [] for side in steps}, {}
+    for _ in range(1 + options.repeat):
+        for side, step in steps.items():
+            start = time.perf_counter()
+            losses[side] = step()
+            seconds[side].append(time.perf_counter() - start)
+    medians = {side: statistics.median(of_side[1:]) for side, of_side in seconds.items()}
+    for side, median in medians.items():
+        print(f'{side:6}{median:9.3f} s per step, loss {losses[side]:.4f}')
+    print(f'ratio {medians["torch"] / medians["ours"]:9.2f}')
+
+
+def our_config(options: argparse.Namespace):
+    """The config of our side, whose optimiser does what the other one does."""
+    c = default.get_config()
+    c.model.size, c.model.image_size = options.size, SIZES[options.size].image_size
+    c.model.dtype, c.model.remat = 'float32', 'none'
+    c.model.drop_path = c.model.dropout = 0.0
+    c.data.max_objects, c.train.batch = options.objects, options.images
+    c.prompts.rounds = options.rounds
+    if options.check:
+        c.prompts.rounds = min(options.rounds, CHECKED_ROUNDS)
+        c.prompts.box_probability, c.prompts.box_noise_share = 1.0, 0.0
+    c.optimizer.lr, c.optimizer.warmup, c.optimizer.milestones = LEARNING_RATE, 0, ()
+    c.optimizer.weight_decay, c.optimizer.decay, c.optimizer.layer_decay = WEIGHT_DECAY, 'all', 1.0
+    return c
+
+
+def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
+    """Blotches of colour that fill the upper three quarters of the frame, and discs on them, all valid."""
+    rng = np.random.default_rng(0)
+    size_2 = height, width = frame[0] * 3 // 4, frame[1]
+    image_BHW3 = np.zeros((images, *frame, 3), np.uint8)
+    image_BHW3[:, :height] = [verify.blotches(rng, height, width) for _ in range(images)]
+    y_BN11, x_BN11 = (rng.uniform(0, side, (images, objects, 1, 1)) for side in size_2)
+    radius_BN11 = rng.uniform(0.05, 0.3, (images, objects, 1, 1)) * min(frame)
+    rows_H1, columns_1W = np.ogrid[: frame[0], : frame[1]]
+    masks_BNHW = (np.hypot(rows_H1 - y_BN11, columns_1W - x_BN11) < radius_BN11) & (rows_H1 < height)
+    size_B2 = np.tile(np.array(size_2, np.int32), (images, 1))
+    return Batch(image_BHW3, bits.pack_rows(masks_BNHW), np.ones((images, objects), bool), size_B2)
+
+
+def our_step(config, model: SamConfig, batch: Batch, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
+    """A function that runs one step of ours on one device, waits for it and returns the loss."""
+    compiled = program.build(config, jax.devices()[:1])
+    params, buffers = to_states(arrays, model)
+    state = dataclasses.replace(compiled.init(), params=params, buffers=buffers)
+    state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, compiled.state))
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = jax.block_until_ready(compiled.step(state, batch))
+        return float(metrics['loss'])
+
+    return step
+
+
+def build(
+    config: SamConfig,
+    simulation: Simulation,
+    loss: LossOptions,
+    batch: Batch,
+    seed: int,
+    device: str,
+    dtype: torch.dtype,
+    arrays: dict[str, np.ndarray] | None = None,
+) -> Callable[[], float]:
+    """A function that runs one step of AdamW on `batch`, waits for the device and returns the loss.
+
+    The loss is the metric `loss` of `samjax.step.train_step`.  Weights are `arrays` (our path -> array), or drawn by
+    PyTorch.  At least one object of the batch must be valid.
+
+    All images are encoded at once.  Then each image plays its rounds alone, as Meta's decoder takes one image, with
+    `simulation.object_chunk` objects at a time; a chunk's gradient goes back to the embedding before the next chunk is
+    played, and from there through the encoder once.  So memory holds all rounds of one chunk, 13 GiB for 8 objects and
+    11 rounds at 1024 px in float32, beside the encoder, 6 GiB for an image in ViT-B.  Nothing is computed twice: there
+    is no checkpointing, whatever `config.remat` says, where ours recomputes every round.  Of vit_xs on a CPU chunks of
+    8 objects are faster than smaller ones and than all 32 or 64 objects at once.
+
+    A dtype other than float32 is that of `torch.autocast`; positions, upsampled logits and losses stay float32.
+    `config.dtype`, `config.dropout` and `config.drop_path` are not read: Meta's modules have neither.
+
+    What is left out, where ours does it to have static shapes: objects that are not valid, empty prompt slots, the mask
+    prompt of the first round, and clicks that are not added.
+    """
+    torch.set_num_threads(os.cpu_count())
+    if torch.device(device).type == 'cuda':
+        torch.backends.cuda.matmul.fp32_precision = 'tf32'  # JAX's default there
+    torch.manual_seed(seed)
+    sam = verify.build_original(config) if arrays is None else verify.original_with(arrays, config)
+    sam.to(device)
+    optimizer = torch.optim.AdamW(sam.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+    player = Player(sam, simulation, loss, autocast, torch.Generator(device).manual_seed(seed))
+    pauses = random.Random(seed)
+
+    image_BHW3, masks_BNVW, valid_BN, size_B2 = map(np.asarray, batch)
+    height, width = image_BHW3.shape[1:3]
+    masks_BNHW = np.unpackbits(masks_BNVW, axis=2, count=height, bitorder='little').astype(bool)
+    rows_H1, columns_1W = np.ogrid[:height, :width]
+    inside_BHW = (rows_H1 < size_B2[:, :1, None]) & (columns_1W < size_B2[:, 1:, None])
+    images = [
+        Image(torch.tensor(masks_NHW[valid_N], device=device), torch.tensor(inside_HW, device=device), *size_2.tolist())
+        for masks_NHW, valid_N, inside_HW, size_2 in zip(masks_BNHW, valid_BN, inside_BHW, size_B2, strict=True)
+    ]
+    pixels_B3HW = torch.tensor(np.moveaxis(image_BHW3, 3, 1), device=device)
+    inside_B1HW = torch.tensor(inside_BHW[:, None], device=device)
+    objects = int(valid_BN.sum())
+
+    def step() -> float:
+        optimizer.zero_grad()
+        pause = pauses.randint(0, simulation.clicks)
+        normal_B3HW = (pixels_B3HW - sam.pixel_mean) / sam.pixel_std * inside_B1HW
+        with autocast:
+            embed_BChw = sam.image_encoder(normal_B3HW)
+        leaf_BChw = embed_BChw.detach().requires_grad_()
+        total = torch.zeros((), device=device)
+        for number, image in enumerate(images):
+            for first in range(0, len(image.masks_NHW), simulation.object_chunk):
+                chunk = image._replace(masks_NHW=image.masks_NHW[first : first + simulation.object_chunk])
+                share = player.play(leaf_BChw[number, None], chunk, pause).sum() / objects
+                share.backward()
+                total += share.detach()
+        embed_BChw.backward(leaf_BChw.grad)
+        optimizer.step()
+        return total.item()  # behind all that the device was given to do, the update included
+
+    return step
+
+
+class Image(NamedTuple):
+    """One image of a batch, or some of its objects."""
+
+    masks_NHW: torch.Tensor  # bool, of its valid objects
+    inside_HW: torch.Tensor  # bool, False on the padding of the frame
+    height: int  # of the image inside the frame
+    width: int
+
+
+class Player:
+    """Plays the rounds with the objects of an image, as `samjax.step.interact` does."""
+
+    def __init__(
+        self,
+        sam: torch.nn.Module,
+        simulation: Simulation,
+        loss: LossOptions,
+        autocast: torch.autocast,
+        generator: torch.Generator,
+    ):
+        self.sam = sam
+        self.simulation = simulation
+        self.loss = loss
+        self.autocast = autocast
+        self.generator = generator
+        self.positions_1Chw = sam.prompt_encoder.get_dense_pe()
+
+    def play(self, embed_1Chw: torch.Tensor, image: Image, pause: int) -> torch.Tensor:
+        """The loss (N,) of each object, summed over rounds; after round `pause` there is no click."""
+        masks_NHW, rounds, at_frame = image.masks_NHW, self.simulation.rounds, self.loss.resolution == 'frame'
+        frame = masks_NHW.shape[1:]
+        counted_HW = image.inside_HW if self.loss.padding == 'exclude' else torch.ones_like(image.inside_HW)
+        truth_NHW, area_HW = masks_NHW, counted_HW
+        if not at_frame:
+            factor = frame[0] // (4 * embed_1Chw.shape[2])
+            truth_NHW, area_HW = shrink(masks_NHW, factor), shrink(counted_HW[None], factor)[0]
+
+        points_NP2, labels_NP = self.first_prompts(image)
+        low_N1yx, loss_N = None, 0
+        for number in range(rounds):
+            logits_NMyx, iou_NM = self.answer(embed_1Chw, points_NP2, labels_NP, low_N1yx, multimask=number == 0)
+            best_N = iou_NM.argmax(1)
+            low_N1yx = take_mask(logits_NMyx, best_N)
+            if at_frame:
+                logits_NMyx = upsample(logits_NMyx, frame)
+            loss_N = loss_N + sam_loss(self.loss, logits_NMyx, iou_NM, truth_NHW, area_HW)
+            if number < rounds - 2 and number != pause:
+                with torch.no_grad():
+                    answer_N1HW = take_mask(logits_NMyx, best_N) if at_frame else upsample(low_N1yx, frame)
+                    click_N12, label_N1 = self.error_click(answer_N1HW[:, 0] > 0, image)
+                points_NP2, labels_NP = torch.cat([points_NP2, click_N12], 1), torch.cat([labels_NP, label_N1], 1)
+            if self.simulation.detach_mask:
+                low_N1yx = low_N1yx.detach()
+        return loss_N
+
+    def answer(
+        self,
+        embed_1Chw: torch.Tensor,
+        points_NP2: torch.Tensor,
+        labels_NP: torch.Tensor,
+        low_N1yx: torch.Tensor | None,
+        multimask: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 logits (N, M, y, x) and the IoU (N, M) that the model expects; M is 3 if `multimask`, else 1."""
+        sparse_NPC = self.embed_points(points_NP2, labels_NP)
+        with self.autocast:
+            _, dense_NChw = self.sam.prompt_encoder(points=None, boxes=None, masks=low_N1yx)
+            logits_NMyx, iou_NM = self.sam.mask_decoder(
+                image_embeddings=embed_1Chw,
+                image_pe=self.positions_1Chw,
+                sparse_prompt_embeddings=sparse_NPC,
+                dense_prompt_embeddings=dense_NChw,
+                multimask_output=multimask,
+            )
+        return logits_NMyx.float(), iou_NM.float()
+
+    def embed_points(self, points_NP2: torch.Tensor, labels_NP: torch.Tensor) -> torch.Tensor:
+        """(N, P, C), what Meta's prompt encoder makes of them.
+
+        It takes either boxes or points for all objects, and here they are mixed: a box is two points with the labels
+        of its corners, a first click one point and the padding point -1 that Meta's encoder adds where no box is.  Both
+        take two slots, so all objects have the same number at any time and none is empty.
+        """
+        encoder = self.sam.prompt_encoder
+        kind_5C = torch.cat([encoder.not_a_point_embed.weight, *(row.weight for row in encoder.point_embeddings)])
+        place_NPC = encoder.pe_layer.forward_with_coords(points_NP2 + 0.5, encoder.input_image_size)
+        place_NPC = torch.where(labels_NP[..., None] == NOT_A_POINT, 0, place_NPC)
+        return place_NPC + F.embedding(labels_NP + 1, kind_5C)
+
+    def first_prompts(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """points (N, 2, 2) and labels (N, 2): a uniform foreground click and no second point, or a noisy box."""
+        masks_NHW = image.masks_NHW
+        device, n = masks_NHW.device, len(masks_NHW)
+        is_box_N1 = torch.rand(n, 1, generator=self.generator, device=device) < self.simulation.box_probability
+        click_N12, _ = self.sample_pixel(masks_NHW)
+        points_N22 = torch.where(is_box_N1[..., None], self.noisy_box(image), click_N12)
+        corners_2 = torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], device=device)
+        return points_N22, torch.where(is_box_N1, corners_2, torch.tensor([POSITIVE, NOT_A_POINT], device=device))
+
+    def noisy_box(self, image: Image) -> torch.Tensor:
+        """The bounding boxes (N, 2, 2) with noise in proportion to their sides, kept on the image."""
+        box_N22, limit = bounding_box(image.masks_NHW), self.simulation.box_noise_max
+        scale_N12 = self.simulation.box_noise_share * (box_N22[:, 1:] - box_N22[:, :1] + 1)
+        kept = {'generator': self.generator, 'device': box_N22.device}
+        if self.simulation.box_noise == 'gaussian':
+            noise_N22 = (scale_N12 * torch.randn(box_N22.shape, **kept)).clamp(-limit, limit)
+        else:
+            noise_N22 = scale_N12.clamp(max=limit) * (2 * torch.rand(box_N22.shape, **kept) - 1)
+        last_2 = torch.tensor([image.width - 1, image.height - 1], device=box_N22.device)
+        return torch.minimum((box_N22 + noise_N22).clamp(min=0), last_2)
+
+    def error_click(self, answer_NHW: torch.Tensor, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """A pixel (N, 1, 2) drawn uniformly from the errors, of the background if there are none, and its label."""
+        masks_NHW = image.masks_NHW
+        errors_NHW = (answer_NHW != masks_NHW) & image.inside_HW
+        any_N11 = errors_NHW.any((1, 2))[:, None, None]
+        click_N12, index_N1 = self.sample_pixel(torch.where(any_N11, errors_NHW, ~masks_NHW & image.inside_HW))
+        return click_N12, masks_NHW.flatten(1).gather(1, index_N1).long()
+
+    def sample_pixel(self, masks_NHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x, y) float32 (N, 1, 2) of a pixel drawn uniformly from each mask, and its place (N, 1) in row-major order.
+
+        Both are 0 for an empty mask.
+        """
+        count_NL = masks_NHW.flatten(1).cumsum(1, dtype=torch.int32)
+        total_N1 = count_NL[:, -1:]
+        uniform_N1 = torch.rand(total_N1.shape, generator=self.generator, device=total_N1.device)
+        index_N1 = torch.searchsorted(count_NL, (uniform_N1 * total_N1).int(), right=True)
+        index_N1 = torch.where(total_N1 > 0, index_N1, 0)
+        width = masks_NHW.shape[2]
+        return torch.stack([index_N1 % width, index_N1 // width], 2).float(), index_N1
+
+
+def take_mask(logits_NMyx: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
+    """The mask (N, 1, y, x) of each object that its index names."""
+    return logits_NMyx[torch.arange(len(index_N), device=index_N.device), index_N][:, None]
+
+
+def upsample(logits_NMyx: torch.Tensor, frame: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(logits_NMyx, frame, mode='bilinear', align_corners=False)
+
+
+def shrink(masks_NHW: torch.Tensor, factor: int) -> torch.Tensor:
+    """Masks at 1/factor of their size: True where more than half of the pixels are."""
+    return F.avg_pool2d(masks_NHW.float(), factor) > 0.5
+
+
+def bounding_box(masks_NHW: torch.Tensor) -> torch.Tensor:
+    """((x0, y0), (x1, y1)) of the outermost pixels, inclusive, float32 (N, 2, 2); no mask may be empty."""
+
+    def extent(any_NX):
+        first_N, from_end_N = any_NX.int().argmax(1), any_NX.flip(1).int().argmax(1)
+        return torch.stack([first_N, any_NX.shape[1] - 1 - from_end_N], 1)
+
+    return torch.stack([extent(masks_NHW.any(1)), extent(masks_NHW.any(2))], 2).float()
+
+
+def sam_loss(
+    options: LossOptions,
+    logits_NMHW: torch.Tensor,
+    iou_NM: torch.Tensor,
+    truth_NHW: torch.Tensor,
+    area_HW: torch.Tensor,
+) -> torch.Tensor:
+    """Weighted focal + dice + IoU loss (N,) of the candidate with the lowest focal + dice loss: only it has a gradient.
+
+    `truth_NHW` and `area_HW`, the pixels that count, are bool; all may be at low resolution.
+    """
+    truth_NMHW = truth_NHW[:, None].float().expand_as(logits_NMHW)
+    weight_HW = area_HW.float()
+    p_NMHW = logits_NMHW.sigmoid()
+    entropy_NMHW = F.binary_cross_entropy_with_logits(logits_NMHW, truth_NMHW, reduction='none')
+    p_true_NMHW = p_NMHW * truth_NMHW + (1 - p_NMHW) * (1 - truth_NMHW)
+    balance_NMHW = options.focal_alpha * truth_NMHW + (1 - options.focal_alpha) * (1 - truth_NMHW)
+    each_NMHW = balance_NMHW * (1 - p_true_NMHW) ** options.focal_gamma * entropy_NMHW
+    focal_NM = (each_NMHW * weight_HW).sum((2, 3)) / weight_HW.sum().clamp(min=1)
+
+    p_NMHW, t_NMHW = p_NMHW * weight_HW, truth_NMHW * weight_HW
+    overlap_NM = (p_NMHW * t_NMHW).sum((2, 3))
+    dice_NM = 1 - (2 * overlap_NM + 1) / (p_NMHW.sum((2, 3)) + t_NMHW.sum((2, 3)) + 1)
+
+    with torch.no_grad():
+        answer_NMHW, truth_N1HW = logits_NMHW > 0, truth_NHW[:, None]
+        both_NM = (answer_NMHW & truth_N1HW & area_HW).sum((2, 3))
+        actual_NM = both_NM / ((answer_NMHW | truth_N1HW) & area_HW).sum((2, 3)).clamp(min=1)
+    square_NM = (iou_NM - actual_NM) ** 2
+
+    mask_loss_NM = options.focal * focal_NM + options.dice * dice_NM
+    best_N1 = mask_loss_NM.argmin(1, keepdim=True)
+    iou_loss_N = square_NM.gather(1, best_N1)[:, 0] if options.iou_supervision == 'selected' else square_NM.mean(1)
+    return mask_loss_NM.gather(1, best_N1)[:, 0] + options.iou * iou_loss_N
+
+
+if __name__ == '__main__':
+    main()
