@@ -152,6 +152,8 @@ def multiplied(jaxpr) -> int:
         elif equation.primitive.name == 'conv_general_dilated':
             *window, inputs, _ = equation.invars[1].aval.shape
             total += equation.outvars[0].aval.size * math.prod(window) * inputs
+        elif 'call_jaxpr' in equation.params:  # a function with a gradient of its own
+            total += multiplied(equation.params['call_jaxpr'].jaxpr)
         elif 'jaxpr' in equation.params:
             inner = equation.params['jaxpr']
             total += equation.params.get('length', 1) * multiplied(getattr(inner, 'jaxpr', inner))
