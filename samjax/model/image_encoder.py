@@ -17,7 +17,7 @@ from samjax.model.attention import KEPT, relative
 from samjax.model.layers import LayerNorm, Mlp, PatchConv, bias_like, drop_path, gelu, product, split, uniform
 
 # What of a block stays in memory for the backward pass beside its input; the rest is computed again.  For ViT-H at
-# 1024 px an image takes .34 GiB of inputs, another .7 GiB with 'attention' and another 2.4 GiB with 'matmuls'.
+# 1024 px an image takes .34 GiB of inputs, another 1 GiB with 'attention' and another 2.4 GiB with 'matmuls'.
 REMAT = {
     'full': (),
     'attention': (KEPT, 'middle'),  # nothing of attention but queries, keys and values
