@@ -21,7 +21,7 @@ import numpy as np
 from samjax.model.layers import product, softmax
 
 KEPT = 'attended'  # the name of attention's results for a rematerialisation policy
-IN_CACHE = 2**19  # logits, 2 MiB: what CPU cores keep near; benchmarks/attention.py has others
+IN_CACHE = 2**19  # logits, 2 MiB: what CPU cores keep near; docs/speed.md has others
 IN_MEMORY = 2**26  # logits, 256 MiB: so many that a GPU is busy
 
 
