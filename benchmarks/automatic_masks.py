@@ -160,12 +160,12 @@ def ours(predictor, settings, timer):
 
 def original(config, arrays, settings, timer):
     """The same of segment-anything's generator."""
-    from samjax.convert import verify
+    from samjax.convert import original as meta
 
-    sam = verify.original_with(arrays, config)
+    sam = meta.with_arrays(arrays, config)
     own = 'max_mask_share', 'drop_small_masks'
     arguments = {name: value for name, value in dataclasses.asdict(settings).items() if name not in own}
-    generator = verify.original_generator(sam, **arguments)
+    generator = meta.generator(sam, **arguments)
     for owner, name, stage in (
         (generator.predictor, 'set_image', 'encode'),
         (sam.mask_decoder, 'forward', 'decode'),

@@ -379,9 +379,9 @@ def theirs(case: Case, framework: Torch) -> Callable[[], None]:
 
 def original(config):
     """Meta's model."""
-    from samjax.convert import verify
+    from samjax.convert import original as meta
 
-    return verify.build_original(config)
+    return meta.build(config)
 
 
 def hugging_face(config):

@@ -24,11 +24,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.automatic_masks import random_arrays
-from configs import default
-from samjax import bits, program
-from samjax.convert import verify
-from samjax.convert.convert import to_states
+from samjax import bits
+from samjax.convert import original
 from samjax.losses import LossOptions
 from samjax.model.sam import SIZES, SamConfig
 from samjax.prompts import Simulation
@@ -49,6 +46,8 @@ def main() -> None:
     parser.add_argument('--repeat', type=int, default=5, help='steps that count')
     parser.add_argument('--check', action='store_true', help='compare losses, not seconds')
     options = parser.parse_args()
+
+    from benchmarks.automatic_masks import random_arrays
 
     config = our_config(options)
     model, batch = SIZES[options.size], drawn_batch(SIZES[options.size].image_size, options.images, options.objects)
@@ -86,6 +85,8 @@ def main() -> None:
 
 def our_config(options: argparse.Namespace):
     """The config of our side, whose optimiser does what the other one does."""
+    from configs import default
+
     c = default.get_config()
     c.model.size, c.model.image_size = options.size, SIZES[options.size].image_size
     c.model.dtype, c.model.remat = 'float32', 'none'
@@ -102,10 +103,12 @@ def our_config(options: argparse.Namespace):
 
 def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
     """Blotches of colour that fill the upper three quarters of the frame, and discs on them, all valid."""
+    from samjax.convert.verify import blotches
+
     rng = np.random.default_rng(0)
     size_2 = height, width = frame[0] * 3 // 4, frame[1]
     image_BHW3 = np.zeros((images, *frame, 3), np.uint8)
-    image_BHW3[:, :height] = [verify.blotches(rng, height, width) for _ in range(images)]
+    image_BHW3[:, :height] = [blotches(rng, height, width) for _ in range(images)]
     y_BN11, x_BN11 = (rng.uniform(0, side, (images, objects, 1, 1)) for side in size_2)
     radius_BN11 = rng.uniform(0.05, 0.3, (images, objects, 1, 1)) * min(frame)
     rows_H1, columns_1W = np.ogrid[: frame[0], : frame[1]]
@@ -116,6 +119,9 @@ def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
 
 def our_step(config, model: SamConfig, batch: Batch, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
     """A function that runs one step of ours on one device, waits for it and returns the loss."""
+    from samjax import program
+    from samjax.convert.convert import to_states
+
     compiled = program.build(config, jax.devices()[:1])
     params, buffers = to_states(arrays, model)
     state = dataclasses.replace(compiled.init(), params=params, buffers=buffers)
@@ -161,7 +167,7 @@ def build(
     if torch.device(device).type == 'cuda':
         torch.backends.cuda.matmul.fp32_precision = 'tf32'  # JAX's default there
     torch.manual_seed(seed)
-    sam = verify.build_original(config) if arrays is None else verify.original_with(arrays, config)
+    sam = original.build(config) if arrays is None else original.with_arrays(arrays, config)
     sam.to(device)
     optimizer = torch.optim.AdamW(sam.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)

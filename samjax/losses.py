@@ -60,7 +60,7 @@ def sam_loss(
         """Focal loss, dice loss and IoU of a mask of each object."""
         logits_BNHW = enlarge(low_BNyx)
         focal_BN = focal_loss(logits_BNHW, truth_BNHW, weight_B1HW, options.focal_alpha, options.focal_gamma)
-        actual_BN = mask_iou(jax.lax.stop_gradient(logits_BNHW) > 0, masks_BNHW, area_BHW[:, None])
+        actual_BN = mask_iou(logits_BNHW > 0, masks_BNHW, area_BHW[:, None])
         return focal_BN, dice_loss(logits_BNHW, truth_BNHW, weight_B1HW), actual_BN
 
     if low_BNMyx.shape[2] == 1:

@@ -11,19 +11,26 @@ import numpy as np
 
 def upsample(x: jax.Array, factor: int) -> jax.Array:
     """(..., y, x) -> (..., y factor, x factor) by linear interpolation of neighbours; cheap and exact."""
-    return jnp.swapaxes(_upsample_last(jnp.swapaxes(_upsample_last(x, factor), -1, -2), factor), -1, -2)
+    return _upsample(_upsample(x, factor, -1), factor, -2)
 
 
-def _upsample_last(x: jax.Array, factor: int) -> jax.Array:
-    n = x.shape[-1]
-    left = jnp.concatenate([x[..., :1], x[..., :-1]], -1)
-    right = jnp.concatenate([x[..., 1:], x[..., -1:]], -1)
+def _upsample(x: jax.Array, factor: int, axis: int) -> jax.Array:
+    n = x.shape[axis]
+    before = jnp.concatenate([_cut(x, 0, 1, axis), _cut(x, 0, n - 1, axis)], axis)
+    after = jnp.concatenate([_cut(x, 1, n, axis), _cut(x, n - 1, n, axis)], axis)
     # Output pixel j of input pixel i lies at i + offset[j]: between i and a neighbour.
     offsets = (np.arange(factor) + 0.5) / factor - 0.5
     phases = [
-        (1 - abs(o)) * x + abs(o) * (left if o < 0 else right) if o else x for o in offsets.astype(np.float32).tolist()
+        (1 - abs(o)) * x + abs(o) * (before if o < 0 else after) if o else x
+        for o in offsets.astype(np.float32).tolist()
     ]
-    return jnp.stack(phases, -1).reshape(*x.shape[:-1], n * factor)
+    shape = list(x.shape)
+    shape[axis] = n * factor
+    return jnp.stack(phases, x.ndim + axis + 1).reshape(shape)
+
+
+def _cut(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:
+    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
 
 
 class Taps(NamedTuple):

@@ -95,46 +95,49 @@ def object_sums(
     """Gradient of the loss and its parts, both summed over the valid objects of `batch`.
 
     `places_B` are the places of its images in the whole batch: sums over parts of a batch add up to the whole's.
-    """
 
-    def total(params):
-        sums = loss_sums(nnx.merge(graphdef, params, buffers), batch, places_B, key, simulation, loss)
-        return losses.total(loss, sums), sums
-
-    return jax.grad(total, has_aux=True)(params)
-
-
-def loss_sums(
-    sam: Sam, batch: Batch, places_B: jax.Array, key: jax.Array, simulation: Simulation, loss: LossOptions
-) -> dict[str, jax.Array]:
-    """Loss parts summed over rounds and over the valid objects.
-
-    Objects of an image go through the rounds `simulation.object_chunk` at a time, which bounds memory.
+    Objects of an image go through the rounds `simulation.object_chunk` at a time, and the gradient of these is back at
+    the embedding before the next ones come: that bounds memory.  From there it goes through the encoder once.
     """
     key_schedule, key_images = jax.random.split(key)
     schedule = prompts.click_schedule(simulation, key_schedule)
     keys_B = jax.vmap(lambda place: jax.random.fold_in(key_images, place))(places_B)
     encoder_keys_B, chunk_keys_B = split(keys_B, 2)
-    embed_BhwC = sam.encode(batch.image_BHW3, batch.size_B2, encoder_keys_B)
 
     n = batch.valid_BN.shape[1]
     chunk = min(simulation.object_chunk, n)
     if n % chunk:
         raise SamjaxError(f'data.max_objects {n} is not a multiple of prompts.object_chunk {chunk}; make it one.')
 
+    encoder, others = nnx.split_state(params, nnx.PathContains('image_encoder'), ...)
+
+    def encode(encoder):
+        sam = nnx.merge(graphdef, encoder, others, buffers)
+        return sam.encode(batch.image_BHW3, batch.size_B2, encoder_keys_B)
+
     def chunks(x_BN):  # (B, N, ...) -> (N / chunk, B, chunk, ...)
         return jnp.moveaxis(x_BN.reshape(x_BN.shape[0], n // chunk, chunk, *x_BN.shape[2:]), 1, 0)
 
     def one_chunk(sums, inputs):
         masks_BNVW, valid_BN, keys_B = inputs
-        masks_BNHW = bits.unpack_rows(masks_BNVW, batch.image_BHW3.shape[1])
-        parts = interact(sam, embed_BhwC, masks_BNHW, batch.size_B2, simulation, loss, schedule, keys_B)
-        return jax.tree.map(lambda s, x_BN: s + jnp.where(valid_BN, x_BN, 0).sum(), sums, parts), None
 
+        def total(others, embed_BhwC):
+            masks_BNHW = bits.unpack_rows(masks_BNVW, batch.image_BHW3.shape[1])
+            sam = nnx.merge(graphdef, encoder, others, buffers)
+            parts = interact(sam, embed_BhwC, masks_BNHW, batch.size_B2, simulation, loss, schedule, keys_B)
+            parts = jax.tree.map(lambda x_BN: jnp.where(valid_BN, x_BN, 0).sum(), parts)
+            return losses.total(loss, parts), parts
+
+        found = jax.grad(total, (0, 1), has_aux=True)(others, embed_BhwC)
+        return jax.tree.map(jnp.add, sums, found), None
+
+    embed_BhwC, through_encoder = jax.vjp(encode, encoder)
     zeros = dict.fromkeys(('focal', 'dice', 'iou', 'mask_iou_first', 'mask_iou_last'), jnp.zeros(()))
-    keys_nB = split(chunk_keys_B, n // chunk)
-    sums, _ = jax.lax.scan(one_chunk, zeros, (chunks(batch.masks_BNVW), chunks(batch.valid_BN), keys_nB))
-    return sums
+    nothing = jax.tree.map(jnp.zeros_like, others), jnp.zeros(embed_BhwC.shape, jnp.float32)
+    inputs = chunks(batch.masks_BNVW), chunks(batch.valid_BN), split(chunk_keys_B, n // chunk)
+    ((grads, embed_grad_BhwC), sums), _ = jax.lax.scan(one_chunk, (nothing, zeros), inputs)
+    (encoder_grads,) = through_encoder(embed_grad_BhwC.astype(embed_BhwC.dtype))
+    return nnx.merge_state(encoder_grads, grads), sums
 
 
 def interact(

@@ -4,13 +4,13 @@ import jax
 import torch
 from flax import nnx
 
-from samjax.convert import verify, weights
+from samjax.convert import original, weights
 from samjax.convert.convert import to_states
 from samjax.model.sam import Sam, SamConfig, abstract
 
-segment_anything = verify.import_original()
+segment_anything = original.package()
 modeling = segment_anything.modeling
-build = verify.build_original
+build = original.build
 
 
 @torch.no_grad()

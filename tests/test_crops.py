@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from samjax.automatic.crops import crop_boxes, point_grid, point_grids
-from samjax.convert import verify
+from samjax.convert import original
 from samjax.errors import SamjaxError
 
-amg = verify.import_original().utils.amg
+amg = original.package().utils.amg
 
 
 def test_crops_worked_example():

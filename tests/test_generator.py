@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from samjax import boxes
 from samjax.automatic import propose
 from samjax.automatic.generator import PRESETS, AutomaticMaskGenerator, Part, Settings
-from samjax.convert import verify, weights
+from samjax.convert import original, weights
 from samjax.convert.convert import to_states
 from samjax.data import rle
 from samjax.errors import SamjaxError
@@ -64,7 +64,7 @@ def noise(height, width):
 
 
 def compare(torch_sam, predictor, image, *, least=1, **arguments):
-    expected = verify.original_generator(torch_sam, **arguments).generate(image)
+    expected = original.generator(torch_sam, **arguments).generate(image)
     found = AutomaticMaskGenerator(predictor, Settings(**arguments)).generate(image)
     assert len(found) == len(expected) >= least
     for f, e in zip(found, expected, strict=True):
@@ -107,7 +107,7 @@ def test_default_settings_as_the_original(torch_sam, predictor, photo):
 
 def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
     settings = LOOSE | {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 1.0}
-    expected = verify.original_generator(torch_sam, **settings).generate(photo)
+    expected = original.generator(torch_sam, **settings).generate(photo)
     found = AutomaticMaskGenerator(predictor, Settings(**settings)).generate(photo)
     assert len(found) == len(expected) == 3 * 36
 
@@ -124,7 +124,7 @@ def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
     arguments = {**LOOSE, 'points_per_side': None, 'point_grids': grids, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
     settings = Settings(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
     for form, kind in (('uncompressed_rle', list), ('coco_rle', str)):
-        expected = verify.original_generator(torch_sam, **arguments, output_mode=form).generate(photo)
+        expected = original.generator(torch_sam, **arguments, output_mode=form).generate(photo)
         found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(photo)
         assert len(found) == len(expected) > 0
         for f, e in zip(found, expected, strict=True):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from samjax.automatic.regions import clean, remove_small
-from samjax.convert import verify
+from samjax.convert import original
 
-amg = verify.import_original().utils.amg
+amg = original.package().utils.amg
 MODES = ('holes', 'islands')
 
 

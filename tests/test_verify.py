@@ -11,7 +11,7 @@ import oracle
 import pytest
 import torch
 
-from samjax.convert import verify
+from samjax.convert import original, verify
 from samjax.errors import SamjaxError
 from samjax.model.sam import SIZES
 
@@ -46,7 +46,7 @@ def test_converted_model_answers_like_the_original(tmp_path, size):
 def test_without_the_original_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'segment_anything', None)
     with pytest.raises(SamjaxError, match='segment_anything is not installed: run pip install torch segment-anything'):
-        verify.import_original()
+        original.package()
 
 
 def test_frames_that_are_not_square_have_no_original():
@@ -55,9 +55,9 @@ def test_frames_that_are_not_square_have_no_original():
 
 
 def test_torchvision_is_as_it_was_before():
-    before = {name: sys.modules.get(name) for name in verify.TORCHVISION}
-    verify.import_original()
-    assert {name: sys.modules.get(name) for name in verify.TORCHVISION} == before
+    before = {name: sys.modules.get(name) for name in original.TORCHVISION}
+    original.package()
+    assert {name: sys.modules.get(name) for name in original.TORCHVISION} == before
 
 
 def test_kinds_cover_every_prompt():

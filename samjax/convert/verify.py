@@ -1,20 +1,17 @@
 """How far our model is from Meta's own with the same weights, measured on images and prompts of many kinds.
 
-Needs torch and segment-anything, which nothing else here does.
+Needs torch and segment-anything.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import types
 
 import jax
 import numpy as np
 from PIL import Image
 
-from samjax.boxes import suppress
-from samjax.convert import weights
+from samjax.convert import original
 from samjax.convert.convert import to_states
 from samjax.errors import SamjaxError
 from samjax.evaluation import metrics
@@ -22,29 +19,6 @@ from samjax.model.sam import SamConfig
 from samjax.predictor import Predictor, Prompt
 from samjax.structs import ALL_MASKS, MULTIMASK
 
-
-def _suppress(boxes, scores, idxs, iou_threshold: float):
-    """torchvision's batched_nms for boxes of one category, which is all that the original has."""
-    import torch
-
-    return torch.as_tensor(suppress(boxes.numpy(), scores.numpy(), iou_threshold))
-
-
-def _area(boxes):
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-# segment_anything imports these names of torchvision.  What it asks of them comes down to pillow and a few products.
-TORCHVISION = {
-    'torchvision': {},
-    'torchvision.ops': {},
-    'torchvision.ops.boxes': {'batched_nms': _suppress, 'box_area': _area},
-    'torchvision.transforms': {},
-    'torchvision.transforms.functional': {
-        'resize': lambda image, size: image.resize((size[1], size[0]), Image.BILINEAR),
-        'to_pil_image': Image.fromarray,
-    },
-}
 # (points, box, mask prompt): what is said about an object.
 KINDS = (
     *((points, False, False) for points in range(1, 10)),
@@ -81,92 +55,6 @@ class Difference:
         ]
 
 
-def import_original():
-    """The package segment_anything; stubs stand in for torchvision while it is imported, which then is as it was.
-
-    Raises:
-        SamjaxError: torch or segment-anything is not installed.
-    """
-    before = {name: sys.modules[name] for name in TORCHVISION if name in sys.modules}
-    for name, attributes in TORCHVISION.items():
-        sys.modules[name] = types.ModuleType(name)
-        vars(sys.modules[name]).update(attributes)
-    try:
-        import segment_anything
-        import segment_anything.utils.transforms
-    except ImportError as error:
-        raise SamjaxError(
-            f'nothing to compare with, {error.name} is not installed: run pip install torch segment-anything'
-        ) from None
-    finally:
-        for name in TORCHVISION:
-            del sys.modules[name]
-        sys.modules.update(before)
-    return segment_anything
-
-
-def build_original(config: SamConfig):
-    """Meta's Sam, a torch module, with the sizes of `config`; for a frame that is not square, too."""
-    modeling = import_original().modeling
-    import torch
-
-    is_global = [(i + 1) % (config.windowed + 1) == 0 for i in range(config.depth)]
-    encoder = modeling.ImageEncoderViT(
-        img_size=config.image_size[0],
-        patch_size=config.patch,
-        embed_dim=config.width,
-        depth=config.depth,
-        num_heads=config.heads,
-        out_chans=config.channels,
-        norm_layer=lambda channels: torch.nn.LayerNorm(channels, eps=1e-6),
-        use_rel_pos=True,
-        window_size=config.window,
-        global_attn_indexes=[i for i in range(config.depth) if is_global[i]],
-    )
-    # Its constructor knows square frames only; its forward pass goes by the shapes of these two.
-    h, w = config.grid
-    encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, h, w, config.width))
-    for block in encoder.blocks:
-        if block.window_size == 0:
-            head = config.width // config.heads
-            block.attn.rel_pos_w = torch.nn.Parameter(torch.zeros(2 * w - 1, head))
-    prompt_encoder = modeling.PromptEncoder(
-        embed_dim=config.channels,
-        image_embedding_size=config.grid,
-        input_image_size=config.image_size,
-        mask_in_chans=config.mask_channels,
-    )
-    decoder = modeling.MaskDecoder(
-        transformer_dim=config.channels,
-        transformer=modeling.TwoWayTransformer(
-            depth=config.decoder_depth,
-            embedding_dim=config.channels,
-            num_heads=config.decoder_heads,
-            mlp_dim=config.decoder_mlp,
-        ),
-        iou_head_hidden_dim=config.iou_hidden,
-    )
-    return modeling.Sam(encoder, prompt_encoder, decoder).eval()
-
-
-def original_with(arrays: dict[str, np.ndarray], config: SamConfig):
-    """Meta's Sam with our `arrays`."""
-    sam = build_original(config)
-    import torch
-
-    state = weights.to_torch(weights.META, arrays, config)
-    sam.load_state_dict({key: torch.tensor(np.ascontiguousarray(value)) for key, value in state.items()})
-    return sam
-
-
-def original_generator(sam, **arguments):
-    """Meta's automatic mask generator, with its own `arguments`, of Meta's Sam."""
-    import_original()
-    from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
-
-    return SamAutomaticMaskGenerator(sam, **arguments)
-
-
 def verify(arrays: dict[str, np.ndarray], config: SamConfig, sizes=SIZES, prompts: int = 1000) -> Difference:
     """Runs both models with `arrays` on an image of each of `sizes` and about `prompts` prompts in all.
 
@@ -175,11 +63,11 @@ def verify(arrays: dict[str, np.ndarray], config: SamConfig, sizes=SIZES, prompt
     """
     if config.image_size[0] != config.image_size[1]:
         raise SamjaxError('the original predicts in square frames only: there is nothing to compare with')
-    original = import_original()
+    package = original.package()
     import torch
 
     rng = np.random.default_rng(0)
-    theirs = original.SamPredictor(original_with(arrays, config))
+    theirs = package.SamPredictor(original.with_arrays(arrays, config))
     ours = Predictor(config, *jax.device_put(to_states(arrays, config)))
     count = -(-prompts // (len(sizes) * len(KINDS)))
 

@@ -36,13 +36,14 @@ def attend(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE) -> jax.Array:
 
 
 def attend_in_parts(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE, logits: int = IN_CACHE) -> jax.Array:
-    """`attend`, with about so many logits at a time: of some heads, or of some rows of one head.
+    """`attend`, with about so many logits at a time: of some heads, or four times as many of some rows of one head.
 
-    Nothing but the inputs is kept for the backward pass, which computes the logits again.
+    The more rows there are, the faster they are multiplied with all keys (docs/speed.md).  Nothing but the inputs is
+    kept for the backward pass, which computes the logits again.
     """
     g, a, h, w, e = q_GAhwE.shape
-    rows = _part(h, logits // (w * h * w))
-    heads = _part(g * a, logits // (h * w * h * w)) if rows == h else 1
+    fitting = logits // (h * w * h * w)
+    heads, rows = (_part(g * a, fitting), h) if fitting else (1, _part(h, 4 * logits // (w * h * w)))
 
     @jax.checkpoint
     def some_rows(q_ZrwE, k_ZLE, v_ZLE, rel_h_riE):

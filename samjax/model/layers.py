@@ -114,9 +114,12 @@ class PatchConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         *lead, height, width, channels = x.shape
         p = self.patch
-        x = x.reshape(*lead, height // p, p, width // p, p, channels)
-        y = jnp.einsum('...hpwqI,pqIO->...hwO', x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + bias_like(self.bias[...].astype(self.dtype), y.ndim)
+        x = x.reshape(*lead, height // p, p, width // p, p, channels).swapaxes(-4, -3)
+        patches = x.reshape(*lead, height // p, width // p, p * p * channels).astype(self.dtype)
+        kernel_KO = self.kernel[...].astype(self.dtype).reshape(p * p * channels, -1)
+        lead = 'abcdefgh'[: patches.ndim - 1]
+        y = product(f'{lead}K,KO->{lead}O', patches, kernel_KO)
+        return (y + bias_like(self.bias[...].astype(jnp.float32), y.ndim)).astype(self.dtype)
 
 
 class PatchDeconv(nnx.Module):
@@ -131,18 +134,52 @@ class PatchDeconv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         p, _, inputs, outputs = self.kernel.shape
         kernel_IbO = self.kernel[...].astype(self.dtype).reshape(p * p, inputs, outputs).swapaxes(0, 1)
-        y = jnp.einsum('...I,IbO->...bO', x.astype(self.dtype), kernel_IbO)
-        return y + bias_like(self.bias[...].astype(self.dtype), y.ndim)
+        lead = 'acdefgh'[: x.ndim - 1]
+        y = product(f'{lead}I,IbO->{lead}bO', x.astype(self.dtype), kernel_IbO)
+        return (y + bias_like(self.bias[...].astype(jnp.float32), y.ndim)).astype(self.dtype)
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU of the reference; JAX's default is the tanh approximation."""
-    return jax.nn.gelu(x, approximate=False)
+    """x Phi(x), the exact GELU of the reference, by erf in float32; the gradient is computed from x alone.
+
+    JAX's default is the tanh approximation, and its exact one goes by erfc, which takes twice as many operations.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
+def _gelu_gradient(x, g):
+    wide = x.astype(jnp.float32)
+    slope = _normal_cdf(wide) + wide * jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    return ((slope * g).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
+
+
+def _normal_cdf(x):
+    return 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def softmax(logits: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Softmax in float32, returned in `dtype`."""
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=axes).astype(dtype)
+    """Softmax in float32, returned in `dtype`.  Its gradient needs nothing but the result."""
+    return _softmax(logits, axes, dtype)[0]
+
+
+def _softmax(logits, axes, dtype):
+    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=axes)
+    return weights.astype(dtype), (weights, jnp.zeros((), logits.dtype))
+
+
+def _softmax_gradient(axes, dtype, kept, g):
+    weights, like = kept
+    moved = weights * g.astype(jnp.float32)
+    return ((moved - weights * moved.sum(axes, keepdims=True)).astype(like.dtype),)
+
+
+softmax.defvjp(_softmax, _softmax_gradient)
 
 
 def dropout(x_B: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
