@@ -41,13 +41,24 @@ OBJECTS_AT_ONCE = 64  # prompts; more of them are answered in turns
 ROUNDS = 11  # of clicks in a training step
 MATMULS = ((4096, 768, 3072), (2048, 2048, 2048))  # and on accelerators
 LARGE_MATMULS = ((8192, 8192, 8192), (16384, 4096, 4096))
+ON_CPU = {'options': 512, 'compilation': 256}  # px of the frame, as a CPU has neither time nor memory for more
+# Of a step, one at a time; the first is what the others are compared with, with all 8 objects at once at 'frame'.
+OPTIONS = (
+    'remat=none',
+    'remat=matmuls',
+    'remat=attention',
+    'remat=full',
+    'object_chunk=4',
+    'object_chunk=1',
+    'resolution=low',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One cell of the table."""
 
-    row: str  # encoder, encoder and gradient, decoder, train step, compilation
+    row: str  # encoder, encoder and gradient, decoder, train step, options, compilation
     side: str
     size: str  # of samjax.model.sam.SIZES
     dtype: str
@@ -55,9 +66,7 @@ class Case:
     rounds: int  # of measurement
 
     def title(self) -> str:
-        unit = (
-            'objects' if self.row in ('train step', 'compilation') else 'prompts' if self.row == 'decoder' else 'images'
-        )
+        unit = 'images' if self.row.startswith('encoder') else 'prompts' if self.row == 'decoder' else 'objects'
         return f'{self.row}, {self.size}, {self.dtype}, {self.count} {unit if self.count > 1 else unit[:-1]}'
 
 
@@ -107,6 +116,7 @@ def small_cases(rounds: int) -> list[Case]:
         *(Case('encoder and gradient', side, 'vit_b', 'float32', 1, min(rounds, 3)) for side in ('ours', 'original')),
         *(Case('decoder', side, 'vit_b', 'float32', count, rounds) for count in (1, 64) for side in decoder),
         *(Case('train step', side, 'vit_xs', 'float32', 8, rounds) for side in ('ours', 'original')),
+        *(Case('options', side, 'vit_b', 'float32', 8, min(rounds, 3)) for side in OPTIONS),
         *(Case('compilation', side, 'vit_h', 'bfloat16', 64, 1) for side in ('cold', 'cached')),
     ]
 
@@ -123,6 +133,7 @@ def full_cases(rounds: int) -> list[Case]:
             for side in ('ours', 'original')
         ),
         *(Case('train step', side, size, 'bfloat16', 64, rounds) for size in sizes for side in ('ours', 'original')),
+        *(Case('options', side, 'vit_h', 'bfloat16', 8, rounds) for side in OPTIONS),
         *(Case('compilation', side, 'vit_h', 'bfloat16', 64, 1) for side in ('cold', 'cached')),
     ]
 
@@ -186,8 +197,8 @@ def operations(case: Case) -> float:
     config = SIZES[case.size]
     if case.row == 'decoder':
         return 2.0 * case.count * flops.decoder_macs(config, tokens=7, mask_prompt=False, masks=3)
-    if case.row == 'train step':
-        return flops.train_flops(config, case.count, ROUNDS)
+    if case.row in ('train step', 'options'):
+        return flops.train_flops(our_config(case), case.count, ROUNDS)
     return 2.0 * case.count * flops.encoder_macs(config) * (3 if case.row == 'encoder and gradient' else 1)
 
 
@@ -280,11 +291,12 @@ def ours(case: Case, framework: Jax) -> Callable[[], None]:
     import jax.numpy as jnp
     from flax import nnx
 
+    from samjax.model.attention import ATTEND
     from samjax.model.sam import abstract
     from samjax.step import init_params
     from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE, Prompts
 
-    if case.row == 'train step':
+    if case.row in ('train step', 'options'):
         step, init, batch = training(case)
         state, batch = init(), jax.device_put(batch)
 
@@ -294,7 +306,7 @@ def ours(case: Case, framework: Jax) -> Callable[[], None]:
 
         return descend
 
-    config = our_config(case)
+    config = dataclasses.replace(our_config(case), attend=ATTEND[jax.default_backend()])
     graphdef = abstract(config)[0]
     params, buffers = jax.jit(lambda: init_params(config, 0))()
     params = jax.tree.map(lambda x: x.astype(case.dtype), params)
@@ -422,33 +434,38 @@ def training(case: Case):
     from samjax.model.sam import abstract
     from samjax.step import init_state, object_sums, train_step
 
-    config = our_config(case)
+    config, rounds, loss = our_config(case), simulation(), loss_options()
+    if case.row == 'options':
+        name, value = case.side.split('=')
+        if name == 'object_chunk':
+            rounds = dataclasses.replace(rounds, object_chunk=int(value))
+        if name == 'resolution':
+            loss = dataclasses.replace(loss, resolution=value)
     mesh = sharding.make_mesh(sharding.MeshOptions(1, 1, 1), config.width, config.heads, jax.devices()[:1])
     config = dataclasses.replace(config, attend=sharding.attention(mesh))
     graphdef, params, _ = abstract(config)
     tx = optax.adamw(1e-4, weight_decay=0.1)
-    sums = functools.partial(object_sums, graphdef=graphdef, simulation=simulation(), loss=loss_options())
+    sums = functools.partial(object_sums, graphdef=graphdef, simulation=rounds, loss=loss)
     shared = sharding.shared_out(sums, params, mesh, config.dtype)
-    step = functools.partial(train_step, object_sums=shared, tx=tx, loss=loss_options(), seed=0)
+    step = functools.partial(train_step, object_sums=shared, tx=tx, loss=loss, seed=0)
     whole = sharding.replicated(mesh)
     init = jax.jit(functools.partial(init_state, config, tx, 0), out_shardings=whole)
     return jax.jit(step, out_shardings=whole, donate_argnums=0), init, drawn_batch(config, case.count)
 
 
 def our_config(case: Case):
-    """The model of a case, with the attention for this platform; training of a large one computes some of it again.
-
-    The step whose compilation is timed is for 256 x 256 px on a CPU, which has no memory for more.
-    """
+    """The model of a case; training of a large one computes some of it again."""
     import jax
 
-    from samjax.model.attention import ATTEND
     from samjax.model.sam import SIZES
 
     remat = 'matmuls' if case.row in ('train step', 'compilation') and case.size != 'vit_xs' else 'none'
-    config = dataclasses.replace(SIZES[case.size], dtype=case.dtype, attend=ATTEND[jax.default_backend()], remat=remat)
-    small = case.row == 'compilation' and jax.default_backend() == 'cpu'
-    return dataclasses.replace(config, image_size=(256, 256)) if small else config
+    if case.side.startswith('remat='):
+        remat = case.side.removeprefix('remat=')
+    config = dataclasses.replace(SIZES[case.size], dtype=case.dtype, remat=remat)
+    if jax.default_backend() != 'cpu' or case.row not in ON_CPU:
+        return config
+    return dataclasses.replace(config, image_size=(ON_CPU[case.row], ON_CPU[case.row]))
 
 
 def simulation():

