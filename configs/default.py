@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
     c.train.init = ''  # folder of a run or converted checkpoint to start from; '' draws the parameters from the seed
     c.train.steps = 180_000
     c.train.batch = 128  # images per step, over all devices
+    c.train.turns = 1  # in which each device works on its images, a part of them at a time; bounds memory
     c.train.log_every = 50  # steps
     c.train.save_every = 1000  # steps
     c.train.keep = 3  # newest checkpoints kept

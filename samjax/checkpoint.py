@@ -44,6 +44,7 @@ FREE = (
     'train.keep',
     'train.max_skipped',
     'train.profile',
+    'train.turns',
     'mesh.',
     'model.remat',
     'data.eval_path',

@@ -43,6 +43,7 @@ class Report:
     sent: list[collectives.Sent]
     steps: int  # of the whole run
     remat: str
+    turns: int
     object_chunk: int
 
     def lines(self) -> list[str]:
@@ -89,6 +90,8 @@ class Report:
             mends.append("--config.model.remat='full'")
         if self.object_chunk > 1:
             mends.append(f'--config.prompts.object_chunk={self.object_chunk // 2}')
+        if self.images > self.turns:
+            mends.append(f'--config.train.turns={self.images}')
         if self.images > 1:
             mends.append(f'--config.train.batch={self.images * self.chips // self.mesh["tensor"] // 2} (or more chips)')
         mends = mends or ['a chip with more memory']
@@ -140,6 +143,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
         sent=sent,
         steps=config.train.steps,
         remat=config.model.remat,
+        turns=config.train.turns,
         object_chunk=config.prompts.object_chunk,
     )
 

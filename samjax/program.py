@@ -14,7 +14,7 @@ from samjax import optimizer, sharding
 from samjax.losses import LossOptions
 from samjax.model.sam import SamConfig, abstract, sam_config
 from samjax.prompts import Simulation
-from samjax.step import TrainState, init_state, object_sums, train_step
+from samjax.step import TrainState, in_turns, init_state, object_sums, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def build(config: ConfigDict, devices=None) -> Program:
     """
     model = sam_config(**config.model)
     mesh = sharding.make_mesh(sharding.MeshOptions(**config.mesh), model.width, model.heads, devices)
-    sharding.check_batch(config.train.batch, mesh)
+    sharding.check_batch(config.train.batch, config.train.turns, mesh)
     model = dataclasses.replace(model, attend=sharding.attention(mesh))
     graphdef, params, _ = abstract(model)
 
@@ -47,7 +47,7 @@ def build(config: ConfigDict, devices=None) -> Program:
     shapes = jax.eval_shape(init)
     shardings = sharding.state_shardings(shapes, mesh)
     sums = functools.partial(object_sums, graphdef=graphdef, simulation=Simulation(**config.prompts), loss=loss)
-    shared = sharding.shared_out(sums, params, mesh, model.dtype)
+    shared = sharding.shared_out(in_turns(sums, config.train.turns), params, mesh, model.dtype)
     step = functools.partial(train_step, object_sums=shared, tx=tx, loss=loss, seed=config.seed)
     return Program(
         mesh=mesh,

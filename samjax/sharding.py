@@ -109,13 +109,18 @@ def image_shares(mesh: Mesh) -> int:
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
-def check_batch(batch: int, mesh: Mesh) -> None:
-    """Raises SamjaxError if the devices cannot share `batch` images evenly."""
+def check_batch(batch: int, turns: int, mesh: Mesh) -> None:
+    """Raises SamjaxError if the devices cannot share `batch` images evenly, each its own in so many equal turns."""
     shares = image_shares(mesh)
     if batch < 1 or batch % shares:
         raise SamjaxError(
             f'train.batch={batch} cannot be split evenly over {shares} devices: '
             f'set --config.train.batch to a multiple of {shares}'
+        )
+    if turns < 1 or batch // shares % turns:
+        raise SamjaxError(
+            f'the {batch // shares} image(s) of a device cannot be split evenly into {turns} turns: '
+            f'set --config.train.turns to a divisor of {batch // shares}'
         )
 
 

@@ -140,6 +140,25 @@ def object_sums(
     return nnx.merge_state(encoder_grads, grads), sums
 
 
+def in_turns(object_sums: Callable, turns: int) -> Callable:
+    """`object_sums` of so many equal parts of a batch, one after another (gradient accumulation).
+
+    Memory holds the activations of one part, and the sum of the gradients in float32.
+    """
+
+    def sums(params, buffers, batch, places_B, key):
+        parts = jax.tree.map(lambda x_B: x_B.reshape(turns, -1, *x_B.shape[1:]), (batch, places_B))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, object_sums(params, buffers, *part, key)), None
+
+        shapes = jax.eval_shape(object_sums, params, buffers, *jax.tree.map(lambda x: x[0], parts), key)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+        return jax.lax.scan(add, nothing, parts)[0]
+
+    return object_sums if turns == 1 else sums
+
+
 def interact(
     sam: Sam,
     embed_BhwC: jax.Array,

@@ -18,7 +18,7 @@ from samjax.program import build
 REPORT = Report(
     chip='TPU v5 lite', chips=256, mesh={'data': 16, 'fsdp': 16, 'tensor': 1}, images=4, parameters=641_090_608,
     compile_seconds=100.0, arguments=2**30, peak=7 * 2**30, refusal=None,
-    step_flops=256 * 19.7e12, sent=[], steps=90_000, remat='matmuls', object_chunk=8,
+    step_flops=256 * 19.7e12, sent=[], steps=90_000, remat='matmuls', turns=1, object_chunk=8,
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_what_does_not_fit_is_said_with_a_mend():
     refused = dataclasses.replace(REPORT, refusal='18.0G of 15.7G', peak=None)
     assert refused.lines()[-1] == (
         "DOES NOT FIT (18.0G of 15.7G): try --config.model.remat='full', then --config.prompts.object_chunk=4, "
-        'then --config.train.batch=512 (or more chips)'
+        'then --config.train.turns=4, then --config.train.batch=512 (or more chips)'
     )
     least = dataclasses.replace(refused, remat='full', object_chunk=1, images=1)
     assert least.verdict().endswith('try a chip with more memory')

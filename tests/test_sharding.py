@@ -91,10 +91,16 @@ def test_batch_is_shared_out_along_its_first_axis():
 
 @pytest.mark.parametrize('batch', [0, 12])
 def test_batch_that_devices_cannot_share_is_named(batch):
-    sharding.check_batch(16, make_mesh())
-    sharding.check_batch(12, make_mesh(tensor=2))
+    sharding.check_batch(16, 2, make_mesh())
+    sharding.check_batch(12, 3, make_mesh(tensor=2))
     with pytest.raises(SamjaxError, match=f'train.batch={batch} .* 8 devices.* multiple of 8'):
-        sharding.check_batch(batch, make_mesh())
+        sharding.check_batch(batch, 1, make_mesh())
+
+
+@pytest.mark.parametrize('turns', [0, 3])
+def test_turns_that_images_of_a_device_cannot_be_split_into_are_named(turns):
+    with pytest.raises(SamjaxError, match=f'2 image.s. of a device .* {turns} turns: .*train.turns to a divisor of 2'):
+        sharding.check_batch(16, turns, make_mesh())
 
 
 def test_matrices_of_the_encoder_are_split_and_nothing_else(tiny_config):

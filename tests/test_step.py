@@ -104,6 +104,17 @@ def test_chunks_only_bound_memory(tiny_config, tiny_batch):
     assert_trees_close(grads1, grads2, rtol=2e-3, atol=1e-5)
 
 
+def test_turns_only_bound_memory(tiny_config, tiny_batch):
+    """Each image draws with its key; a turn without any object counts nothing."""
+    params, buffers = step.init_params(tiny_config, 0)
+    sums = functools.partial(step.object_sums, graphdef=abstract(tiny_config)[0], simulation=SIMULATION, loss=LOSS)
+    inputs = jax.tree.map(lambda x_B: np.concatenate([x_B, x_B]), tiny_batch), jnp.arange(4), jax.random.key(SEED)
+    inputs[0].valid_BN[2:] = False
+    expected, found = (jax.jit(step.in_turns(sums, turns))(params, buffers, *inputs) for turns in (1, 2))
+    assert_trees_close(found, expected)
+    assert step.in_turns(sums, 1) is sums
+
+
 def test_objects_must_fill_whole_chunks(tiny_config, tiny_batch):
     batch = jax.tree.map(lambda x: x, tiny_batch)._replace(
         masks_BNVW=np.zeros((2, 3, 4, 48), np.uint8), valid_BN=np.zeros((2, 3), bool)
