@@ -63,7 +63,7 @@ def quick(steps, **changes):
 def build(config):
     """A program whose model has two parameters."""
     model, mesh = sam_config(**config.model), sharding.make_mesh(sharding.MeshOptions(**config.mesh), 16, 2)
-    sharding.check_batch(config.train.batch, mesh)
+    sharding.check_batch(config.train.batch, config.train.turns, mesh)
     everywhere = sharding.replicated(mesh)
     params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
     buffers, zero = nnx.State({'fixed': Buffer(jnp.ones(3))}), jnp.zeros((), jnp.int32)
