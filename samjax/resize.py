@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ def upsample(x: jax.Array, factor: int) -> jax.Array:
 
 
 def _upsample(x: jax.Array, factor: int, axis: int) -> jax.Array:
-    n = x.shape[axis]
-    before = jnp.concatenate([_cut(x, 0, 1, axis), _cut(x, 0, n - 1, axis)], axis)
-    after = jnp.concatenate([_cut(x, 1, n, axis), _cut(x, n - 1, n, axis)], axis)
+    n, cut = x.shape[axis], functools.partial(jax.lax.slice_in_dim, x, axis=axis)
+    before = jnp.concatenate([cut(0, 1), cut(0, n - 1)], axis)
+    after = jnp.concatenate([cut(1, n), cut(n - 1, n)], axis)
     # Output pixel j of input pixel i lies at i + offset[j]: between i and a neighbour.
     offsets = (np.arange(factor) + 0.5) / factor - 0.5
     phases = [
@@ -27,10 +28,6 @@ def _upsample(x: jax.Array, factor: int, axis: int) -> jax.Array:
     shape = list(x.shape)
     shape[axis] = n * factor
     return jnp.stack(phases, x.ndim + axis + 1).reshape(shape)
-
-
-def _cut(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:
-    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
 
 
 class Taps(NamedTuple):

@@ -1,6 +1,6 @@
 """Meta's own model, a torch module of the package segment-anything, with the sizes and the weights of ours.
 
-Nothing else here needs torch and segment-anything.  Both are imported when they are asked for.
+torch and segment-anything are imported only when the model is asked for, by `verify`, benchmarks and tests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def _area(boxes):
 
 
 def _resize(image, size):
-    return image.resize((size[1], size[0]), 2)  # bilinear, with antialiasing
+    from PIL import Image
+
+    return image.resize((size[1], size[0]), Image.BILINEAR)
 
 
 def _to_image(array):

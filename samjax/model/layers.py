@@ -54,6 +54,13 @@ def _product_gradient(spec, operands, g):
 product.defvjp(_product, _product_gradient)
 
 
+def linear(x: jax.Array, kernel_IO: jax.Array, bias_O: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x W + b over the last axis, multiplied in `dtype`, added in float32 and returned in `dtype`."""
+    lead = 'abcdefgh'[: x.ndim - 1]
+    y = product(f'{lead}I,IO->{lead}O', x.astype(dtype), kernel_IO.astype(dtype))
+    return (y + bias_like(bias_O.astype(jnp.float32), y.ndim)).astype(dtype)
+
+
 class Linear(nnx.Module):
     """y = x W + b over the last axis."""
 
@@ -63,9 +70,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        lead = 'abcdefgh'[: x.ndim - 1]
-        y = product(f'{lead}I,IO->{lead}O', x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return (y + bias_like(self.bias[...].astype(jnp.float32), y.ndim)).astype(self.dtype)
+        return linear(x, self.kernel[...], self.bias[...], self.dtype)
 
 
 class Mlp(nnx.Module):
@@ -115,11 +120,8 @@ class PatchConv(nnx.Module):
         *lead, height, width, channels = x.shape
         p = self.patch
         x = x.reshape(*lead, height // p, p, width // p, p, channels).swapaxes(-4, -3)
-        patches = x.reshape(*lead, height // p, width // p, p * p * channels).astype(self.dtype)
-        kernel_KO = self.kernel[...].astype(self.dtype).reshape(p * p * channels, -1)
-        lead = 'abcdefgh'[: patches.ndim - 1]
-        y = product(f'{lead}K,KO->{lead}O', patches, kernel_KO)
-        return (y + bias_like(self.bias[...].astype(jnp.float32), y.ndim)).astype(self.dtype)
+        patches = x.reshape(*lead, height // p, width // p, p * p * channels)
+        return linear(patches, self.kernel[...].reshape(p * p * channels, -1), self.bias[...], self.dtype)
 
 
 class PatchDeconv(nnx.Module):
