@@ -52,10 +52,10 @@ def attend_in_parts(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE, logits: int
         along_Zrwj = jnp.einsum('ZrwE,wjE->Zrwj', q_ZrwE, rel_w_wjE, preferred_element_type=jnp.float32)
         logits_Zrwij = across_ZrwL.reshape(*across_ZrwL.shape[:-1], h, w) + down_Zrwi[..., None]
         logits_Zrwij += along_Zrwj[..., None, :]
-        weights_Zrwij = jnp.exp(logits_Zrwij - logits_Zrwij.max((-2, -1), keepdims=True))
+        weights_Zrwij = jnp.exp(logits_Zrwij - logits_Zrwij.max((-2, -1), keepdims=True)).astype(v_ZLE.dtype)
         weights_ZrwL = weights_Zrwij.reshape(across_ZrwL.shape)
-        out_ZrwE = product('ZrwL,ZLE->ZrwE', weights_ZrwL.astype(v_ZLE.dtype), v_ZLE)
-        return (out_ZrwE / weights_ZrwL.sum(-1)[..., None]).astype(v_ZLE.dtype)
+        out_ZrwE = product('ZrwL,ZLE->ZrwE', weights_ZrwL, v_ZLE)
+        return out_ZrwE / weights_ZrwL.sum(-1, dtype=jnp.float32)[..., None]
 
     def some_heads(q_ZhwE, k_ZLE, v_ZLE):
         q_nZrwE = jnp.moveaxis(q_ZhwE.reshape(heads, h // rows, rows, w, e), 1, 0)
@@ -65,7 +65,8 @@ def attend_in_parts(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE, logits: int
 
     parts = g * a // heads, heads
     k_nZLE, v_nZLE = (x.reshape(*parts, h * w, e) for x in (k_GAijE, v_GAijE))
-    return _map(some_heads, q_GAhwE.reshape(*parts, h, w, e), k_nZLE, v_nZLE).reshape(g, a, h, w, e)
+    out_nZhwE = _map(some_heads, q_GAhwE.reshape(*parts, h, w, e), k_nZLE, v_nZLE)
+    return out_nZhwE.reshape(g, a, h, w, e).astype(v_GAijE.dtype)
 
 
 def _map(function, *arrays_n):
