@@ -26,17 +26,7 @@ KEPT = 100  # masks of an image that stay
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', default='vit_b')
-    parser.add_argument('--rounds', type=int, default=3, help='after one that is not counted')
-    parser.add_argument('--height', type=int, default=1024)
-    parser.add_argument('--width', type=int, default=1024)
-    parser.add_argument('--points', type=int, default=32, help='clicks per side')
-    parser.add_argument('--batch', type=int, default=64, help='clicks at once')
-    parser.add_argument('--crops', type=int, default=0, help='layers of crops')
-    parser.add_argument('--sides', default=','.join(SIDES))
-    parser.add_argument('--side', choices=SIDES, help='used by itself')
-    options = parser.parse_args()
+    options = arguments().parse_args()
     if options.side:
         print(json.dumps(run(options)))
         return
@@ -52,6 +42,20 @@ def main() -> None:
     if len(found) == 2:
         print(f'ratio {found["original"]["seconds"] / found["ours"]["seconds"]:.2f}')
     print(json.dumps({'options': vars(options), **found}))
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', default='vit_b')
+    parser.add_argument('--rounds', type=int, default=3, help='after one that is not counted')
+    parser.add_argument('--height', type=int, default=1024)
+    parser.add_argument('--width', type=int, default=1024)
+    parser.add_argument('--points', type=int, default=32, help='clicks per side')
+    parser.add_argument('--batch', type=int, default=64, help='clicks at once')
+    parser.add_argument('--crops', type=int, default=0, help='layers of crops')
+    parser.add_argument('--sides', default=','.join(SIDES))
+    parser.add_argument('--side', choices=SIDES, help='used by itself')
+    return parser
 
 
 def run(options) -> dict:
@@ -160,9 +164,11 @@ def ours(predictor, settings, timer):
 
 def original(config, arrays, settings, timer):
     """The same of segment-anything's generator."""
+    import torch
+
     from samjax.convert import original as meta
 
-    sam = meta.with_arrays(arrays, config)
+    sam = meta.with_arrays(arrays, config).to('cuda' if torch.cuda.is_available() else 'cpu')
     own = 'max_mask_share', 'drop_small_masks'
     arguments = {name: value for name, value in dataclasses.asdict(settings).items() if name not in own}
     generator = meta.generator(sam, **arguments)

@@ -5,21 +5,17 @@ from __future__ import annotations
 import html
 import itertools
 
-COLOURS = {
-    'ours': '#1f77b4',
-    'original': '#e6862b',
-    'compiled': '#f2b77c',
-    'huggingface': '#8a8a8a',
-    'cold': '#7fb3d8',
-    'cached': '#1f77b4',
-}
+STYLE = """<style>
+rect { fill: #1f77b4 } .background { fill: white }
+.original, .straightforward { fill: #e6862b } .compiled { fill: #f2b77c } .huggingface { fill: #8a8a8a }
+</style>"""
 BAR, GAP, LEFT, WIDTH = 18, 4, 110, 560  # px; of the bars, beside the names of the sides
 
 
 def markdown(results: list[dict]) -> str:
-    """A row per case; `times` is how many times as long as ours it takes."""
+    """A row per case; the last column is how many times as long it takes as the first row of its group."""
     lines = [
-        '| | side | s | least to greatest | TFLOP/s | of its ceiling | GiB | times ours |',
+        '| | side | s | least to greatest | TFLOP/s | of its ceiling | GiB | times the first |',
         '|---|---|---|---|---|---|---|---|',
     ]
     for title, group in groups(results):
@@ -27,17 +23,16 @@ def markdown(results: list[dict]) -> str:
             if 'failed' in row:
                 lines.append(f'| {title} | {row["side"]} | {row["failed"]} | | | | | |')
                 continue
-            cells = ['', '', '', '']
-            if 'flops' in row:
-                rate = row['flops'] / row['seconds']
-                cells = [
-                    f'{row["least"]:.4g} to {row["greatest"]:.4g}',
-                    f'{rate / 1e12:.3g}',
-                    f'{rate / row["ceiling"]:.0%} of {row["ceiling"] / 1e12:.3g}',
-                    f'{row["gib"]:.2f}',
-                ]
-            ratio = times_ours(row, group)
-            cells = [f'{row["seconds"]:.4g}', *cells, f'{ratio:.2f}' if ratio else '']
+            rate = row['flops'] / row['seconds'] if 'flops' in row else None
+            ratio = times_the_first(row, group)
+            cells = [
+                f'{row["seconds"]:.4g}',
+                f'{row["least"]:.4g} to {row["greatest"]:.4g}' if 'least' in row else '',
+                f'{rate / 1e12:.3g}' if rate else '',
+                f'{rate / row["ceiling"]:.0%} of {row["ceiling"] / 1e12:.3g}' if rate else '',
+                f'{row["gib"]:.2f}' if 'gib' in row else '',
+                f'{ratio:.2f}' if ratio else '',
+            ]
             lines.append(f'| {title} | {row["side"]} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -55,11 +50,9 @@ def svg(results: list[dict]) -> str:
                 parts.append(text(LEFT, y + 13, row['failed'], 'fill="#888"'))
             else:
                 width = WIDTH * row['seconds'] / longest
-                parts.append(
-                    f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{COLOURS[row["side"]]}"/>'
-                )
-                ratio = times_ours(row, group)
-                said = f'{row["seconds"]:.3g} s' + (f', {ratio:.2f} x ours' if ratio else '')
+                parts.append(f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" class="{row["side"]}"/>')
+                ratio = times_the_first(row, group)
+                said = f'{row["seconds"]:.3g} s' + (f', {ratio:.2f} x {group[0]["side"]}' if ratio else '')
                 parts.append(text(LEFT + width + 6, y + 13, said))
             y += BAR + GAP
         y += 12
@@ -67,7 +60,8 @@ def svg(results: list[dict]) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{whole}" height="{y}" font-family="sans-serif" font-size="13">'
     )
-    return '\n'.join([head, f'<rect width="{whole}" height="{y}" fill="white"/>', *parts, '</svg>']) + '\n'
+    background = f'<rect width="{whole}" height="{y}" class="background"/>'
+    return '\n'.join([head, STYLE, background, *parts, '</svg>']) + '\n'
 
 
 def groups(results: list[dict]):
@@ -75,10 +69,9 @@ def groups(results: list[dict]):
     return [(title, list(rows)) for title, rows in itertools.groupby(results, lambda row: row['title'])]
 
 
-def times_ours(row: dict, group: list[dict]) -> float | None:
-    """How many times as long as ours; None for ours and where ours is missing."""
-    reference = [other for other in group if other['side'] == 'ours' and 'failed' not in other]
-    return row['seconds'] / reference[0]['seconds'] if reference and row['side'] != 'ours' else None
+def times_the_first(row: dict, group: list[dict]) -> float | None:
+    """How many times as long as the first of its group; None for that one and where that one failed."""
+    return None if row is group[0] or 'failed' in group[0] else row['seconds'] / group[0]['seconds']
 
 
 def text(x: float, y: float, words: str, more: str = '') -> str:

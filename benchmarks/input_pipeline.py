@@ -49,11 +49,9 @@ def main():
     parser.add_argument('--out', type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        pictures = [photograph(rng) for _ in range(PICTURES)]
-        write_shard(Path(folder) / 'sa_000000.tar', pictures)
-        ours = measure_ours(folder, options.examples, options.workers)
-    plain = measure_plain(pictures, options.examples)
+        drawn = pictures(folder)
+        ours = measure_ours(folder, options.examples, options.workers, ROUNDS)
+    plain = measure_plain(drawn, options.examples, ROUNDS)
     results = {
         'ours_core_seconds': statistics.median(ours),
         'plain_core_seconds': statistics.median(plain),
@@ -70,7 +68,15 @@ def main():
         options.out.write_text(json.dumps(results, indent=1))
 
 
-def measure_ours(folder: str, examples: int, workers: int) -> list[float]:
+def pictures(folder: str) -> list[tuple[bytes, dict]]:
+    """JPEGs and the contents of their JSON, which lie in `folder` as a shard of SA-1B."""
+    rng = np.random.default_rng(0)
+    drawn = [photograph(rng) for _ in range(PICTURES)]
+    write_shard(Path(folder) / 'sa_000000.tar', drawn)
+    return drawn
+
+
+def measure_ours(folder: str, examples: int, workers: int, rounds: int) -> list[float]:
     """Core-seconds per example of each round."""
     source = pipeline.open_set(
         folder, seed=0, image_size=FRAME, length=1, cache=Path(folder) / 'cache', max_bad_share=0.0
@@ -89,14 +95,14 @@ def measure_ours(folder: str, examples: int, workers: int) -> list[float]:
     )
     for _ in range(8):  # workers start, files are opened
         jax.block_until_ready(jax.device_put(next(batches)))
-    rounds = []
-    for _ in range(ROUNDS):
+    seconds = []
+    for _ in range(rounds):
         before = cpu_seconds()
         for _ in range(examples):
             jax.block_until_ready(jax.device_put(next(batches)))
-        rounds.append((cpu_seconds() - before) / examples)
+        seconds.append((cpu_seconds() - before) / examples)
     batches.close()
-    return rounds
+    return seconds
 
 
 def cpu_seconds() -> float:
@@ -108,18 +114,18 @@ def cpu_seconds() -> float:
     return total
 
 
-def measure_plain(pictures: list[tuple[bytes, dict]], examples: int) -> list[float]:
+def measure_plain(drawn: list[tuple[bytes, dict]], examples: int, rounds: int) -> list[float]:
     """The same for the straightforward way; the files are in memory."""
     rng = np.random.default_rng(0)
-    files = [(image, json.dumps(content)) for image, content in pictures]
-    rounds = []
-    for _ in range(ROUNDS):
+    files = [(image, json.dumps(content)) for image, content in drawn]
+    seconds = []
+    for _ in range(rounds):
         before = time.process_time()
         for n in range(examples):
             image, text = files[n % len(files)]
             jax.block_until_ready(jax.device_put(plain_example(image, text, rng)))
-        rounds.append((time.process_time() - before) / examples)
-    return rounds
+        seconds.append((time.process_time() - before) / examples)
+    return seconds
 
 
 def plain_example(image: bytes, text: str, rng: np.random.Generator):

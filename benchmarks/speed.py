@@ -1,11 +1,12 @@
 """How fast the model and its training step are, beside PyTorch and beside what the device multiplies matrices with.
 
-    python -m benchmarks.speed --out DIR           a CPU: ViT-B's encoder and decoder, a step of a small model
+    python -m benchmarks.speed --out DIR           a CPU: ViT-B's encoder, decoder and masks of everything, a small step
     python -m benchmarks.speed --out DIR --full    a GPU or TPU: B, L and H, one image and eight, and their steps
 
 Every case runs in a process of its own, which measures the best matrix product of its framework and type after it;
-utilisation is analytic operations / median seconds / that.  Needs jax, flax and numpy; a peer whose package is
-missing is reported as such, and so is a case that runs out of memory.  Writes speed.json, speed.md and speed.svg.
+utilisation is analytic operations / median seconds / that.  Needs jax, flax and numpy; where a peer's package is
+missing, or what reads images and writes masks, the row says so, as it does when memory runs out.  Seconds of the input
+pipeline are of one core.  Writes speed.json, speed.md and speed.svg.
 """
 
 from __future__ import annotations
@@ -31,12 +32,25 @@ import numpy as np
 from benchmarks import chart
 
 PEERS = 'original', 'compiled', 'huggingface'  # Meta's modules, the same under torch.compile, transformers with SDPA
-NEEDS = {
-    'ours': (),
+NEEDS = {  # packages, by side or row
     'original': ('segment_anything',),
     'compiled': ('segment_anything',),
     'huggingface': ('transformers',),
+    'automatic masks': ('PIL', 'pycocotools', 'scipy', 'ml_collections', 'orbax'),
+    'input pipeline': ('PIL', 'pycocotools', 'ml_collections', 'grain', 'tensorflow_datasets'),
 }
+UNITS = {
+    'encoder': 'image',
+    'encoder and gradient': 'image',
+    'decoder': 'prompt',
+    'automatic masks': 'image',
+    'input pipeline': 'image',
+    'train step': 'object',
+    'options': 'object',
+    'compilation': 'object',
+}
+SA1B = '1500 x 2250 px'  # of benchmarks.input_pipeline
+EXAMPLES = 32  # of the input pipeline in a round
 OBJECTS_AT_ONCE = 64  # prompts; more of them are answered in turns
 ROUNDS = 11  # of clicks in a training step
 MATMULS = ((4096, 768, 3072), (2048, 2048, 2048))  # and on accelerators
@@ -58,16 +72,15 @@ OPTIONS = (
 class Case:
     """One cell of the table."""
 
-    row: str  # encoder, encoder and gradient, decoder, train step, options, compilation
+    row: str  # of UNITS
     side: str
-    size: str  # of samjax.model.sam.SIZES
+    size: str  # of samjax.model.sam.SIZES, or of the picture
     dtype: str
     count: int  # images, prompts, or objects of the one image that is trained with
     rounds: int  # of measurement
 
     def title(self) -> str:
-        unit = 'images' if self.row.startswith('encoder') else 'prompts' if self.row == 'decoder' else 'objects'
-        return f'{self.row}, {self.size}, {self.dtype}, {self.count} {unit if self.count > 1 else unit[:-1]}'
+        return f'{self.row}, {self.size}, {self.dtype}, {self.count} {UNITS[self.row]}{"s" * (self.count > 1)}'
 
 
 def main() -> None:
@@ -116,6 +129,8 @@ def small_cases(rounds: int) -> list[Case]:
         *(Case('encoder and gradient', side, 'vit_b', 'float32', 1, min(rounds, 3)) for side in ('ours', 'original')),
         *(Case('decoder', side, 'vit_b', 'float32', count, rounds) for count in (1, 64) for side in decoder),
         *(Case('train step', side, 'vit_xs', 'float32', 8, rounds) for side in ('ours', 'original')),
+        *(Case('automatic masks', side, 'vit_b', 'float32', 1, 1) for side in ('ours', 'original')),
+        *(Case('input pipeline', side, SA1B, 'uint8', 1, rounds) for side in ('ours', 'straightforward')),
         *(Case('options', side, 'vit_b', 'float32', 8, min(rounds, 3)) for side in OPTIONS),
         *(Case('compilation', side, 'vit_h', 'bfloat16', 64, 1) for side in ('cold', 'cached')),
     ]
@@ -133,6 +148,8 @@ def full_cases(rounds: int) -> list[Case]:
             for side in ('ours', 'original')
         ),
         *(Case('train step', side, size, 'bfloat16', 64, rounds) for size in sizes for side in ('ours', 'original')),
+        *(Case('automatic masks', side, size, 'float32', 1, rounds) for size in sizes for side in ('ours', 'original')),
+        *(Case('input pipeline', side, SA1B, 'uint8', 1, rounds) for side in ('ours', 'straightforward')),
         *(Case('options', side, 'vit_h', 'bfloat16', 8, rounds) for side in OPTIONS),
         *(Case('compilation', side, 'vit_h', 'bfloat16', 64, 1) for side in ('cold', 'cached')),
     ]
@@ -140,7 +157,8 @@ def full_cases(rounds: int) -> list[Case]:
 
 def in_own_process(case: Case, cache: str) -> dict:
     """What `run` says of a case, or why it could not be run."""
-    missing = [name for name in NEEDS.get(case.side, ()) if importlib.util.find_spec(name) is None]
+    needed = [name for what in (case.row, case.side) if what in NEEDS for name in NEEDS[what]]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         return {'failed': f'{missing[0]} is not installed'}
     environment = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
@@ -164,6 +182,10 @@ def run(case: Case) -> dict:
         start = time.perf_counter()
         step.lower(jax.eval_shape(init), batch).compile()
         return {'seconds': time.perf_counter() - start}
+    if case.row == 'automatic masks':
+        return masks_of_everything(case)
+    if case.row == 'input pipeline':
+        return examples(case)
     torch_side = case.side in PEERS
     framework = Torch(case.dtype) if torch_side else Jax(case.dtype)
     start = time.perf_counter()
@@ -176,10 +198,7 @@ def run(case: Case) -> dict:
         once()
         seconds.append(time.perf_counter() - start)
     peak = framework.peak()  # before there are matrices for the ceiling
-    return {
-        'seconds': statistics.median(seconds),
-        'least': min(seconds),
-        'greatest': max(seconds),
+    return summary(seconds) | {
         'first': first,  # building, compiling and running once
         'flops': operations(case),
         'ceiling': framework.ceiling(),
@@ -187,6 +206,32 @@ def run(case: Case) -> dict:
         'device': framework.device,
         'version': framework.version,
     }
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    return {'seconds': statistics.median(seconds), 'least': min(seconds), 'greatest': max(seconds)}
+
+
+def masks_of_everything(case: Case) -> dict:
+    """Of an image of 1024 x 1024 px with 32 x 32 clicks, from pixels to records."""
+    from benchmarks import automatic_masks
+
+    side = ['--side', case.side, '--size', case.size, '--rounds', str(case.rounds)]
+    found = automatic_masks.run(automatic_masks.arguments().parse_args(side))
+    return summary(found['all'][1:]) | {'gib': found['gib'], 'device': found['device']}
+
+
+def examples(case: Case) -> dict:
+    """Seconds of a core for an image and its masks, from ArrayRecord to the device."""
+    from benchmarks import input_pipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = input_pipeline.pictures(folder)
+        if case.side == 'ours':
+            seconds = input_pipeline.measure_ours(folder, EXAMPLES, 1, case.rounds)
+        else:
+            seconds = input_pipeline.measure_plain(pictures, EXAMPLES, case.rounds)
+    return summary(seconds)
 
 
 def operations(case: Case) -> float:
