@@ -9,7 +9,7 @@ STYLE = """<style>
 rect { fill: #1f77b4 } .background { fill: white }
 .original, .straightforward { fill: #e6862b } .compiled { fill: #f2b77c } .huggingface { fill: #8a8a8a }
 </style>"""
-BAR, GAP, LEFT, WIDTH = 18, 4, 110, 560  # px; of the bars, beside the names of the sides
+BAR, GAP, LEFT, WIDTH = 18, 4, 130, 560  # px; of the bars, beside the names of the sides
 
 
 def markdown(results: list[dict]) -> str:
@@ -56,7 +56,7 @@ def svg(results: list[dict]) -> str:
                 parts.append(text(LEFT + width + 6, y + 13, said))
             y += BAR + GAP
         y += 12
-    whole = LEFT + WIDTH + 150
+    whole = LEFT + WIDTH + 190
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{whole}" height="{y}" font-family="sans-serif" font-size="13">'
     )

@@ -218,7 +218,7 @@ def masks_of_everything(case: Case) -> dict:
 
     side = ['--side', case.side, '--size', case.size, '--rounds', str(case.rounds)]
     found = automatic_masks.run(automatic_masks.arguments().parse_args(side))
-    return summary(found['all'][1:]) | {'gib': found['gib'], 'device': found['device']}
+    return summary(found['all'][1:]) | {'gib': found['gib']}
 
 
 def examples(case: Case) -> dict:
