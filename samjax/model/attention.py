@@ -65,6 +65,7 @@ def attend_in_parts(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE, logits: int
 
     parts = g * a // heads, heads
     k_nZLE, v_nZLE = (x.reshape(*parts, h * w, e) for x in (k_GAijE, v_GAijE))
+    # Rounded here, not part by part: to write a slice of a bfloat16 array, a CPU widens the whole of it.
     out_nZhwE = _map(some_heads, q_GAhwE.reshape(*parts, h, w, e), k_nZLE, v_nZLE)
     return out_nZhwE.reshape(g, a, h, w, e).astype(v_GAijE.dtype)
 
