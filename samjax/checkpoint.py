@@ -292,14 +292,15 @@ def _restore(manager, folder: pathlib.Path, config: ConfigDict, params, items: o
 def _one_error(what: str, mend: str, kind: type[SamjaxError] = SamjaxError):
     """Turns whatever Orbax raises inside into one error of a `kind`.
 
-    Orbax and TensorStore know many kinds of error for one full disk, log a traceback for every array, and writes that
-    they gave up complain until the process ends: all of that is kept from the terminal, after an error for good.
+    Orbax and TensorStore know many kinds of error for one full disk, log a traceback for every array, and arrays that
+    are done after they gave up complain until the process ends: all of that is kept from the terminal, after an error
+    for good.
     """
     loggers, hook = [logging.getLogger(name) for name in ('absl', 'asyncio')], sys.unraisablehook
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = lambda unraisable: None
+    sys.unraisablehook = functools.partial(_unless_late, hook)
     try:
         yield
     except Exception as error:
@@ -311,6 +312,12 @@ def _one_error(what: str, mend: str, kind: type[SamjaxError] = SamjaxError):
         return
     gc.collect()
     raise kind(f'{what} ({reason}): {mend}')
+
+
+def _unless_late(hook, unraisable) -> None:
+    """Tells `hook`, but not of an array that TensorStore had done when nobody waited for it any more."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        hook(unraisable)
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

@@ -290,8 +290,7 @@ def test_full_disk_while_saving_keeps_the_previous(tmp_path):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """What an error keeps from the terminal for good is undone."""
-    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+    """What an error keeps from the log for good is undone."""
     for name in ('absl', 'asyncio'):
         monkeypatch.setattr(logging.getLogger(name), 'level', logging.getLogger(name).level)
 
