@@ -44,6 +44,7 @@ LEGEND = (
 
 SHEET_LEGEND = 'every mask has a colour of its own; small ones lie on large ones'
 GOLDEN = 0.618034  # steps of hue that stay apart however many there are
+TINT = 0.45  # of a mask's colour, over the image
 PREDICTION_LEGEND = 'blue: answer    green, red dots: points on the object, on the background    white: box'
 
 
@@ -98,16 +99,21 @@ def contact_sheet(path: Path, examples: list[Example]) -> None:
 def _all_masks(example: Example, side: int) -> Image.Image:
     height, width = grid = frame_size(example.image.height, example.image.width, (side, side))
     view = View(grid, transforms.Window(0, 0, height, width), 0)
-    image_HW3 = view_image(example.image, view, grid)[0].astype(np.float32)
+    image_HW3 = view_image(example.image, view, grid)[0]
+    drawn_HW3 = image_HW3.copy()
     for n, rle in enumerate(sorted(example.rles, key=coco_mask.area, reverse=True)):
         mask_VW = np.zeros((-(-height // 8), width), np.uint8)
         if coco_mask.area(rle):
             view_mask(rle, view, mask_VW)
-        mask_HW = np.unpackbits(mask_VW, 0, height, bitorder='little').astype(bool)
-        colour = 255 * np.array(colorsys.hsv_to_rgb(n * GOLDEN % 1, 0.8, 1.0))
-        image_HW3[mask_HW] = 0.55 * image_HW3[mask_HW] + 0.45 * colour
-        image_HW3[_edge(mask_HW, 1)] = colour
-    return Image.fromarray(image_HW3.astype(np.uint8))
+        paint(drawn_HW3, image_HW3, np.unpackbits(mask_VW, 0, height, bitorder='little').astype(bool), n)
+    return Image.fromarray(drawn_HW3)
+
+
+def paint(drawn_HW3: np.ndarray, image_HW3: np.ndarray, mask_HW: np.ndarray, n: int) -> None:
+    """Draws mask number n of an image in place: a tint over the image and an outline, in a colour of its own."""
+    colour = 255 * np.array(colorsys.hsv_to_rgb(n * GOLDEN % 1, 0.8, 1.0))
+    drawn_HW3[mask_HW] = (1 - TINT) * image_HW3[mask_HW] + TINT * colour
+    drawn_HW3[_edge(mask_HW, 1)] = colour
 
 
 def _tail(name: str) -> str:

@@ -18,6 +18,7 @@ from samjax.automatic import formats
 from samjax.data import rle
 from samjax.output import Output
 from samjax.photos import Loaded
+from samjax.pictures import TINT
 
 
 def record(top, left, bottom, right, size=(24, 40)):
@@ -147,7 +148,7 @@ def test_overlay_shows_small_masks_over_large_ones(output):
     assert files(output.folder) == ['sub/a.png']
     with Image.open(output.folder / 'sub/a.png') as image:
         drawn_HW3 = np.asarray(image).astype(int)
-    shift_HW3 = drawn_HW3 - (1 - formats.TINT) * STORED.image_HW3
+    shift_HW3 = drawn_HW3 - (1 - TINT) * STORED.image_HW3
     inside, around = shift_HW3[4:7, 6:15].reshape(-1, 3), shift_HW3[12:22, 2:38].reshape(-1, 3)
     assert np.ptp(inside, axis=0).max() <= 1
     assert np.ptp(around, axis=0).max() <= 1

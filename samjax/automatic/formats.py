@@ -11,7 +11,6 @@ A record is what `AutomaticMaskGenerator.generate` returns for a mask, with comp
 
 from __future__ import annotations
 
-import colorsys
 import io
 import json
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
-from scipy import ndimage
 
 from samjax.output import Output
 from samjax.photos import Loaded
@@ -32,7 +30,6 @@ COLUMNS = (
     'id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,stability_score,'
     'crop_box_x0,crop_box_y0,crop_box_w,crop_box_h'
 )
-TINT = 0.45  # of a mask's colour, over the image
 
 
 def write(form: str, output: Output, place: int, loaded: Loaded, records: Sequence[dict]) -> str:
@@ -117,17 +114,13 @@ FORMATS = {'sa1b': _sa1b, 'coco': _coco, 'png': _png, 'overlay': _overlay}
 
 def draw(image_HW3: np.ndarray, rles: Sequence[dict]) -> np.ndarray:
     """uint8 RGB with each mask in a colour and an outline of its own; small ones lie on large ones."""
-    from samjax.pictures import GOLDEN  # takes a second
+    from samjax.pictures import paint  # takes a second
 
     drawn_HW3 = image_HW3.copy()
     for n, rle in enumerate(sorted(rles, key=coco.area, reverse=True)):
         x, y, width, height = coco.toBbox(rle).astype(int)
         part = slice(y, y + height), slice(x, x + width)
-        mask_hw = coco.decode(rle)[part].astype(bool)
-        colour = 255 * np.array(colorsys.hsv_to_rgb(n * GOLDEN % 1, 0.8, 1.0))
-        drawn_hw3 = drawn_HW3[part]
-        drawn_hw3[mask_hw] = (1 - TINT) * image_HW3[part][mask_hw] + TINT * colour
-        drawn_hw3[mask_hw & ~ndimage.binary_erosion(mask_hw)] = colour
+        paint(drawn_HW3[part], image_HW3[part], coco.decode(rle)[part].astype(bool), n)
     return drawn_HW3
 
 
