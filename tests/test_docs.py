@@ -1,0 +1,76 @@
+"""What README.md and docs/ name is there: files, modules, commands, options, tests."""
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import default
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+every_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+
+
+def found(pattern: str, page: Path) -> list:
+    return sorted(set(re.findall(pattern, page.read_text())))
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r'^#+ (.+)$', page.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for target, anchor in found(r'\]\((?!http)([^)#\s]*)#?([^)\s]*)\)', page):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f'{target}#{anchor}'
+
+
+@every_page
+def test_modules_and_names_can_be_imported(page):
+    for module in found(r'python -m ((?:samjax|benchmarks)[\w.]*)', page):
+        assert importlib.util.find_spec(module), module
+    for module, names in found(r'from (samjax[\w.]*) import ([\w, ]+)', page):
+        for name in names.split(','):
+            whole = f'{module}.{name.strip()}'
+            assert hasattr(importlib.import_module(module), name.strip()) or importlib.util.find_spec(whole), whole
+
+
+@every_page
+def test_options_of_the_config_exist(page):
+    sections = '|'.join(default.get_config().keys())
+    options = found(rf'--config\.((?:{sections})[\w.]*)', page) + found(rf'`((?:{sections})\.(?!py`)[a-z]\w*)[`=]', page)
+    for option in options:
+        value = default.get_config()
+        for key in option.split('.'):
+            value = value[key]
+
+
+@every_page
+def test_tests_exist(page):
+    everything = '\n'.join(path.read_text() for path in (ROOT / 'tests').glob('test_*.py'))
+    for name in found(r'`(?:tests/)?(test_\w+)(?:\.py|\.\.\.)?`', page):
+        assert f'def {name}' in everything or (ROOT / 'tests' / f'{name}.py').exists(), name
+
+
+def test_commands_have_a_help():
+    commands = {command for page in PAGES for command in found(r'python -m samjax (data \w+|\w+)', page)}
+    assert {'data prepare', 'masks', 'preflight'} <= commands
+    code = """
+import sys
+from samjax.__main__ import main
+for command in sys.argv[1:]:
+    try:
+        main([*command.split(), '--help'])
+    except SystemExit as end:
+        assert end.code == 0, command
+"""
+    done = subprocess.run([sys.executable, '-c', code, *sorted(commands)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
