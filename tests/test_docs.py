@@ -46,7 +46,9 @@ def test_modules_and_names_can_be_imported(page):
 @every_page
 def test_options_of_the_config_exist(page):
     sections = '|'.join(default.get_config().keys())
-    options = found(rf'--config\.((?:{sections})[\w.]*)', page) + found(rf'`((?:{sections})\.(?!py`)[a-z]\w*)[`=]', page)
+    options = found(rf'--config\.((?:{sections})(?:\.\w+)*)', page) + found(
+        rf'`((?:{sections})\.(?!py`)[a-z]\w*)[`=]', page
+    )
     for option in options:
         value = default.get_config()
         for key in option.split('.'):

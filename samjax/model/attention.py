@@ -52,7 +52,8 @@ def attend_in_parts(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE, logits: int
         along_Zrwj = jnp.einsum('ZrwE,wjE->Zrwj', q_ZrwE, rel_w_wjE, preferred_element_type=jnp.float32)
         logits_Zrwij = across_ZrwL.reshape(*across_ZrwL.shape[:-1], h, w) + down_Zrwi[..., None]
         logits_Zrwij += along_Zrwj[..., None, :]
-        weights_Zrwij = jnp.exp(logits_Zrwij - logits_Zrwij.max((-2, -1), keepdims=True)).astype(v_ZLE.dtype)
+        greatest_Zrw11 = jax.lax.stop_gradient(logits_Zrwij.max((-2, -1), keepdims=True))
+        weights_Zrwij = jnp.exp(logits_Zrwij - greatest_Zrw11).astype(v_ZLE.dtype)
         weights_ZrwL = weights_Zrwij.reshape(across_ZrwL.shape)
         out_ZrwE = product('ZrwL,ZLE->ZrwE', weights_ZrwL, v_ZLE)
         return out_ZrwE / weights_ZrwL.sum(-1, dtype=jnp.float32)[..., None]
