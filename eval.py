@@ -18,10 +18,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from samjax import checkpoint, cluster
+from samjax.distributed import processes
 from samjax.errors import SamjaxError, one_line
+from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.evaluate import TASKS, evaluate
-from samjax.evaluation.findings import Options
+from samjax.training import checkpoints
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the trained run.', required=True)
 TASK = flags.DEFINE_string('task', 'interactive', f'One of {", ".join(TASKS)}.')
@@ -31,7 +32,7 @@ MAX_IMAGES = flags.DEFINE_integer('max_images', 0, 'A fixed random choice of ima
 MAX_OBJECTS = flags.DEFINE_integer('max_objects', 0, 'The same for the objects of an image.')
 BOXES = flags.DEFINE_string('boxes', '', "For instances: boxes of a detector in COCO's results form.")
 GROUND_TRUTH = flags.DEFINE_string('ground_truth', '', 'For edges: folder of .mat files, if not where BSDS500 has it.')
-cluster.define_flags()
+processes.define_flags()
 
 
 def parse(argv):
@@ -42,7 +43,7 @@ def parse(argv):
             config_flags.DEFINE_config_file('config')
         else:
             flags.FLAGS(argv, known_only=True)
-            config_flags.DEFINE_config_dict('config', checkpoint.read_config(WORKDIR.value))
+            config_flags.DEFINE_config_dict('config', checkpoints.read_config(WORKDIR.value))
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
         sys.exit(f'error: the config has no option {one_line(error)} See configs/default.py for all of them')
@@ -56,8 +57,8 @@ def main(argv):
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
         logging.set_verbosity(logging.ERROR)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
-        cluster.join_by_flags()
-        options = Options(
+        processes.initialize_from_flags()
+        options = EvalOptions(
             others=tuple(['untrained'] * UNTRAINED.value + BASELINES.value),
             max_images=MAX_IMAGES.value,
             max_objects=MAX_OBJECTS.value,
@@ -67,10 +68,10 @@ def main(argv):
         )
         text, folder = evaluate(flags.FLAGS.config, WORKDIR.value, TASK.value, options)
     except (SamjaxError, OSError) as error:
-        cluster.leave(f'error: {one_line(error)}')
+        processes.exit_process(f'error: {one_line(error)}')
     except Exception:  # most often another process is gone; without `leave` jax waits minutes for it
         traceback.print_exc()
-        cluster.leave(1)
+        processes.exit_process(1)
     if jax.process_index() == 0:
         print(text)
         print(folder / 'report.html')

@@ -1,6 +1,6 @@
 """Trains a SAM, or continues where the same command stopped.
 
-python train.py --config configs/default.py --workdir DIR [--config.train.steps=1000 ...]
+python train.py --config configs/default.py --workdir DIR [--config.train.num_steps=1000 ...]
 
 Exit code 0: done.  1: an error, in one line.  130: Ctrl-C, saved.  75: SIGTERM, saved; run the same command again.
 """
@@ -13,11 +13,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from samjax import cluster, loop
+from samjax.distributed import processes
 from samjax.errors import SamjaxError, one_line
+from samjax.training import loop
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run, on a disk that all machines see.', required=True)
-cluster.define_flags()
+processes.define_flags()
 
 
 def parse(argv):
@@ -35,16 +36,16 @@ def main(argv):
             raise SamjaxError(f'{argv[1]!r} is not an option: write --config.section.key=value')
         logging.set_verbosity(logging.WARNING)
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
-        cluster.join_by_flags()
+        processes.initialize_from_flags()
         loop.train(flags.FLAGS.config, WORKDIR.value)
     except (SamjaxError, OSError) as error:
-        cluster.leave(f'error: {one_line(error)}')
+        processes.exit_process(f'error: {one_line(error)}')
     except loop.Stopped as stopped:  # in all processes
         print(stopped, flush=True)
         sys.exit(stopped.code)
     except Exception:  # most often another process is gone; without `leave` jax waits minutes for it
         traceback.print_exc()
-        cluster.leave(1)
+        processes.exit_process(1)
 
 
 if __name__ == '__main__':

@@ -15,10 +15,11 @@ import pathlib
 import jax
 import numpy as np
 
-from samjax.automatic.generator import AutomaticMaskGenerator, Settings
-from samjax.convert import convert, original
-from samjax.prediction import read_image
-from samjax.predictor import Predictor
+from samjax.convert import convert
+from samjax.inference.automatic.generator import AmgConfig, AutomaticMaskGenerator
+from samjax.inference.predictor import Predictor
+from samjax.jobs.predict import read_image
+from samjax.parity import meta
 
 ROWS = {
     'defaults': {'pred_iou_thresh': 0.88, 'stability_score_thresh': 0.95},
@@ -41,15 +42,15 @@ def main() -> None:
     options = parser.parse_args()
     arrays, config, _ = convert.read(pathlib.Path(options.model), force=False)
     predictor = Predictor(config, *jax.device_put(convert.to_states(arrays, config)))
-    sam = original.with_arrays(arrays, config)
+    sam = meta.with_arrays(arrays, config)
 
     files = sorted(file for file in pathlib.Path(options.folder).iterdir() if file.suffix in ('.jpg', '.png'))
     images = [read_image(file) for file in files[: options.images]]
     print(f'{"":28}{"original":>9}{"ours":>7}{"images":>7}{"masks":>7}{"px":>5}{"<.999":>7}  largest differences')
     for title, changes in ROWS.items():
         arguments = {'pred_iou_thresh': options.iou, 'stability_score_thresh': options.stability, **changes}
-        theirs = original.generator(sam, **arguments)
-        ours = AutomaticMaskGenerator(predictor, Settings(**arguments))
+        theirs = meta.generator(sam, **arguments)
+        ours = AutomaticMaskGenerator(predictor, AmgConfig(**arguments))
         counts, differing, pixels, overlaps, worst = np.zeros(2, int), 0, [], [], dict.fromkeys(SCORES, 0.0)
         for image_HW3 in images:
             try:

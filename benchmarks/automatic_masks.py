@@ -22,7 +22,7 @@ import time
 import numpy as np
 
 SIDES = 'ours', 'original'
-KEPT = 100  # masks of an image that stay
+ATTENTION_OUTPUT = 100  # masks of an image that stay
 
 
 def main() -> None:
@@ -62,18 +62,18 @@ def run(options) -> dict:
     """Median seconds of an image, and where they went, of one side."""
     import jax
 
-    from samjax.automatic.generator import Settings
-    from samjax.convert import verify
     from samjax.convert.convert import to_states
+    from samjax.inference.automatic.generator import AmgConfig
+    from samjax.inference.predictor import Predictor
     from samjax.model.sam import SIZES
-    from samjax.predictor import Predictor
+    from samjax.parity import verify
 
     config = SIZES[options.size]
     arrays = random_arrays(config)
     predictor = Predictor(config, *jax.device_put(to_states(arrays, config)))
     rng = np.random.default_rng(1)
     image_HW3 = verify.blotches(rng, options.height, options.width)
-    settings = Settings(points_per_side=options.points, points_per_batch=options.batch, crop_n_layers=options.crops)
+    settings = AmgConfig(points_per_side=options.points, points_per_batch=options.batch, crop_n_layers=options.crops)
     settings = dataclasses.replace(settings, **thresholds(predictor, image_HW3, settings))
     timer = collections.Counter()
     generate = ours(predictor, settings, timer) if options.side == 'ours' else original(config, arrays, settings, timer)
@@ -119,14 +119,14 @@ def random_arrays(config) -> dict[str, np.ndarray]:
 
 def thresholds(predictor, image_HW3, settings) -> dict[str, float]:
     """Of predicted IoU, of stability and of boxes, by a smaller grid of clicks on an image."""
-    from samjax.automatic.generator import AutomaticMaskGenerator
+    from samjax.inference.automatic.generator import AutomaticMaskGenerator
 
     rough = {'points_per_side': min(16, settings.points_per_side), 'crop_n_layers': 0, 'box_nms_thresh': 1.0}
     loose = dataclasses.replace(settings, pred_iou_thresh=0.0, stability_score_thresh=0.0, **rough)
     found = AutomaticMaskGenerator(predictor, loose).judged(image_HW3)
     iou_N, stability_N = np.array([one.iou for one in found]), np.array([one.stability for one in found])
     least = np.median(iou_N)
-    share = KEPT / settings.points_per_side**2 / 3 / np.mean(iou_N > least)
+    share = ATTENTION_OUTPUT / settings.points_per_side**2 / 3 / np.mean(iou_N > least)
     stable = np.quantile(stability_N[iou_N > least], max(1 - share, 0))
     return {'pred_iou_thresh': float(least), 'stability_score_thresh': float(stable), 'box_nms_thresh': 1.0}
 
@@ -135,7 +135,7 @@ def ours(predictor, settings, timer):
     """A function of an image; adds seconds to `timer`."""
     import jax
 
-    from samjax.automatic.generator import AutomaticMaskGenerator
+    from samjax.inference.automatic.generator import AutomaticMaskGenerator
 
     generator = AutomaticMaskGenerator(predictor, settings)
     encode, look = predictor.encode, generator._look
@@ -166,10 +166,10 @@ def original(config, arrays, settings, timer):
     """The same of segment-anything's generator."""
     import torch
 
-    from samjax.convert import original as meta
+    from samjax.parity import meta
 
     sam = meta.with_arrays(arrays, config).to('cuda' if torch.cuda.is_available() else 'cpu')
-    own = 'max_mask_share', 'drop_small_masks'
+    own = 'max_mask_fraction', 'drop_small_masks'
     arguments = {name: value for name, value in dataclasses.asdict(settings).items() if name not in own}
     generator = meta.generator(sam, **arguments)
     for owner, name, stage in (

@@ -15,9 +15,9 @@ from pycocotools import mask as coco
 
 from samjax.convert.convert import open_predictor
 from samjax.evaluation.clicks import first_click
-from samjax.evaluation.metrics import mask_iou
-from samjax.prediction import read_image
-from samjax.predictor import Prompt
+from samjax.evaluation.metrics.statistics import mask_iou
+from samjax.inference.predictor import Prompt
+from samjax.jobs.predict import read_image
 
 
 def main():

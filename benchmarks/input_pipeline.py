@@ -27,9 +27,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from benchmarks.sa1b_like import photograph, write_shard
-from configs import default
-from samjax import flops
+from samjax.config import get_config
 from samjax.data import pipeline
+from samjax.model import flops
 from samjax.model.sam import SIZES
 
 FRAME = (1024, 1024)
@@ -79,7 +79,7 @@ def pictures(folder: str) -> list[tuple[bytes, dict]]:
 def measure_ours(folder: str, examples: int, workers: int, rounds: int) -> list[float]:
     """Core-seconds per example of each round."""
     source = pipeline.open_set(
-        folder, seed=0, image_size=FRAME, length=1, cache=Path(folder) / 'cache', max_bad_share=0.0
+        folder, seed=0, image_size=FRAME, length=1, cache=Path(folder) / 'cache', max_invalid_fraction=0.0
     )
     batches = pipeline.train_loader(
         [(source, 1.0)],
@@ -149,7 +149,7 @@ def hosts(core_seconds: float) -> list[str]:
         '|---|---|---|---|---|',
     ]
     for size in ('vit_b', 'vit_l', 'vit_h'):
-        per_image = flops.train_flops(SIZES[size], OBJECTS, default.get_config().prompts.rounds)
+        per_image = flops.train_flops(SIZES[size], OBJECTS, get_config().prompts.rounds)
         for kind, cpus in HOST_CPUS.items():
             step = per_image / flops.CHIPS[kind].peak / UTILISATION
             busy = CHIPS * core_seconds / step

@@ -16,10 +16,10 @@ import time
 import numpy as np
 from pycocotools import mask as coco
 
-from samjax.automatic.generator import PRESETS, AutomaticMaskGenerator, Settings
 from samjax.convert.convert import open_predictor
-from samjax.evaluation.proposals import best as best_of
-from samjax.prediction import read_image
+from samjax.evaluation.tasks.proposals import best as best_of
+from samjax.inference.automatic.generator import PRESETS, AmgConfig, AutomaticMaskGenerator
+from samjax.jobs.predict import read_image
 
 LEVELS = 0.5, 0.75
 
@@ -36,7 +36,7 @@ def main() -> None:
     files = sorted(pathlib.Path(options.folder).glob('*.json'))[: options.images]
     filters = {'pred_iou_thresh': options.iou, 'stability_score_thresh': options.stability}
     original, sa1b = (dataclasses.replace(preset, **filters) for preset in PRESETS.values())
-    loose = Settings(64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9)
+    loose = AmgConfig(64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9)
     rows = {
         'original, 32 x 32': (original, list),
         'SA-1B: 21 crops, without small parts': (sa1b, list),

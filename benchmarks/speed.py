@@ -62,8 +62,8 @@ OPTIONS = (
     'remat=matmuls',
     'remat=attention',
     'remat=full',
-    'object_chunk=4',
-    'object_chunk=1',
+    'objects_per_chunk=4',
+    'objects_per_chunk=1',
     'resolution=low',
 )
 
@@ -236,7 +236,7 @@ def examples(case: Case) -> dict:
 
 def operations(case: Case) -> float:
     """Analytic; of the decoder those of the paper's definition."""
-    from samjax import flops
+    from samjax.model import flops
     from samjax.model.sam import SIZES
 
     config = SIZES[case.size]
@@ -336,9 +336,8 @@ def ours(case: Case, framework: Jax) -> Callable[[], None]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from samjax.model.attention import ATTEND
-    from samjax.model.sam import abstract
-    from samjax.step import init_params
+    from samjax.model.attention.attention import ATTEND
+    from samjax.model.params import abstract_state, init_params
     from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE, Prompts
 
     if case.row in ('train step', 'options'):
@@ -352,7 +351,7 @@ def ours(case: Case, framework: Jax) -> Callable[[], None]:
         return descend
 
     config = dataclasses.replace(our_config(case), attend=ATTEND[jax.default_backend()])
-    graphdef = abstract(config)[0]
+    graphdef = abstract_state(config)[0]
     params, buffers = jax.jit(lambda: init_params(config, 0))()
     params = jax.tree.map(lambda x: x.astype(case.dtype), params)
     n = min(case.count, OBJECTS_AT_ONCE)
@@ -436,7 +435,7 @@ def theirs(case: Case, framework: Torch) -> Callable[[], None]:
 
 def original(config):
     """Meta's model."""
-    from samjax.convert import original as meta
+    from samjax.parity import meta
 
     return meta.build(config)
 
@@ -475,24 +474,24 @@ def training(case: Case):
     import jax
     import optax
 
-    from samjax import sharding
-    from samjax.model.sam import abstract
-    from samjax.step import init_state, object_sums, train_step
+    from samjax.distributed import sharding
+    from samjax.model.params import abstract_state
+    from samjax.training.step import init_state, summed_gradients, train_step
 
     config, rounds, loss = our_config(case), simulation(), loss_options()
     if case.row == 'options':
         name, value = case.side.split('=')
-        if name == 'object_chunk':
-            rounds = dataclasses.replace(rounds, object_chunk=int(value))
+        if name == 'objects_per_chunk':
+            rounds = dataclasses.replace(rounds, objects_per_chunk=int(value))
         if name == 'resolution':
             loss = dataclasses.replace(loss, resolution=value)
-    mesh = sharding.make_mesh(sharding.MeshOptions(1, 1, 1), config.width, config.heads, jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), config.width, config.heads, jax.devices()[:1])
     config = dataclasses.replace(config, attend=sharding.attention(mesh))
-    graphdef, params, _ = abstract(config)
+    graphdef, params, _ = abstract_state(config)
     tx = optax.adamw(1e-4, weight_decay=0.1)
-    sums = functools.partial(object_sums, graphdef=graphdef, simulation=rounds, loss=loss)
-    shared = sharding.shared_out(sums, params, mesh, config.dtype)
-    step = functools.partial(train_step, object_sums=shared, tx=tx, loss=loss, seed=0)
+    sums = functools.partial(summed_gradients, graphdef=graphdef, simulation=rounds, loss=loss)
+    shared = sharding.data_parallel(sums, params, mesh, config.dtype)
+    step = functools.partial(train_step, summed_gradients=shared, tx=tx, loss=loss, seed=0)
     whole = sharding.replicated(mesh)
     init = jax.jit(functools.partial(init_state, config, tx, 0), out_shardings=whole)
     return jax.jit(step, out_shardings=whole, donate_argnums=0), init, drawn_batch(config, case.count)
@@ -515,16 +514,16 @@ def our_config(case: Case):
 
 def simulation():
     """The paper's, as in configs/default.py."""
-    from samjax.prompts import Simulation
+    from samjax.training.click_simulation import ClickSimulation
 
-    return Simulation(ROUNDS, 0.5, 'gaussian', 0.1, 20.0, detach_mask=False, object_chunk=8)
+    return ClickSimulation(ROUNDS, 0.5, 'gaussian', 0.1, 20.0, stop_mask_gradient=False, objects_per_chunk=8)
 
 
 def loss_options():
     """The paper's, as in configs/default.py."""
-    from samjax.losses import LossOptions
+    from samjax.training.losses import LossConfig
 
-    return LossOptions(20.0, 1.0, 1.0, 0.25, 2.0, 'frame', 'exclude', 'selected')
+    return LossConfig(20.0, 1.0, 1.0, 0.25, 2.0, 'frame', 'exclude', 'selected')
 
 
 def drawn_images(frame: tuple[int, int], count: int) -> np.ndarray:
@@ -539,7 +538,7 @@ def drawn_clicks(frame: tuple[int, int], count: int) -> np.ndarray:
 
 def drawn_batch(config, objects: int):
     """One image of noise with discs."""
-    from samjax import bits
+    from samjax.masks import packing
     from samjax.structs import Batch
 
     rng, (height, width) = np.random.default_rng(2), config.image_size
@@ -549,7 +548,7 @@ def drawn_batch(config, objects: int):
     rows_H1, columns_1W = np.ogrid[:height, :width]
     masks_NHW = np.hypot(rows_H1 - y_N11, columns_1W - x_N11) < radius_N11
     valid_BN, size_B2 = np.ones((1, objects), bool), np.array([config.image_size], np.int32)
-    return Batch(drawn_images(config.image_size, 1), bits.pack_rows(masks_NHW[None]), valid_BN, size_B2)
+    return Batch(drawn_images(config.image_size, 1), packing.pack_rows(masks_NHW[None]), valid_BN, size_B2)
 
 
 if __name__ == '__main__':

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from samjax import bits
-from samjax.convert import original
-from samjax.losses import LossOptions
+from samjax.masks import packing
 from samjax.model.sam import SIZES, SamConfig
-from samjax.prompts import Simulation
+from samjax.parity import meta
 from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, POSITIVE, Batch
+from samjax.training.click_simulation import ClickSimulation
+from samjax.training.losses import LossConfig
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1
@@ -56,8 +56,8 @@ def main() -> None:
         'ours': our_step(config, model, batch, arrays),
         'torch': build(
             model,
-            Simulation(**config.prompts),
-            LossOptions(**config.loss),
+            ClickSimulation(**config.prompts),
+            LossConfig(**config.loss),
             batch,
             seed=config.seed,
             device='cpu' if jax.default_backend() == 'cpu' else 'cuda',
@@ -85,25 +85,25 @@ def main() -> None:
 
 def our_config(options: argparse.Namespace):
     """The config of our side, whose optimiser does what the other one does."""
-    from configs import default
+    from samjax.config import get_config
 
-    c = default.get_config()
+    c = get_config()
     c.model.size, c.model.image_size = options.size, SIZES[options.size].image_size
     c.model.dtype, c.model.remat = 'float32', 'none'
     c.model.drop_path = c.model.dropout = 0.0
-    c.data.max_objects, c.train.batch = options.objects, options.images
+    c.data.max_objects, c.train.batch_size = options.objects, options.images
     c.prompts.rounds = options.rounds
     if options.check:
         c.prompts.rounds = min(options.rounds, CHECKED_ROUNDS)
-        c.prompts.box_probability, c.prompts.box_noise_share = 1.0, 0.0
-    c.optimizer.lr, c.optimizer.warmup, c.optimizer.milestones = LEARNING_RATE, 0, ()
-    c.optimizer.weight_decay, c.optimizer.decay, c.optimizer.layer_decay = WEIGHT_DECAY, 'all', 1.0
+        c.prompts.box_probability, c.prompts.box_noise_fraction = 1.0, 0.0
+    c.optimizer.lr, c.optimizer.warmup_steps, c.optimizer.milestones = LEARNING_RATE, 0, ()
+    c.optimizer.weight_decay, c.optimizer.weight_decay_on, c.optimizer.layer_decay = WEIGHT_DECAY, 'all', 1.0
     return c
 
 
 def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
     """Blotches of colour that fill the upper three quarters of the frame, and discs on them, all valid."""
-    from samjax.convert.verify import blotches
+    from samjax.parity.verify import blotches
 
     rng = np.random.default_rng(0)
     size_2 = height, width = frame[0] * 3 // 4, frame[1]
@@ -114,15 +114,15 @@ def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
     rows_H1, columns_1W = np.ogrid[: frame[0], : frame[1]]
     masks_BNHW = (np.hypot(rows_H1 - y_BN11, columns_1W - x_BN11) < radius_BN11) & (rows_H1 < height)
     size_B2 = np.tile(np.array(size_2, np.int32), (images, 1))
-    return Batch(image_BHW3, bits.pack_rows(masks_BNHW), np.ones((images, objects), bool), size_B2)
+    return Batch(image_BHW3, packing.pack_rows(masks_BNHW), np.ones((images, objects), bool), size_B2)
 
 
 def our_step(config, model: SamConfig, batch: Batch, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
     """A function that runs one step of ours on one device, waits for it and returns the loss."""
-    from samjax import program
     from samjax.convert.convert import to_states
+    from samjax.training import compiled_step
 
-    compiled = program.build(config, jax.devices()[:1])
+    compiled = compiled_step.build(config, jax.devices()[:1])
     params, buffers = to_states(arrays, model)
     state = dataclasses.replace(compiled.init(), params=params, buffers=buffers)
     state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, compiled.state))
@@ -137,8 +137,8 @@ def our_step(config, model: SamConfig, batch: Batch, arrays: dict[str, np.ndarra
 
 def build(
     config: SamConfig,
-    simulation: Simulation,
-    loss: LossOptions,
+    simulation: ClickSimulation,
+    loss: LossConfig,
     batch: Batch,
     seed: int,
     device: str,
@@ -147,11 +147,11 @@ def build(
 ) -> Callable[[], float]:
     """A function that runs one step of AdamW on `batch`, waits for the device and returns the loss.
 
-    The loss is the metric `loss` of `samjax.step.train_step`.  Weights are `arrays` (our path -> array), or drawn by
+    The loss is the metric `loss` of `samjax.training.step.train_step`.  Weights are `arrays` (our path -> array), or drawn by
     PyTorch.  At least one object of the batch must be valid.
 
     All images are encoded at once.  Then each image plays its rounds alone, as Meta's decoder takes one image, with
-    `simulation.object_chunk` objects at a time; a chunk's gradient goes back to the embedding before the next chunk is
+    `simulation.objects_per_chunk` objects at a time; a chunk's gradient goes back to the embedding before the next chunk is
     played, and from there through the encoder once.  So memory holds all rounds of one chunk, 13 GiB for 8 objects and
     11 rounds at 1024 px in float32, beside the encoder, 6 GiB for an image in ViT-B.  Nothing is computed twice: there
     is no checkpointing, whatever `config.remat` says, where ours recomputes every round.  Of vit_xs on a CPU chunks of
@@ -167,16 +167,16 @@ def build(
     if torch.device(device).type == 'cuda':
         torch.backends.cuda.matmul.fp32_precision = 'tf32'  # JAX's default there
     torch.manual_seed(seed)
-    sam = original.build(config) if arrays is None else original.with_arrays(arrays, config)
+    sam = meta.build(config) if arrays is None else meta.with_arrays(arrays, config)
     sam.to(device)
     optimizer = torch.optim.AdamW(sam.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
     player = Player(sam, simulation, loss, autocast, torch.Generator(device).manual_seed(seed))
     pauses = random.Random(seed)
 
-    image_BHW3, masks_BNVW, valid_BN, size_B2 = map(np.asarray, batch)
+    image_BHW3, packed_masks_BNVW, valid_BN, size_B2 = map(np.asarray, batch)
     height, width = image_BHW3.shape[1:3]
-    masks_BNHW = np.unpackbits(masks_BNVW, axis=2, count=height, bitorder='little').astype(bool)
+    masks_BNHW = np.unpackbits(packed_masks_BNVW, axis=2, count=height, bitorder='little').astype(bool)
     rows_H1, columns_1W = np.ogrid[:height, :width]
     inside_BHW = (rows_H1 < size_B2[:, :1, None]) & (columns_1W < size_B2[:, 1:, None])
     images = [
@@ -196,8 +196,8 @@ def build(
         leaf_BChw = embed_BChw.detach().requires_grad_()
         total = torch.zeros((), device=device)
         for number, image in enumerate(images):
-            for first in range(0, len(image.masks_NHW), simulation.object_chunk):
-                chunk = image._replace(masks_NHW=image.masks_NHW[first : first + simulation.object_chunk])
+            for first in range(0, len(image.masks_NHW), simulation.objects_per_chunk):
+                chunk = image._replace(masks_NHW=image.masks_NHW[first : first + simulation.objects_per_chunk])
                 share = player.play(leaf_BChw[number, None], chunk, pause).sum() / objects
                 share.backward()
                 total += share.detach()
@@ -218,13 +218,13 @@ class Image(NamedTuple):
 
 
 class Player:
-    """Plays the rounds with the objects of an image, as `samjax.step.interact` does."""
+    """Plays the rounds with the objects of an image, as `samjax.training.step.interact` does."""
 
     def __init__(
         self,
         sam: torch.nn.Module,
-        simulation: Simulation,
-        loss: LossOptions,
+        simulation: ClickSimulation,
+        loss: LossConfig,
         autocast: torch.autocast,
         generator: torch.Generator,
     ):
@@ -237,7 +237,7 @@ class Player:
 
     def play(self, embed_1Chw: torch.Tensor, image: Image, pause: int) -> torch.Tensor:
         """The loss (N,) of each object, summed over rounds; after round `pause` there is no click."""
-        masks_NHW, rounds, at_frame = image.masks_NHW, self.simulation.rounds, self.loss.resolution == 'frame'
+        masks_NHW, rounds, at_frame = image.masks_NHW, self.simulation.rounds, self.loss.resolution == 'input'
         frame = masks_NHW.shape[1:]
         counted_HW = image.inside_HW if self.loss.padding == 'exclude' else torch.ones_like(image.inside_HW)
         truth_NHW, area_HW = masks_NHW, counted_HW
@@ -259,7 +259,7 @@ class Player:
                     answer_N1HW = take_mask(logits_NMyx, best_N) if at_frame else upsample(low_N1yx, frame)
                     click_N12, label_N1 = self.error_click(answer_N1HW[:, 0] > 0, image)
                 points_NP2, labels_NP = torch.cat([points_NP2, click_N12], 1), torch.cat([labels_NP, label_N1], 1)
-            if self.simulation.detach_mask:
+            if self.simulation.stop_mask_gradient:
                 low_N1yx = low_N1yx.detach()
         return loss_N
 
@@ -310,7 +310,7 @@ class Player:
     def noisy_box(self, image: Image) -> torch.Tensor:
         """The bounding boxes (N, 2, 2) with noise in proportion to their sides, kept on the image."""
         box_N22, limit = bounding_box(image.masks_NHW), self.simulation.box_noise_max
-        scale_N12 = self.simulation.box_noise_share * (box_N22[:, 1:] - box_N22[:, :1] + 1)
+        scale_N12 = self.simulation.box_noise_fraction * (box_N22[:, 1:] - box_N22[:, :1] + 1)
         kept = {'generator': self.generator, 'device': box_N22.device}
         if self.simulation.box_noise == 'gaussian':
             noise_N22 = (scale_N12 * torch.randn(box_N22.shape, **kept)).clamp(-limit, limit)
@@ -366,7 +366,7 @@ def bounding_box(masks_NHW: torch.Tensor) -> torch.Tensor:
 
 
 def sam_loss(
-    options: LossOptions,
+    options: LossConfig,
     logits_NMHW: torch.Tensor,
     iou_NM: torch.Tensor,
     truth_NHW: torch.Tensor,

@@ -65,9 +65,9 @@ def _add_data(commands) -> None:
 
 
 def _prepare(options) -> None:
-    from samjax.data.layouts import sa1b
-    from samjax.data.layouts.find import find
-    from samjax.data.object_masks.prepare import Beam, prepare
+    from samjax.data.formats import sa1b
+    from samjax.data.formats.detect import find
+    from samjax.data.records.prepare import Beam, prepare
 
     if not 0 < options.share <= 1:
         raise SamjaxError(f'--share is {options.share}: give more than 0 and at most 1')
@@ -77,7 +77,7 @@ def _prepare(options) -> None:
         found,
         options.source,
         options.out,
-        max_bad_share=options.max_bad_share,
+        max_invalid_fraction=options.max_invalid_fraction,
         share=options.share,
         workers=options.workers,
         beam=beam,
@@ -93,7 +93,7 @@ def _prepare(options) -> None:
 
 
 def _check(options) -> None:
-    from samjax.data.check import check
+    from samjax.jobs.check_dataset import check
 
     for line in check(options.path, options.cache, options.sheet):
         print(line, flush=True)
@@ -116,14 +116,14 @@ def _add_convert(commands) -> None:
 
 
 def _convert(options) -> None:
-    from configs import default
+    from samjax.config import get_config
     from samjax.convert.convert import convert
 
-    defaults = default.get_config()
+    defaults = get_config()
     print(convert(options.source, options.target, options.to, options.image_size, options.force, defaults), flush=True)
     if options.verify:
-        from samjax.convert import verify
         from samjax.convert.convert import read
+        from samjax.parity import verify
 
         arrays, config, _ = read(pathlib.Path(options.target), options.force)
         print(*verify.verify(arrays, config).lines(), sep='\n')
@@ -157,11 +157,11 @@ def _add_predict(commands) -> None:
 
 
 def _predict(options) -> None:
-    from samjax import prediction
+    from samjax.jobs import predict
 
     points, labels = options.point + options.negative, [1] * len(options.point) + [0] * len(options.negative)
     where = options.out, options.embedding
-    for line in prediction.predict(options.image, options.model, points, labels, options.box, *where):
+    for line in predict.predict(options.image, options.model, points, labels, options.box, *where):
         print(line)
 
 
@@ -188,7 +188,7 @@ def _add_embed(commands) -> None:
 
 def _embed(options) -> None:
     def work():
-        from samjax.embeddings import embed
+        from samjax.jobs.embeddings import embed
 
         chosen = options.format, options.dtype, options.devices
         return embed(options.inputs, options.model, options.out, *chosen)
@@ -206,8 +206,8 @@ def _add_masks(commands, chosen: bool) -> None:
     )
     if not chosen:
         return
-    from samjax.automatic.formats import FORMATS
-    from samjax.automatic.generator import PRESETS, Settings
+    from samjax.inference.automatic.generator import PRESETS, AmgConfig
+    from samjax.jobs.mask_formats import FORMATS
 
     _add_many_images(parser, 'masks')
     parser.add_argument(
@@ -219,7 +219,7 @@ def _add_masks(commands, chosen: bool) -> None:
     )
     group = parser.add_argument_group('which masks')
     group.add_argument('--preset', choices=tuple(PRESETS), default='original', help='default: original')
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(AmgConfig):
         values = [f'{name}: {getattr(preset, field.name):.4g}' for name, preset in PRESETS.items()]
         kind = type(field.default)
         group.add_argument(
@@ -234,10 +234,10 @@ def _add_masks(commands, chosen: bool) -> None:
 
 def _masks(options) -> None:
     def work():
-        from samjax.automatic.generator import PRESETS, Settings
-        from samjax.automatic.masks import masks
+        from samjax.inference.automatic.generator import PRESETS, AmgConfig
+        from samjax.jobs.generate_masks import masks
 
-        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
+        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(AmgConfig)}
         given = {name: value for name, value in given.items() if value is not None}
         settings = dataclasses.replace(PRESETS[options.preset], **given)
         return masks(options.inputs, options.model, options.out, options.format, settings, options.devices)
@@ -249,7 +249,7 @@ def _masks(options) -> None:
 
 
 def _add_many_images(parser, what: str) -> None:
-    """The options of a command that `samjax.output.fill`s a folder."""
+    """The options of a command that `samjax.jobs.output_folder.fill`s a folder."""
     parser.add_argument(
         'inputs',
         nargs='+',
@@ -265,24 +265,24 @@ def _in_a_job(options, work):
     """What `work()` gives in one of the processes of a job, which does not leave the others waiting if it fails."""
     import jax
 
-    from samjax import cluster
+    from samjax.distributed import processes
 
     try:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/samjax/xla'))
         _join(options)
         return work()
     except (SamjaxError, OSError) as error:
-        cluster.leave(f'error: {one_line(error)}')
+        processes.exit_process(f'error: {one_line(error)}')
     except Exception:  # most often another process is gone; without `leave` jax waits minutes for it
         traceback.print_exc()
-        cluster.leave(1)
+        processes.exit_process(1)
 
 
 def _say(report, out: pathlib.Path, *lines: str) -> None:
     """What a folder has been filled with, once in a job."""
     import jax
 
-    from samjax.output import REPORT
+    from samjax.jobs.output_folder import REPORT
 
     if jax.process_index() != 0:
         return
@@ -293,7 +293,7 @@ def _say(report, out: pathlib.Path, *lines: str) -> None:
 
 
 def _add_cluster(parser) -> None:
-    """The options of a command that several processes may run together; see `samjax.cluster`."""
+    """The options of a command that several processes may run together; see `samjax.distributed.processes`."""
     group = parser.add_argument_group('several processes')
     group.add_argument('--distributed', action='store_true', help='one of those that Slurm, MPI, GKE or a TPU started')
     group.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, where nothing tells the processes')
@@ -303,9 +303,11 @@ def _add_cluster(parser) -> None:
 
 
 def _join(options) -> None:
-    from samjax import cluster
+    from samjax.distributed import processes
 
-    cluster.join(options.distributed, options.coordinator, options.processes, options.process, options.start_timeout)
+    processes.initialize(
+        options.distributed, options.coordinator, options.processes, options.process, options.start_timeout
+    )
 
 
 def _add_preflight(commands) -> None:
@@ -326,7 +328,7 @@ def _preflight(options) -> None:
     # Before JAX is imported: compile for TPUs, look for none.  The type only keeps the compiler from asking for it.
     os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost'}
     os.environ |= {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_ACCELERATOR_TYPE': 'v4-8'}
-    from samjax.preflight import preflight
+    from samjax.preflight.compile_ahead import preflight
 
     config = _config(options.config, options.changes)
     report = preflight(config, options.topology, options.slices, options.save)

@@ -19,12 +19,9 @@ sits in the top-left corner; the rest is padding.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
-
-if TYPE_CHECKING:  # reading images takes more than jax and flax
-    from samjax.data.photo import Photo
 
 # What a prompt slot holds.  ABSENT slots are masked as attention keys and change nothing; NOT_A_POINT is a
 # real token that the original appends exactly once when points come without a box.
@@ -41,19 +38,11 @@ SINGLE_MASK = (0,)
 ALL_MASKS = (0, 1, 2, 3)
 
 
-class Example(NamedTuple):
-    """One image with its objects at original size, made by a source in `samjax.data`."""
-
-    name: str  # unique within its source; error messages and pictures use it
-    image: Photo
-    rles: list[dict]  # one COCO compressed RLE {'size': [H, W], 'counts': bytes} per object
-
-
 class Batch(NamedTuple):
     """Images with their objects, made by `samjax.data.pipeline`, padded to one static shape."""
 
     image_BHW3: jax.Array  # uint8 RGB; padding is 0
-    masks_BNVW: jax.Array  # uint8, 8 rows of the frame per byte (samjax.bits); padding and missing objects are 0
+    packed_masks_BNVW: jax.Array  # uint8, 8 rows per byte (samjax.masks.packing); padding and missing objects are 0
     valid_BN: jax.Array  # bool, False for objects that only fill up the batch
     size_B2: jax.Array  # int32, (height, width) of the image inside the frame
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from test_report import tiny_run_config
 
-from samjax import checkpoint
-from samjax.bits import pack_rows
+from samjax.masks.packing import pack_rows
+from samjax.model.params import init_params
 from samjax.model.sam import SIZES, sam_config
-from samjax.step import init_params
 from samjax.structs import Batch
+from samjax.training import checkpoints
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -58,7 +58,7 @@ def params():
 def model(tmp_path_factory, params):
     """A folder with these parameters, as `samjax convert` writes one."""
     folder = tmp_path_factory.mktemp('model')
-    checkpoint.save_params(str(folder), tiny_run_config(), *params)
+    checkpoints.save_params(str(folder), tiny_run_config(), *params)
     return str(folder)
 
 

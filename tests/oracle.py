@@ -4,13 +4,15 @@ import jax
 import torch
 from flax import nnx
 
-from samjax.convert import original, weights
+from samjax.convert import weights
 from samjax.convert.convert import to_states
-from samjax.model.sam import Sam, SamConfig, abstract
+from samjax.model.params import abstract_state
+from samjax.model.sam import Sam, SamConfig
+from samjax.parity import meta
 
-segment_anything = original.package()
+segment_anything = meta.package()
 modeling = segment_anything.modeling
-build = original.build
+build = meta.build
 
 
 @torch.no_grad()
@@ -41,4 +43,4 @@ def port(torch_sam: torch.nn.Module, config: SamConfig) -> Sam:
     """Our Sam with the weights of `torch_sam`."""
     state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
     arrays = weights.from_torch(weights.META, state, config, 'the oracle', force=False)
-    return nnx.merge(abstract(config)[0], *jax.device_put(to_states(arrays, config)))
+    return nnx.merge(abstract_state(config)[0], *jax.device_put(to_states(arrays, config)))

@@ -21,53 +21,54 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from configs import default
-from samjax import cluster, loop, optimizer, sharding, step
+from samjax.config import get_config
+from samjax.distributed import sharding
 from samjax.errors import SamjaxError
-from samjax.losses import LossOptions
 from samjax.model.layers import Buffer
 from samjax.model.sam import sam_config
-from samjax.program import Program
-from samjax.step import TrainState
+from samjax.training import loop, optimizer, step
+from samjax.training.compiled_step import CompiledTrainStep
+from samjax.training.losses import LossConfig
+from samjax.training.step import TrainState
 
 QUICK = {
     'model.size': 'test',
     'model.image_size': (32, 48),
     'model.dtype': 'float32',
-    'data.workers': 0,
+    'data.num_workers': 0,
     'data.max_objects': 2,
-    'data.train_images': 40,
-    'data.eval_images': 3,
+    'data.synthetic_train_images': 40,
+    'data.synthetic_eval_images': 3,
     'prompts.rounds': 4,
-    'prompts.object_chunk': 2,
-    'optimizer.warmup': 3,
-    'train.batch': 8,
+    'prompts.objects_per_chunk': 2,
+    'optimizer.warmup_steps': 3,
+    'train.batch_size': 8,
     'train.log_every': 1,
     'train.save_every': 2,
     'train.eval_every': 2,
     'eval.clicks': (1, 2),
-    'eval.object_batch': 2,
+    'eval.prompt_batch_size': 2,
     'eval.devices': 1,
     'eval.max_objects': 2,
-    'eval.pictures': 1,
+    'eval.num_visualizations': 1,
 }
 
 
 def quick(steps, **changes):
     """A config for a run of seconds."""
-    config = default.get_config()
-    config.update_from_flattened_dict(QUICK | {'train.steps': steps} | changes)
+    config = get_config()
+    config.update_from_flattened_dict(QUICK | {'train.num_steps': steps} | changes)
     return config
 
 
 def build(config):
     """A program whose model has two parameters."""
-    model, mesh = sam_config(**config.model), sharding.make_mesh(sharding.MeshOptions(**config.mesh), 16, 2)
-    sharding.check_batch(config.train.batch, config.train.turns, mesh)
+    model, mesh = sam_config(**config.model), sharding.make_mesh(sharding.MeshConfig(**config.mesh), 16, 2)
+    sharding.check_batch(config.train.batch_size, config.train.grad_accum_steps, mesh)
     everywhere = sharding.replicated(mesh)
     params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
     buffers, zero = nnx.State({'fixed': Buffer(jnp.ones(3))}), jnp.zeros((), jnp.int32)
-    options = optimizer.Options(**config.optimizer)
+    options = optimizer.OptimizerConfig(**config.optimizer)
     tx = optimizer.make_optimizer(options, params, model)
 
     def init():
@@ -77,10 +78,10 @@ def build(config):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
     update = functools.partial(
-        step.train_step, object_sums=object_sums, tx=tx, loss=LossOptions(**config.loss), seed=config.seed
+        step.train_step, summed_gradients=summed_gradients, tx=tx, loss=LossConfig(**config.loss), seed=config.seed
     )
     split = sharding.batch_sharding(mesh)
-    return Program(
+    return CompiledTrainStep(
         mesh=mesh,
         model=model,
         rate=optimizer.schedule(options),
@@ -90,7 +91,7 @@ def build(config):
     )
 
 
-def object_sums(params, buffers, batch, places_B, key):
+def summed_gradients(params, buffers, batch, index_B, key):
     """Both parameters chase a number that depends on the images and the key."""
     aim = batch.image_BHW3.astype(jnp.float32).mean() / 255 + jax.random.normal(key, ())
     grads = jax.tree.map(lambda p: 2 * (p - aim), params)
@@ -122,10 +123,10 @@ def main(workdir, steps, seconds, devices, port='', processes='', process='', mo
         loop.build, loop.Evaluation = build, Evaluation
     try:
         if port:
-            cluster.join(False, f'127.0.0.1:{port}', int(processes), int(process), 60)
+            processes.initialize(False, f'127.0.0.1:{port}', int(processes), int(process), 60)
         loop.train(quick(int(steps)), workdir)
     except SamjaxError as error:
-        cluster.leave(f'error: {error}')
+        processes.exit_process(f'error: {error}')
     except loop.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(stopped.code)

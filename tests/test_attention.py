@@ -1,4 +1,4 @@
-"""samjax.model.attention: ways to the same numbers, forward and backward; and the kernels compile for TPUs."""
+"""samjax.model.attention.attention: ways to the same numbers, forward and backward; and the kernels compile for TPUs."""
 
 import functools
 
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from samjax.model import attention, attention_tpu
-from samjax.preflight import describe
+from samjax.model.attention import attention, tpu
+from samjax.preflight.compile_ahead import describe
 
 TOLERANCE = 1e-5
-PLAIN = attention.attend
+PLAIN = attention.dense_attention
 
 
 def draw(g, a, h, w, e, dtype=jnp.float32):
@@ -34,17 +34,17 @@ def test_attention_by_hand():
     rel_h, rel_w = jnp.zeros((1, 1, 1)), attention.relative(jnp.array([[-1.0], [0], [1]]), 2)
     logits = np.array([[3 + 0, 0 - 1], [6 + 2, 0 + 0]])
     weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    out = attention.attend(q, k, v, rel_h, rel_w)
+    out = attention.dense_attention(q, k, v, rel_h, rel_w)
     np.testing.assert_allclose(out.reshape(2), weights @ [10, 20], rtol=1e-6)
 
 
 WINDOWED, GLOBAL = (2, 2, 14, 14, 8), (1, 2, 24, 16, 10)  # 196 tokens fill no whole blocks; 384 do
 WAYS = {
-    'heads': functools.partial(attention.attend_in_parts, logits=2**17),  # 3 of 4 would fit: 2 at a time
-    'rows': functools.partial(attention.attend_in_parts, logits=2**15),
-    'row': functools.partial(attention.attend_in_parts, logits=1),
-    'all': functools.partial(attention.attend_in_parts, logits=2**30),
-    'tpu': functools.partial(attention_tpu.attend_on_tpu, interpret=True),
+    'heads': functools.partial(attention.chunked_attention, logits=2**17),  # 3 of 4 would fit: 2 at a time
+    'rows': functools.partial(attention.chunked_attention, logits=2**15),
+    'row': functools.partial(attention.chunked_attention, logits=1),
+    'all': functools.partial(attention.chunked_attention, logits=2**30),
+    'tpu': functools.partial(tpu.tpu_attention, interpret=True),
 }
 
 
@@ -53,7 +53,7 @@ WAYS = {
 def test_forward_and_backward_equal_the_definition(way, shape):
     arrays = draw(*shape)
     weight = jnp.asarray(np.random.default_rng(9).normal(size=shape), jnp.float32) / 8
-    with jax.default_matmul_precision('highest'):
+    with jax.default_matmul_precision('global_max'):
         expected, found = (jax.jit(both, static_argnums=0)(attend, arrays, weight) for attend in (PLAIN, WAYS[way]))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(b, a, rtol=TOLERANCE, atol=TOLERANCE)
@@ -75,22 +75,22 @@ def test_parts_hold_no_more_logits_than_they_may():
     """Two heads of 16 x 16 cells: 2^17 logits.  Of rows of one head there may be four times as many."""
     arrays = draw(1, 2, 16, 16, 4)
     for logits, most in ((2**17, 2**17), (2**16, 2**16), (2**13, 2**15), (2**12, 2**14)):
-        part = functools.partial(attention.attend_in_parts, logits=logits)
+        part = functools.partial(attention.chunked_attention, logits=logits)
         sizes = [np.prod(shape, dtype=int) for shape in shapes(jax.make_jaxpr(part)(*arrays).jaxpr)]
         assert max(sizes) == most
 
 
 def test_platforms_have_their_own_way():
-    assert attention.ATTEND['cpu'] is attention.attend_in_parts
+    assert attention.ATTEND['cpu'] is attention.chunked_attention
     assert attention.ATTEND['gpu'].keywords == {'logits': 2**26}
-    assert attention.ATTEND['tpu'] is attention.attend_on_tpu
+    assert attention.ATTEND['tpu'] is attention.tpu_attention
 
 
 def test_small_grids_are_attended_whole_on_tpus(monkeypatch):
-    monkeypatch.setattr(attention_tpu, 'attend_whole', lambda *x: 0 * x[2] + 1)
-    monkeypatch.setattr(attention_tpu, 'attend_flash', lambda *x: 0 * x[2] + 2)
-    assert attention.attend_on_tpu(*draw(1, 1, 14, 14, 2))[0, 0, 0, 0, 0] == 1
-    assert attention.attend_on_tpu(*draw(1, 1, 16, 17, 2))[0, 0, 0, 0, 0] == 2
+    monkeypatch.setattr(tpu, 'single_block_attention', lambda *x: 0 * x[2] + 1)
+    monkeypatch.setattr(tpu, 'flash_attention', lambda *x: 0 * x[2] + 2)
+    assert attention.tpu_attention(*draw(1, 1, 14, 14, 2))[0, 0, 0, 0, 0] == 1
+    assert attention.tpu_attention(*draw(1, 1, 16, 17, 2))[0, 0, 0, 0, 0] == 2
 
 
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
@@ -101,7 +101,7 @@ def test_kernels_compile_for_tpus_and_no_logits_exist(side, batch, topology):
     arrays = jax.eval_shape(lambda: draw(batch, 16, side, side, 80, jnp.bfloat16))
     arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arrays)
 
-    compiled = jax.jit(both, static_argnums=0).lower(attention.attend_on_tpu, arrays, arrays[0]).compile()
+    compiled = jax.jit(both, static_argnums=0).lower(attention.tpu_attention, arrays, arrays[0]).compile()
     assert compiled.as_text().count('tpu_custom_call') >= 2
     for logits in (f'[{batch * 16},{side**2},{side**2}]', f'[{batch},16,{side},{side},{side},{side}]'):
         assert logits not in compiled.as_text()

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from samjax.errors import SamjaxError
-from samjax.evaluation.average_precision import average_precision, average_recall, read_boxes, read_truth
+from samjax.evaluation.metrics.average_precision import average_precision, average_recall, read_boxes, read_truth
 
 SIDE = 40  # px of the images of the examples
 FREQUENCIES = 'rcffc'

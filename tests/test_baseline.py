@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 
 from samjax.errors import SamjaxError
-from samjax.evaluation import baseline
-from samjax.evaluation.baseline import FloodFill, GrabCut
-from samjax.structs import (
-    ABSENT,
-    BOX_BOTTOM_RIGHT,
-    BOX_TOP_LEFT,
-    NEGATIVE,
-    NOT_A_POINT,
-    POSITIVE,
-)
+from samjax.evaluation import baselines
+from samjax.evaluation.baselines import FloodFill, GrabCut
+from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE
 
 BOTH = pytest.mark.parametrize('segmenter', [FloodFill, GrabCut])
 
@@ -194,12 +187,12 @@ def test_filled_closes_holes_but_not_bays():
     )
     expected = mask_HW.copy()
     expected[1, 1] = True
-    np.testing.assert_array_equal(baseline._filled(mask_HW), expected)
+    np.testing.assert_array_equal(baselines._filled(mask_HW), expected)
 
 
 def test_border_strength_leaves_out_the_border_of_the_image():
     edge_HW = np.arange(12.0).reshape(3, 4)
     mask_HW = np.zeros((3, 4), bool)
     mask_HW[:, :2] = True  # only column 1 (values 1, 5, 9) lies on an edge inside the image
-    assert baseline._border_strength(mask_HW, edge_HW) == 5.0
-    assert baseline._border_strength(np.ones((3, 4), bool), edge_HW) == 0.0
+    assert baselines._border_strength(mask_HW, edge_HW) == 5.0
+    assert baselines._border_strength(np.ones((3, 4), bool), edge_HW) == 0.0

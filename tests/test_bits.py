@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from samjax.bits import pack_rows, to_dense, to_sparse, unpack_rows
+from samjax.masks.packing import pack_rows, to_dense, to_sparse, unpack_rows
 
 
 def test_worked_example():

@@ -9,8 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from skimage.morphology import thin
 
 from samjax.errors import SamjaxError
-from samjax.evaluation import boundaries
-from samjax.evaluation.boundaries import Counts
+from samjax.evaluation.metrics import boundaries
+from samjax.evaluation.metrics.boundaries import Counts
 
 
 def lines(*rows):

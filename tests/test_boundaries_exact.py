@@ -10,8 +10,9 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
 from samjax.errors import SamjaxError
-from samjax.evaluation import boundaries, boundary_plot
-from samjax.evaluation.boundaries import Counts, Curve, count, count_all, match, read_truth, scores, thin
+from samjax.evaluation.metrics import boundaries
+from samjax.evaluation.metrics.boundaries import Counts, Curve, count, count_all, match, read_truth, scores, thin
+from samjax.evaluation.report import boundary_plot
 
 
 def drawn(text):
@@ -134,7 +135,7 @@ def test_matched_pixels_cost_no_more_than_the_cheapest(seed, monkeypatch):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(5, 25, 2))
     monkeypatch.setattr(boundaries, 'REACH', rng.choice([1.0, 1.5, 2.3, 4.4]) / math.hypot(*shape))
-    monkeypatch.setattr(boundaries, 'TOGETHER', rng.choice([1, 20, 200]))
+    monkeypatch.setattr(boundaries, 'PIXELS_PER_CALL', rng.choice([1, 20, 200]))
     reach = boundaries.REACH * math.hypot(*shape)
     predicted_HW, truth_HW = (rng.random(shape) < rng.uniform(0.02, 0.4) for _ in range(2))
     matched_HW, partner_HW = match(predicted_HW, truth_HW)

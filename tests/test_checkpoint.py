@@ -1,4 +1,4 @@
-"""samjax.checkpoint: what is saved comes back, what is broken is said, and a good checkpoint is never lost."""
+"""samjax.training.checkpoints: what is saved comes back, what is broken is said, and a good checkpoint is never lost."""
 
 import contextlib
 import dataclasses
@@ -19,18 +19,19 @@ import optax
 import pytest
 from flax import nnx
 
-from samjax import checkpoint, sharding
-from samjax.checkpoint import Checkpoints
+from samjax.distributed import sharding
 from samjax.errors import SamjaxError
 from samjax.model.layers import Buffer
 from samjax.model.sam import sam_config
-from samjax.step import TrainState, init_state
+from samjax.training import checkpoints
+from samjax.training.checkpoints import Checkpoints
+from samjax.training.step import TrainState, init_state
 
 ROOT = pathlib.Path(__file__).parent.parent
 TX = optax.adam(1e-3)
 
 
-MESH = sharding.make_mesh(sharding.MeshOptions(data=0, fsdp=0, tensor=1), width=16, heads=2)
+MESH = sharding.make_mesh(sharding.MeshConfig(data=0, fsdp=0, tensor=1), width=16, heads=2)
 
 
 def replicated():
@@ -42,7 +43,7 @@ def on_mesh(shapes):
 
 
 def tiny_config(**changes):
-    """configs/default.py with the model of SIZES['test']; changes as {'train.steps': 3}."""
+    """configs/default.py with the model of SIZES['test']; changes as {'train.num_steps': 3}."""
     spec = importlib.util.spec_from_file_location('default', ROOT / 'configs' / 'default.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -51,7 +52,7 @@ def tiny_config(**changes):
     return config
 
 
-def abstract(config):
+def abstract_state(config):
     """The shapes of a state: those of a real one are many, so one kernel, one bias and a buffer stand for the model."""
 
     def init():
@@ -79,7 +80,7 @@ def filled(abstract, step):
 
 
 def state_at(step, config):
-    return filled(abstract(config), step)
+    return filled(abstract_state(config), step)
 
 
 class Position:
@@ -116,7 +117,7 @@ def test_state_and_data_come_back(tmp_path):
     checkpoints.close()
 
     checkpoints, data = Checkpoints(str(tmp_path), 2, config), Position()
-    restored = checkpoints.restore(abstract(config), data)
+    restored = checkpoints.restore(abstract_state(config), data)
     assert_same(saved, restored)
     assert data.taken == 3
     assert {x.sharding for x in jax.tree.leaves(restored)} == {replicated()}
@@ -137,7 +138,7 @@ def test_params_are_loaded_without_the_optimiser(tmp_path):
     save(tmp_path, saved, Position(), config=config, keep=2)
     shutil.rmtree(tmp_path / 'checkpoints' / '3' / 'opt_state')
     (tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp').mkdir()  # another process is just saving
-    params, buffers, step = checkpoint.restore_params(str(tmp_path), config)
+    params, buffers, step = checkpoints.restore_params(str(tmp_path), config)
     assert step == 3
     assert_same(saved.params, params)
     assert_same(saved.buffers, buffers)
@@ -146,43 +147,55 @@ def test_params_are_loaded_without_the_optimiser(tmp_path):
 def test_config_comes_back_from_the_workdir(tmp_path):
     config = tiny_config(**{'optimizer.milestones': ()})
     Checkpoints(str(tmp_path), 2, config)
-    assert checkpoint.read_config(str(tmp_path)) == config
+    assert checkpoints.read_config(str(tmp_path)) == config
 
 
 def test_evaluating_an_empty_workdir_is_refused(tmp_path):
     with pytest.raises(SamjaxError, match='holds no checkpoint: name the --workdir'):
-        checkpoint.restore_params(str(tmp_path), tiny_config())
+        checkpoints.restore_params(str(tmp_path), tiny_config())
     with pytest.raises(SamjaxError, match='config.json does not exist'):
-        checkpoint.read_config(str(tmp_path))
+        checkpoints.read_config(str(tmp_path))
     Checkpoints(str(tmp_path), 2, tiny_config())
     with pytest.raises(SamjaxError, match='holds no complete checkpoint'):
-        checkpoint.restore_params(str(tmp_path), tiny_config())
+        checkpoints.restore_params(str(tmp_path), tiny_config())
 
 
 def test_workdir_of_another_config_is_refused(tmp_path):
     save(tmp_path, state_at(1, tiny_config()), Position(), config=tiny_config(), keep=2)
-    other = tiny_config(**{'seed': 1, 'optimizer.lr': 1e-5, 'train.steps': 7})
+    other = tiny_config(**{'seed': 1, 'optimizer.lr': 1e-5, 'train.num_steps': 7})
     with pytest.raises(SamjaxError) as raised:
         Checkpoints(str(tmp_path), 2, other)
     assert str(raised.value) == (
         f'{tmp_path} belongs to a run with another config (optimizer.lr is 0.0008 there and 1e-05 here; '
         f'seed is 0 there and 1 here): choose another --workdir, or give the same options'
     )
-    assert checkpoint.read_config(str(tmp_path)) == tiny_config()
+    assert checkpoints.read_config(str(tmp_path)) == tiny_config()
 
 
 def test_run_that_saved_nothing_may_start_again_with_other_options(tmp_path):
     Checkpoints(str(tmp_path), 2, tiny_config())
     Checkpoints(str(tmp_path), 2, tiny_config(seed=1))
-    assert checkpoint.read_config(str(tmp_path)).seed == 1
+    assert checkpoints.read_config(str(tmp_path)).seed == 1
 
 
 def test_lengths_and_evaluation_may_change(tmp_path):
     save(tmp_path, state_at(1, tiny_config()), Position(), config=tiny_config(), keep=2)
-    longer = {'train.steps': 7, 'train.log_every': 1, 'train.save_every': 1, 'train.eval_every': 1, 'train.keep': 1}
-    places = {'data.eval_path': 'x', 'data.cache': 'y', 'data.workers': 0, 'data.prefetch': 1, 'eval.pictures': 1}
+    longer = {
+        'train.num_steps': 7,
+        'train.log_every': 1,
+        'train.save_every': 1,
+        'train.eval_every': 1,
+        'train.max_to_keep': 1,
+    }
+    places = {
+        'data.eval_path': 'x',
+        'data.cache': 'y',
+        'data.num_workers': 0,
+        'data.prefetch': 1,
+        'eval.num_visualizations': 1,
+    }
     Checkpoints(str(tmp_path), 2, tiny_config(**longer, **places))
-    assert checkpoint.read_config(str(tmp_path)).train.steps == 7
+    assert checkpoints.read_config(str(tmp_path)).train.num_steps == 7
 
 
 def test_option_that_did_not_exist_is_named(tmp_path):
@@ -204,7 +217,7 @@ def test_checkpoint_of_another_size_is_refused(tmp_path):
         r'\(.* is \(.*\) there and \(.*\) here\): set --config.model.size'
     )
     with pytest.raises(SamjaxError, match=message):
-        checkpoint.restore_params(str(tmp_path), other)
+        checkpoints.restore_params(str(tmp_path), other)
     with pytest.raises(SamjaxError, match=message):
         Checkpoints(str(tmp_path), 2, other).restore(abstract_sam(other), Position())
 
@@ -221,7 +234,7 @@ def test_half_written_checkpoint_is_not_picked_up(tmp_path, unfinished):
 
     checkpoints = Checkpoints(str(tmp_path), 3, config)
     assert checkpoints.latest == 3
-    assert_same(saved, checkpoints.restore(abstract(config), Position()))
+    assert_same(saved, checkpoints.restore(abstract_state(config), Position()))
 
 
 KILLED = """
@@ -265,7 +278,7 @@ def assert_step_3_is_whole(workdir):
     config = tiny_config()
     checkpoints, data = Checkpoints(str(workdir), 3, config), Position()
     assert checkpoints.latest == 3
-    assert_same(state_at(3, config), checkpoints.restore(abstract(config), data))
+    assert_same(state_at(3, config), checkpoints.restore(abstract_state(config), data))
     assert data.taken == 3
     assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['3']  # nothing is left behind
 
@@ -301,7 +314,7 @@ def test_damaged_checkpoint_is_named(tmp_path, quiet):
     for path in (tmp_path / 'checkpoints' / '3' / 'params').rglob('d/*'):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SamjaxError, match=r'checkpoint .*/3 cannot be read \(.*\): remove that folder'):
-        Checkpoints(str(tmp_path), 3, config).restore(abstract(config), Position())
+        Checkpoints(str(tmp_path), 3, config).restore(abstract_state(config), Position())
     assert (tmp_path / 'checkpoints' / '3').is_dir()
 
 
@@ -326,7 +339,7 @@ def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, qui
         save(tmp_path, state_at(step, config), Position(step), config, keep=3)
     damage(tmp_path / 'checkpoints' / '9' / ('params' if damage is shutil.rmtree else ''))
     checkpoints, data = Checkpoints(str(tmp_path), 3, config), Position()
-    assert_same(state_at(3, config), checkpoints.restore(abstract(config), data))
+    assert_same(state_at(3, config), checkpoints.restore(abstract_state(config), data))
     assert data.taken == 3
     assert re.search(
         rf'warning: checkpoint {tmp_path}/checkpoints/9 cannot be read \(.*\): .*; '
@@ -336,4 +349,4 @@ def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, qui
     # The run goes on to step 9 and saves it again.
     checkpoints.save(state_at(9, config), Position(9))
     checkpoints.wait()
-    assert_same(state_at(9, config), Checkpoints(str(tmp_path), 3, config).restore(abstract(config), data))
+    assert_same(state_at(9, config), Checkpoints(str(tmp_path), 3, config).restore(abstract_state(config), data))

@@ -1,4 +1,4 @@
-"""samjax.cluster: processes of a job find each other, and the one line that says who is missing."""
+"""samjax.distributed.processes: processes of a job find each other, and the one line that says who is missing."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import unittest.mock
 import jax
 import pytest
 
-from samjax import cluster
+from samjax.distributed import processes
 from samjax.errors import SamjaxError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,9 +27,9 @@ from samjax import cluster
 from samjax.errors import SamjaxError
 
 try:
-    cluster.join({})
+    processes.initialize({})
 except SamjaxError as error:
-    cluster.leave(f'error: {{error}}')
+    processes.exit_process(f'error: {{error}}')
 """
 
 
@@ -64,13 +64,13 @@ def coordinator():
     ],
 )
 def test_a_node_list_names_its_nodes_in_order(nodes, names):
-    assert cluster.expand(nodes) == names
+    assert processes.expand(nodes) == names
 
 
 def test_tasks_per_node():
-    assert cluster.repeat('4(x2),1') == [4, 4, 1]
-    assert cluster.repeat('2') == [2]
-    assert cluster.repeat('1,16(x2),3') == [1, 16, 16, 3]
+    assert processes.repeat('4(x2),1') == [4, 4, 1]
+    assert processes.repeat('2') == [2]
+    assert processes.repeat('1,16(x2),3') == [1, 16, 16, 3]
 
 
 SLURM = {'SLURM_STEP_NODELIST': 'gpu[1-2]', 'SLURM_STEP_TASKS_PER_NODE': '2,1'}
@@ -93,11 +93,11 @@ SLURM = {'SLURM_STEP_NODELIST': 'gpu[1-2]', 'SLURM_STEP_TASKS_PER_NODE': '2,1'}
 def test_the_environment_tells_the_hosts_of_three_processes(monkeypatch, environment, hosts):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cluster.hosts(3) == hosts
+    assert processes.hosts(3) == hosts
 
 
 def test_at_most_ten_missing_processes_are_named():
-    sentence = cluster.absence('n:1', 64, list(range(1, 64)), 5)
+    sentence = processes.absence('n:1', 64, list(range(1, 64)), 5)
     assert sentence.startswith('63 of 64 processes did not join n:1 within 5 s (process 1, process 2, ')
     assert ', process 10, 53 more): ' in sentence
 
@@ -126,7 +126,7 @@ def test_at_most_ten_missing_processes_are_named():
 @pytest.mark.parametrize('distributed', [False, True])
 def test_wrong_options(distributed, coordinator, processes, process, message):
     with pytest.raises(SamjaxError) as error:
-        cluster.join(distributed, coordinator, processes, process, 1)
+        processes.initialize(distributed, coordinator, processes, process, 1)
     assert str(error.value).startswith(message)
 
 
@@ -142,7 +142,7 @@ def test_wrong_options(distributed, coordinator, processes, process, message):
 def test_one_of_several_processes_does_not_work_alone(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(SamjaxError, match=f'^{name} says that this job has several processes, .* --distributed'):
-        cluster.join(False, None, None, None, 1)
+        processes.initialize(False, None, None, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_one_of_several_processes_does_not_work_alone(monkeypatch, name, value):
 def test_a_single_process_has_nothing_to_join(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    cluster.join(False, None, None, None, 1)
+    processes.initialize(False, None, None, None, 1)
     assert not jax.distributed.is_initialized()
 
 
 def test_distributed_without_a_cluster():
     with pytest.raises(SamjaxError, match=r'^--distributed finds no cluster; .*Slurm.*--coordinator=HOST:PORT'):
-        cluster.join(True, None, None, None, 1)
+        processes.initialize(True, None, None, None, 1)
 
 
 def test_distributed_with_a_cluster_that_cannot_be_read(monkeypatch):
@@ -172,7 +172,7 @@ def test_distributed_with_a_cluster_that_cannot_be_read(monkeypatch):
     with pytest.raises(
         SamjaxError, match=r"^--distributed cannot read the cluster \(.*'x'\): give each process --coor"
     ):
-        cluster.join(True, None, None, None, 1)
+        processes.initialize(True, None, None, None, 1)
 
 
 # ------------------------------------------------------------------------------------------- the meeting, without jax
@@ -184,7 +184,7 @@ def meet(monkeypatch, *options, **others):
 
     def run(i):
         try:
-            cluster.join(False, *options[i])
+            processes.initialize(False, *options[i])
         except SamjaxError as error:
             ends[i] = str(error)
 
@@ -331,7 +331,7 @@ def run(*jobs, limit=60):
 ADD = """
 parts = multihost_utils.process_allgather(jax.numpy.array(10 ** jax.process_index()))
 print(jax.process_count(), 'processes add up to', parts.sum())
-print(cluster.gather(['a', 'much longer'][jax.process_index()]))
+print(processes.all_gather_objects(['a', 'much longer'][jax.process_index()]))
 time.sleep(jax.process_index())  # process 0 ends first
 """
 
@@ -380,7 +380,7 @@ def test_one_line_says_that_process_0_cannot_be_reached(coordinator):
 
 
 LEAVE = """
-cluster.GRACE = 1
+processes.GRACE = 1
 multihost_utils.process_allgather(jax.numpy.array(1))  # a first one would wait half a minute for the other
 try:
     if jax.process_index():
@@ -388,9 +388,9 @@ try:
     multihost_utils.process_allgather(jax.numpy.array(1))
 except SamjaxError as error:
     print('leaves', end='')  # not flushed
-    cluster.leave(f'error: {error}')
+    processes.exit_process(f'error: {error}')
 except Exception:
-    cluster.leave('error: lost the other')
+    processes.exit_process('error: lost the other')
 """
 
 

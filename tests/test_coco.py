@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from samjax.data.layouts import coco
-from samjax.data.layouts.labelled import Bad, Unusable
+from samjax.data.formats import coco
+from samjax.data.formats.dataset_index import InvalidExample, InvalidItem
 from samjax.errors import SamjaxError
 
 HEIGHT, WIDTH = 6, 8
@@ -68,12 +68,12 @@ def entry(number, file_name, **more):
 
 
 def items(file):
-    return [item for unit in coco.find(file).units for item in unit.items()]
+    return [item for shard in coco.find(file).shards for item in shard.items()]
 
 
 def bad(file):
     """Name and cause of each item that is known to be unusable."""
-    return [(item.name, item.cause) for item in items(file) if isinstance(item, Bad)]
+    return [(item.name, item.cause) for item in items(file) if isinstance(item, InvalidItem)]
 
 
 def loaded(folder, *segmentations):
@@ -93,7 +93,7 @@ def as_bytes(mask):
 
 
 def cause_of(item):
-    with pytest.raises(Unusable) as raised:
+    with pytest.raises(InvalidExample) as raised:
         item.load()
     assert raised.value.detail
     return raised.value.cause
@@ -249,9 +249,9 @@ def test_form_of_coco_itself(tmp_path):
     file = write(tmp_path / 'annotations/instances_val2017.json', images, annotations)
     found = coco.find(file)
     assert found.layout == 'COCO instances'
-    (unit,) = found.units
-    assert [item.name for item in unit.items()] == ['b', 'a']
-    b, a = (item.load() for item in unit.items())
+    (shard,) = found.shards
+    assert [item.name for item in shard.items()] == ['b', 'a']
+    b, a = (item.load() for item in shard.items())
     assert (b.image, a.image) == (data['b'], data['a'])
     assert (b.size, a.size) == ((6, 8), (6, 9))
     assert [mask_HW.sum() for mask_HW in decoded(b)] == [6, 12]
@@ -591,7 +591,7 @@ def test_segments_that_are_not_listed_are_wrong(tmp_path):
     write_segments(tmp_path / 'annotations/panoptic_val/a.png')
     (item,) = items(file)
     assert cause_of(item) == 'wrong segments'
-    with pytest.raises(Unusable, match='70000'):
+    with pytest.raises(InvalidExample, match='70000'):
         item.load()
 
 
@@ -622,7 +622,7 @@ def test_grey_segments_are_wrong(tmp_path):
     Image.new('L', (WIDTH, HEIGHT), 7).save(tmp_path / 'annotations/a.png')
     (item,) = items(file)
     assert cause_of(item) == 'wrong segments'
-    with pytest.raises(Unusable, match='type L'):
+    with pytest.raises(InvalidExample, match='type L'):
         item.load()
 
 
@@ -714,7 +714,7 @@ def test_many_annotations_are_grouped_in_linear_time(tmp_path):
     start = time.monotonic()
     found = coco.find(file)
     assert time.monotonic() - start < 20  # s; a search of all annotations for each image takes minutes
-    assert [unit.weight for unit in found.units] == [1024, 1024, 952]
+    assert [shard.weight for shard in found.shards] == [1024, 1024, 952]
 
 
 CONTENTS = {
@@ -741,7 +741,7 @@ def test_other_json_is_told_apart(text, wrong, tmp_path):
         assert str(file) in str(raised.value)
         assert 'data.path must name' in str(raised.value)
     else:
-        assert coco.find(file).units == []
+        assert coco.find(file).shards == []
 
 
 @pytest.mark.parametrize('name', ['absent.json', 'folder.json'])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from samjax import collectives
-from samjax.collectives import Sent
+from samjax.preflight import collectives
+from samjax.preflight.collectives import Sent
 
 # Text, most of it from programs compiled for TPUs, shortened.
 

@@ -14,13 +14,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from configs import default
 from samjax import __main__ as command
-from samjax import checkpoint, resize
-from samjax.convert import names, torch_file, weights
+from samjax.config import get_config
+from samjax.convert import key_map, torch_file, weights
 from samjax.convert.convert import convert, read_torch
 from samjax.errors import SamjaxError
+from samjax.masks import resize
 from samjax.model.sam import SIZES
+from samjax.training import checkpoints
 
 CONFIG = dataclasses.replace(SIZES['test'], image_size=(48, 48))
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,7 +40,7 @@ def pth(sam, tmp_path):
 
 
 def run(source, target, form=None, image_size=None, force=False):
-    return convert(str(source), str(target), form, image_size, force, default.get_config())
+    return convert(str(source), str(target), form, image_size, force, get_config())
 
 
 def assert_equal(a, b):
@@ -79,7 +80,7 @@ def test_table_has_every_array_of_the_real_models_once(size):
     """Names and shapes of Meta's own modules, built without memory, are those of the table."""
     with torch.device('meta'):
         state = oracle.build(SIZES[size]).state_dict()
-    rows, shapes = names.table(SIZES[size]), weights.our_shapes(SIZES[size])
+    rows, shapes = key_map.table(SIZES[size]), weights.our_shapes(SIZES[size])
     assert {row.meta: weights.torch_shape(row, shapes) for row in rows} == {k: tuple(v.shape) for k, v in state.items()}
     assert len({row.meta for row in rows}) == len({row.hugging_face for row in rows}) == len(rows)
     assert {row.ours for row in rows} == shapes.keys()
@@ -87,7 +88,7 @@ def test_table_has_every_array_of_the_real_models_once(size):
 
 def test_layouts_are_their_own_inverses():
     shapes = weights.our_shapes(CONFIG)
-    for row in names.table(CONFIG):
+    for row in key_map.table(CONFIG):
         shape = shapes[row.ours][len(row.place) :]
         ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         np.testing.assert_array_equal(row.layout.to_ours(row.layout.to_torch(ours), shape), ours, err_msg=row.ours)
@@ -190,9 +191,9 @@ def test_another_image_size_resizes_both_position_tables(pth, tmp_path):
     said = run(pth, tmp_path / 'run', image_size=(32, 64))
     assert 'position tables resized from 48 x 48 px to 32 x 64 px' in said
     before, config, _ = read_torch(pth, force=False)
-    options = checkpoint.read_config(str(tmp_path / 'run'))
+    options = checkpoints.read_config(str(tmp_path / 'run'))
     assert options.model.image_size == (32, 64)
-    params, buffers, _ = checkpoint.restore_params(str(tmp_path / 'run'), options)
+    params, buffers, _ = checkpoints.restore_params(str(tmp_path / 'run'), options)
     after = weights.flat(params, buffers)
     table = torch.tensor(before['image_encoder/pos_embed']).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(table, (4, 8), mode='bilinear', align_corners=False)[0].permute(1, 2, 0)
@@ -400,6 +401,6 @@ def test_importing_samjax_needs_no_torch():
         '    def find_spec(name, path=None, target=None):\n'
         '        if name in ("torch", "transformers", "segment_anything"): raise ImportError(name)\n'
         'sys.meta_path.insert(0, Refuse)\n'
-        'import samjax.__main__, samjax.prediction, samjax.loop, samjax.evaluation.report, samjax.convert.verify'
+        'import samjax.__main__, samjax.jobs.predict, samjax.training.loop, samjax.evaluation.tasks.interactive, samjax.parity.verify'
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

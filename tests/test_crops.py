@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from samjax.automatic.crops import crop_boxes, point_grid, point_grids
-from samjax.convert import original
 from samjax.errors import SamjaxError
+from samjax.inference.automatic.crops import crop_boxes, point_grid, point_grids
+from samjax.parity import meta
 
-amg = original.package().utils.amg
+amg = meta.package().utils.amg
 
 
 def test_crops_worked_example():

@@ -11,10 +11,10 @@ from scipy import sparse
 from test_step import TX, make_step
 
 from benchmarks.sa1b_like import photograph, write_shard
-from samjax import step
-from samjax.bits import unpack_rows
 from samjax.data import pipeline
 from samjax.data.transforms import frame_size
+from samjax.masks.packing import unpack_rows
+from samjax.training import step
 
 LOADER = {'seed': 0, 'max_area': 1.0, 'flip': 'none', 'jitter': (1.0, 1.0), 'workers': 0, 'prefetch': 1}
 
@@ -56,7 +56,7 @@ def digests(masks_NHW):
 def test_shard_to_batch_to_step(shard, tmp_path, tiny_config):
     folder, annotations = shard
     source = pipeline.open_set(
-        str(folder), seed=0, image_size=(1, 1), length=1, cache=tmp_path / 'cache', max_bad_share=0.0
+        str(folder), seed=0, image_size=(1, 1), length=1, cache=tmp_path / 'cache', max_invalid_fraction=0.0
     )
     assert [example.name for example in source] == [f'sa_000000.tar/sa_{number}' for number in range(5)]
     for example, expected in zip(source, annotations, strict=True):
@@ -72,7 +72,7 @@ def test_shard_to_batch_to_step(shard, tmp_path, tiny_config):
     expected = sorted(digests(mask_HW for mask_HW in of_image if mask_HW.any()) for of_image in expected)
     found = [
         digests(mask_HW for mask_HW, valid in zip(masks_NHW, valid_N, strict=True) if valid)
-        for masks_NHW, valid_N in zip(np.array(unpack_rows(batch.masks_BNVW, 1024)), batch.valid_BN, strict=True)
+        for masks_NHW, valid_N in zip(np.array(unpack_rows(batch.packed_masks_BNVW, 1024)), batch.valid_BN, strict=True)
     ]
     assert sorted(found) == expected
 

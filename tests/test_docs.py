@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import default
+from samjax.config import get_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -45,12 +45,12 @@ def test_modules_and_names_can_be_imported(page):
 
 @every_page
 def test_options_of_the_config_exist(page):
-    sections = '|'.join(default.get_config().keys())
+    sections = '|'.join(get_config().keys())
     options = found(rf'--config\.((?:{sections})(?:\.\w+)*)', page) + found(
         rf'`((?:{sections})\.(?!py`)[a-z]\w*)[`=]', page
     )
     for option in options:
-        value = default.get_config()
+        value = get_config()
         for key in option.split('.'):
             value = value[key]
 

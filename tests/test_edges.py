@@ -5,11 +5,11 @@ import pytest
 import scipy.io
 from PIL import Image
 from test_sa1b import picture
-from test_tasks import subject
+from test_tasks import eval_model
 
 from samjax.errors import SamjaxError
-from samjax.evaluation import edges
-from samjax.evaluation.findings import Options
+from samjax.evaluation.eval_result import EvalOptions
+from samjax.evaluation.tasks import edges
 
 
 def test_edges_of_a_mask_lie_just_outside_it():
@@ -71,21 +71,21 @@ def bsds(tmp_path):
 
 
 def test_task_scores_images_and_leaves_their_edges(tmp_path, params, bsds):
-    found = edges.edges(subject(tmp_path, params, 1, bsds), Options(), tmp_path / 'out')
+    found = edges.edges(eval_model(tmp_path, params, 1, bsds), EvalOptions(), tmp_path / 'out')
     assert list(found.scores) == ['ODS', 'OIS', 'AP', 'R50']
     assert 0 <= found.scores['ODS'] <= found.scores['OIS'] <= 1
     assert found.tables[0].rows[1][0] == 'SAM ViT-H, as published'
     with Image.open(tmp_path / 'out' / 'edges' / '0.png') as image:
         assert image.size == (40, 24)
     assert found.figures[0].file.stat().st_size > 1000
-    again = edges.edges(subject(tmp_path, params, 8, bsds), Options(), tmp_path / 'eight')
+    again = edges.edges(eval_model(tmp_path, params, 8, bsds), EvalOptions(), tmp_path / 'eight')
     np.testing.assert_equal(again.scores, found.scores)
 
 
 def test_what_is_missing_is_said(tmp_path, params, bsds):
-    here = subject(tmp_path, params, 1, bsds)
+    here = eval_model(tmp_path, params, 1, bsds)
     with pytest.raises(SamjaxError, match='nowhere hold no .mat files: give --ground_truth=DIR'):
-        edges.edges(here, Options(ground_truth=str(tmp_path / 'nowhere')), tmp_path / 'out')
+        edges.edges(here, EvalOptions(ground_truth=str(tmp_path / 'nowhere')), tmp_path / 'out')
     (bsds / '1.jpg').unlink()
     with pytest.raises(SamjaxError, match='val has no image 1.jpg for .*1.mat: give the images of the same split'):
-        edges.edges(here, Options(), tmp_path / 'out')
+        edges.edges(here, EvalOptions(), tmp_path / 'out')

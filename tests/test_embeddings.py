@@ -18,14 +18,14 @@ from test_report import tiny_run_config
 from test_sa1b import picture
 
 from samjax import __main__ as command
-from samjax import embeddings
 from samjax.convert import convert
-from samjax.embeddings import Embedding, embed
 from samjax.errors import SamjaxError
-from samjax.evaluation.subject import open_subject
+from samjax.evaluation.eval_model import open_eval_model
+from samjax.inference.predictor import Predictor
+from samjax.jobs import embeddings
+from samjax.jobs.embeddings import Embedding, embed
+from samjax.jobs.output_folder import HIDDEN, REPORT, OutputFolder, Report
 from samjax.model.sam import SIZES
-from samjax.output import HIDDEN, REPORT, Output, Report
-from samjax.predictor import Predictor
 
 CALL = {'point_coords': np.array([[30, 20]]), 'point_labels': np.array([1])}
 
@@ -43,9 +43,9 @@ def quick(model, monkeypatch):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def images(tmp_path):
     """Five images of other sizes."""
-    folder = tmp_path / 'photos'
+    folder = tmp_path / 'images'
     (folder / 'sub').mkdir(parents=True)
     for number, name in enumerate(['a', 'b', 'c', 'sub/d', 'sub/e']):
         picture(number, 24 + number, 40).save(folder / f'{name}.png')
@@ -65,9 +65,9 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_masks_of_an_embedding_are_those_of_the_image(model, photos, tmp_path, dtype):
+def test_masks_of_an_embedding_are_those_of_the_image(model, images, tmp_path, dtype):
     ours, fresh = (convert.open_predictor(model, dtype) for _ in range(2))
-    ours.set_image(pixels(photos / 'b.png'))
+    ours.set_image(pixels(images / 'b.png'))
     expected, embedding = ours.predict(**CALL), ours.embedding()
     assert (embedding.original, embedding.size, embedding.frame) == ((25, 40), (30, 48), (32, 48))
     assert (embedding.embed_hwC.shape, embedding.embed_hwC.dtype) == ((4, 6, 16), np.float32)
@@ -82,8 +82,8 @@ def test_masks_of_an_embedding_are_those_of_the_image(model, photos, tmp_path, d
     np.testing.assert_array_equal(fresh.embedding().embed_hwC, embedding.embed_hwC)
 
 
-def test_embedding_lies_on_the_device_of_the_model(predictor, photos):
-    predictor.set_image(pixels(photos / 'a.png'))
+def test_embedding_lies_on_the_device_of_the_model(predictor, images):
+    predictor.set_image(pixels(images / 'a.png'))
     device = jax.devices()[3]
     elsewhere = Predictor(predictor.config, *jax.device_put(predictor.model[1:], device))
     elsewhere.set_embedding(predictor.embedding())
@@ -92,11 +92,11 @@ def test_embedding_lies_on_the_device_of_the_model(predictor, photos):
 
 
 def test_digest_is_that_of_the_evaluation(model, predictor):
-    assert predictor.digest == open_subject(model, tiny_run_config()).digest
+    assert predictor.digest == open_eval_model(model, tiny_run_config()).digest
 
 
-def test_other_model_is_refused(predictor, photos):
-    predictor.set_image(pixels(photos / 'a.png'))
+def test_other_model_is_refused(predictor, images):
+    predictor.set_image(pixels(images / 'a.png'))
     embedding = predictor.embedding()
     config, (_, params, buffers) = predictor.config, predictor.model
     other = Predictor(config, jax.tree.map(lambda x: x + 1e-3, params), buffers)
@@ -187,26 +187,26 @@ def test_npy_is_what_the_original_gives(tmp_path):
         assert np.abs(found - expected).max() < 1e-4 * expected.std()
 
 
-def test_each_image_has_a_file_whatever_the_devices(photos, tmp_path, model, quick, predictor):
-    report = embed([str(photos)], model, tmp_path / 'out', devices=1)
+def test_each_image_has_a_file_whatever_the_devices(images, tmp_path, model, quick, predictor):
+    report = embed([str(images)], model, tmp_path / 'out', devices=1)
     assert (report.found, report.images, report.bad) == (5, 5, {})
     assert Report.read(tmp_path / 'out' / REPORT) == report
     names = ['a', 'b', 'c', 'sub/d', 'sub/e']
     assert files(tmp_path / 'out') == sorted([REPORT, *(f'{name}.npz' for name in names)])
     for name in names:
-        predictor.set_image(pixels(photos / f'{name}.png'))
+        predictor.set_image(pixels(images / f'{name}.png'))
         expected = predictor.predict(**CALL)
         predictor.set_embedding(embeddings.read(tmp_path / f'out/{name}.npz'))
         assert_same(predictor.predict(**CALL), expected)
-    embed([str(photos)], model, tmp_path / 'two', devices=2)
+    embed([str(images)], model, tmp_path / 'two', devices=2)
     assert tree(tmp_path / 'two') == tree(tmp_path / 'out')
 
 
-def test_float16_takes_half_the_room_and_is_close(photos, tmp_path, model, quick, predictor):
-    embed([str(photos)], model, tmp_path / 'out', dtype='float16', devices=1)
+def test_float16_takes_half_the_room_and_is_close(images, tmp_path, model, quick, predictor):
+    embed([str(images)], model, tmp_path / 'out', dtype='float16', devices=1)
     half = embeddings.read(tmp_path / 'out/a.npz')
     assert half.embed_hwC.dtype == np.float16
-    predictor.set_image(pixels(photos / 'a.png'))
+    predictor.set_image(pixels(images / 'a.png'))
     expected = predictor.predict(**CALL, return_logits=True)[0]
     np.testing.assert_allclose(half.embed_hwC, predictor.embedding().embed_hwC, rtol=1e-3, atol=1e-6)
     predictor.set_embedding(half)
@@ -214,10 +214,10 @@ def test_float16_takes_half_the_room_and_is_close(photos, tmp_path, model, quick
     np.testing.assert_allclose(found, expected, atol=0.02 * expected.std())
 
 
-def test_values_too_large_for_float16_are_refused(photos, tmp_path, model, quick, monkeypatch):
+def test_values_too_large_for_float16_are_refused(images, tmp_path, model, quick, monkeypatch):
     monkeypatch.setattr(Predictor, 'encode', _encode_large(Predictor.encode))
     with pytest.raises(SamjaxError, match='the embedding of .*png has values up to 100000, too large for float16'):
-        embed([str(photos)], model, tmp_path / 'out', dtype='float16', devices=1)
+        embed([str(images)], model, tmp_path / 'out', dtype='float16', devices=1)
 
 
 def _encode_large(encode):
@@ -228,25 +228,25 @@ def _encode_large(encode):
     return encoded
 
 
-def test_bad_images_are_named_and_the_others_done(photos, tmp_path, model, quick):
-    (photos / 'b.png').write_bytes((photos / 'b.png').read_bytes()[:300])
-    report = embed([str(photos)], model, tmp_path / 'out', devices=1)
+def test_bad_images_are_named_and_the_others_done(images, tmp_path, model, quick):
+    (images / 'b.png').write_bytes((images / 'b.png').read_bytes()[:300])
+    report = embed([str(images)], model, tmp_path / 'out', devices=1)
     assert (report.found, report.images, report.summary()) == (5, 4, '1 unreadable image')
-    assert report.bad['unreadable image'][0].startswith(f'{photos}/b.png: ')
+    assert report.bad['unreadable image'][0].startswith(f'{images}/b.png: ')
     assert not (tmp_path / 'out/b.npz').exists()
-    for file in photos.rglob('*.png'):
+    for file in images.rglob('*.png'):
         file.write_bytes(b'no image')
     with pytest.raises(SamjaxError, match='none of the 5 images can be used'):
-        embed([str(photos)], model, tmp_path / 'none', devices=1)
-    for file in photos.rglob('*.png'):
+        embed([str(images)], model, tmp_path / 'none', devices=1)
+    for file in images.rglob('*.png'):
         file.unlink()
-    with pytest.raises(SamjaxError, match='photos holds no image'):
-        embed([str(photos)], model, tmp_path / 'none', devices=1)
+    with pytest.raises(SamjaxError, match='images holds no image'):
+        embed([str(images)], model, tmp_path / 'none', devices=1)
 
 
-def test_full_disk_is_one_sentence_and_the_same_command_goes_on(photos, tmp_path, model, quick, monkeypatch):
-    embed([str(photos)], model, tmp_path / 'whole', devices=1)
-    moved, move, encoded, encode = [], Output._move, [], Predictor.encode
+def test_full_disk_is_one_sentence_and_the_same_command_goes_on(images, tmp_path, model, quick, monkeypatch):
+    embed([str(images)], model, tmp_path / 'whole', devices=1)
+    moved, move, encoded, encode = [], OutputFolder._move, [], Predictor.encode
 
     def full(output, part, file):
         moved.append(file)
@@ -255,29 +255,29 @@ def test_full_disk_is_one_sentence_and_the_same_command_goes_on(photos, tmp_path
         move(output, part, file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Output, '_move', full)
+        patch.setattr(OutputFolder, '_move', full)
         with pytest.raises(SamjaxError, match=r'out cannot be written \(No space left on device\): free some space'):
-            embed([str(photos)], model, tmp_path / 'out', devices=1)
+            embed([str(images)], model, tmp_path / 'out', devices=1)
     assert (tmp_path / 'out' / HIDDEN).is_dir()
     with pytest.raises(SamjaxError, match='out holds an unfinished run of other format: choose another --out'):
-        embed([str(photos)], model, tmp_path / 'out', form='npy')
+        embed([str(images)], model, tmp_path / 'out', form='npy')
     monkeypatch.setattr(Predictor, 'encode', lambda *arguments: encoded.append(1) or encode(*arguments))
-    embed([str(photos)], model, tmp_path / 'out', devices=1)
+    embed([str(images)], model, tmp_path / 'out', devices=1)
     assert len(encoded) == 2
     assert tree(tmp_path / 'out') == tree(tmp_path / 'whole')
-    embed([str(photos)], model, tmp_path / 'out', devices=1)  # is done
+    embed([str(images)], model, tmp_path / 'out', devices=1)  # is done
     assert len(encoded) == 2
 
 
-def test_output_of_something_else_is_refused(photos, tmp_path, model, quick):
+def test_output_of_something_else_is_refused(images, tmp_path, model, quick):
     def said(**options):
         with pytest.raises(SamjaxError) as error:
-            embed([str(photos)], model, tmp_path / 'out', **options, devices=1)
+            embed([str(images)], model, tmp_path / 'out', **options, devices=1)
         return str(error.value).replace(str(tmp_path), 'TMP')
 
-    embed([str(photos)], model, tmp_path / 'out', devices=1)
+    embed([str(images)], model, tmp_path / 'out', devices=1)
     assert said(dtype='float16').startswith('TMP/out holds embeddings of other dtype: choose another --out')
-    picture(9).save(photos / 'new.png')
+    picture(9).save(images / 'new.png')
     assert said().startswith('TMP/out holds embeddings of other images: ')
     assert said(form='png') == "the format 'png' is not known: choose one of npz, npy"
     assert said(dtype='int8') == "the dtype 'int8' is not known: choose one of float32, float16"
@@ -292,16 +292,16 @@ def no_cache(monkeypatch):
     monkeypatch.setattr(jax.config, 'update', lambda *_: None)
 
 
-def test_commands_give_the_same_masks_with_and_without(photos, tmp_path, model, quick, no_cache, capsys):
-    (photos / 'c.png').write_bytes(b'no image')
-    command.main(['embed', str(photos), '--model', model, '--out', str(tmp_path / 'out'), '--devices=1'])
+def test_commands_give_the_same_masks_with_and_without(images, tmp_path, model, quick, no_cache, capsys):
+    (images / 'c.png').write_bytes(b'no image')
+    command.main(['embed', str(images), '--model', model, '--out', str(tmp_path / 'out'), '--devices=1'])
     assert capsys.readouterr().out.splitlines() == [
         f'{tmp_path}/out: 4 embeddings',
         'left out 1 of 5 images: 1 unreadable image',
         'report.jsonl there names what was left out and why',
     ]
     words = ['predict', '--model', model, '--point', '7,5']
-    image, encoded = str(photos / 'a.png'), ['--embedding', str(tmp_path / 'out/a.npz')]
+    image, encoded = str(images / 'a.png'), ['--embedding', str(tmp_path / 'out/a.npz')]
     for name, what in (('image', [image]), ('embedding', encoded), ('both', [image, *encoded])):
         outs = [f'--out={tmp_path}/{name}/{file}' for file in ('x.json', 'mask.png')]
         outs += [f'--out={tmp_path}/{name}/overlay.png'] * (name != 'embedding')
@@ -320,9 +320,9 @@ def test_commands_give_the_same_masks_with_and_without(photos, tmp_path, model, 
     assert said(*encoded, '--out', 'o.png').startswith('error: o.png would show the image: name that too')
     assert said(*encoded, '--point', '70,5') == 'error: 70,5 is outside the image of 40 x 24 px'
     message = (
-        'error: TMP/out/a.npz is of an image of 40 x 24 px, and TMP/photos/b.png has 40 x 25 px: name its own image'
+        'error: TMP/out/a.npz is of an image of 40 x 24 px, and TMP/images/b.png has 40 x 25 px: name its own image'
     )
-    assert said(*encoded, str(photos / 'b.png')) == message
+    assert said(*encoded, str(images / 'b.png')) == message
     found = embeddings.read(tmp_path / 'out/a.npz')
     embeddings.write(tmp_path / 'other.npz', dataclasses.replace(found, model='abc'))
     assert said('--embedding', str(tmp_path / 'other.npz')).startswith(

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from test_report import tiny_run_config
 
-from samjax import checkpoint
 from samjax.data import pipeline
-from samjax.data.photo import Photo
+from samjax.data.example import Example
 from samjax.errors import SamjaxError
+from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.evaluate import evaluate
-from samjax.evaluation.findings import Options
-from samjax.structs import Example
+from samjax.images.encoded_image import EncodedImage
+from samjax.training import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,13 +29,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 def restored(monkeypatch, params):
     """A run whose newest checkpoint, of step 12, is random."""
     config = tiny_run_config()
-    monkeypatch.setattr(checkpoint, 'restore_params', lambda workdir, config: (*params, 12))
+    monkeypatch.setattr(checkpoints, 'restore_params', lambda workdir, config: (*params, 12))
     return config
 
 
 def test_evaluation_of_a_run_on_scenes(tmp_path, restored):
     restored.eval.devices = 1
-    text, folder = evaluate(restored, tmp_path, 'interactive', Options(max_images=1, max_objects=3))
+    text, folder = evaluate(restored, tmp_path, 'interactive', EvalOptions(max_images=1, max_objects=3))
     assert folder == tmp_path / 'eval' / 'scenes'
     results = json.loads((folder / 'results.json').read_text())
     assert (results['task'], results['step'], results['data']['path']) == ('interactive', 12, 'scenes')
@@ -52,9 +52,9 @@ def test_evaluation_of_a_run_on_scenes(tmp_path, restored):
 
 def test_unknown_baseline_and_task_are_named(tmp_path, restored):
     with pytest.raises(SamjaxError, match="'snake' is unknown"):
-        evaluate(restored, tmp_path, 'interactive', Options(others=('snake',)))
+        evaluate(restored, tmp_path, 'interactive', EvalOptions(others=('snake',)))
     with pytest.raises(SamjaxError, match='--task=tracking is unknown: choose one of interactive, suite'):
-        evaluate(restored, tmp_path, 'tracking', Options())
+        evaluate(restored, tmp_path, 'tracking', EvalOptions())
 
 
 class Empty(list):
@@ -62,10 +62,10 @@ class Empty(list):
 
 
 def test_data_without_objects_is_named(tmp_path, restored, monkeypatch):
-    empty = Empty([Example('a', Photo.from_array(np.zeros((9, 9, 3), np.uint8)), [])])
+    empty = Empty([Example('a', EncodedImage.from_array(np.zeros((9, 9, 3), np.uint8)), [])])
     monkeypatch.setattr(pipeline, 'open_set', lambda path, **options: empty)
     with pytest.raises(SamjaxError, match='scenes has no object'):
-        evaluate(restored, tmp_path, 'interactive', Options())
+        evaluate(restored, tmp_path, 'interactive', EvalOptions())
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_data_without_objects_is_named(tmp_path, restored, monkeypatch):
     [
         (['--workdir=nowhere'], 'nowhere/config.json does not exist'),
         (['--workdir=run', '--config.eval.clickz=3'], 'the config has no option'),
-        (['--workdir=run', '--config.eval.object_batch=3', 'stray'], "'stray' is not an option"),
+        (['--workdir=run', '--config.eval.prompt_batch_size=3', 'stray'], "'stray' is not an option"),
         (['--workdir=run'], 'run holds no checkpoint'),
     ],
 )
@@ -95,9 +95,9 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message)
 def run(tmp_path_factory, params):
     """A run with random parameters, to be evaluated on 7 scenes."""
     config = tiny_run_config()
-    config.data.eval_images = 7
+    config.data.synthetic_eval_images = 7
     folder = tmp_path_factory.mktemp('run')
-    checkpoint.save_params(str(folder), config, *params)
+    checkpoints.save_params(str(folder), config, *params)
     return folder
 
 
@@ -153,18 +153,18 @@ def test_two_processes(run, alone):
 
 def test_killed_and_run_again(run, alone):
     (run / 'eval' / 'scenes' / 'results.json').unlink()
-    ledger = run / 'eval' / 'scenes' / 'unfinished' / 'sam' / 'process_0.jsonl'
+    journal = run / 'eval' / 'scenes' / 'unfinished' / 'sam' / 'process_0.jsonl'
     process = subprocess.Popen(command(run), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 200
-    while not ledger.exists() or not ledger.read_text():
+    while not journal.exists() or not journal.read_text():
         assert time.monotonic() < end
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = ledger.read_text().count('\n')
+    before = journal.read_text().count('\n')
     done = subprocess.run(command(run), check=True, env=environment(), capture_output=True, text=True, timeout=300)
     assert results(run) == alone
     if before < 7:
         assert f'{7 - before}/{7 - before} images' in done.stderr
-    assert not ledger.exists()
+    assert not journal.exists()

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from samjax import survey
-from samjax.data.photo import Photo
+from samjax.data.example import Example
+from samjax.distributed import map
 from samjax.errors import SamjaxError
-from samjax.evaluation import evaluators
-from samjax.evaluation.evaluators import Interactive, SamSegmenter
-from samjax.model.sam import SIZES, abstract
-from samjax.predictor import Predictor, _decode, _encode
-from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, Example, Prediction
+from samjax.evaluation import protocol
+from samjax.evaluation.protocol import Interactive, SamSegmenter
+from samjax.images.encoded_image import EncodedImage
+from samjax.inference.predictor import Predictor, _decode, _encode
+from samjax.model.params import abstract_state
+from samjax.model.sam import SIZES
+from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, Prediction
 
 
 def rectangle(height, width, top, left, bottom, right):
@@ -24,7 +26,7 @@ def rectangle(height, width, top, left, bottom, right):
 def example(name, height, width, masks):
     rles = [coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8))) for mask_HW in masks]
     image_HW3 = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return Example(name, Photo.from_array(image_HW3), rles)
+    return Example(name, EncodedImage.from_array(image_HW3), rles)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def interactive(source, **options):
     settings = {
         'clicks': (1, 2, 3),
         'first_click': 'center',
-        'object_batch': 3,
+        'prompt_batch_size': 3,
         'pictures': 0,
         'cases': 0,
         'max_images': 0,
@@ -62,7 +64,7 @@ class Fake:
 
     def set_image(self, image_HW3):
         (example,) = [e for e in self.source if np.array_equal(e.image.pixels(), image_HW3)]
-        self.truth_NHW = evaluators.decode_masks(example.rles)
+        self.truth_NHW = protocol.decode_masks(example.rles)
         self.asked = 0
 
     def answer(self, points_NP2, labels_NP, previous):
@@ -159,8 +161,8 @@ def test_batch_size_does_not_change_scores(source):
     def half(truth, click, slot):
         return truth & (np.arange(truth.shape[1]) % (slot + 2) > 0)
 
-    whole = interactive(source, object_batch=8).measure([Fake(source, half)])
-    parts = interactive(source, object_batch=2).measure([Fake(source, half)])
+    whole = interactive(source, prompt_batch_size=8).measure([Fake(source, half)])
+    parts = interactive(source, prompt_batch_size=2).measure([Fake(source, half)])
     assert whole.rows == parts.rows
 
 
@@ -174,11 +176,11 @@ def test_processes_share_images_and_find_what_one_finds(source, monkeypatch, pro
         monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
         monkeypatch.setattr(jax, 'process_count', lambda: processes)
         monkeypatch.setattr(
-            survey.cluster, 'gather', lambda mine: found.append(mine) or [[(place, []) for place in range(3)], mine]
+            map.cluster, 'gather', lambda mine: found.append(mine) or [[(place, []) for place in range(3)], mine]
         )
         interactive(source, pictures=1).measure([fake])
     monkeypatch.setattr(jax, 'process_index', lambda: 0)
-    monkeypatch.setattr(survey.cluster, 'gather', lambda mine: found)
+    monkeypatch.setattr(map.cluster, 'gather', lambda mine: found)
     joined = interactive(source, pictures=1).measure([fake])
     assert joined.rows == whole.rows
     assert (joined.images, joined.images_without_objects) == (2, 1)
@@ -195,7 +197,7 @@ def test_random_first_clicks_repeat_and_lie_inside(source):
 
     assert (points(1) == points(1)).all()
     assert (points(1) != points(2)).any()
-    truths = [*evaluators.decode_masks(source[0].rles), *evaluators.decode_masks(source[2].rles)]
+    truths = [*protocol.decode_masks(source[0].rles), *protocol.decode_masks(source[2].rles)]
     for (x, y), truth_HW in zip(points(1).astype(int), truths, strict=True):
         assert truth_HW[y, x]
 
@@ -232,12 +234,12 @@ def test_pictures_trace_what_happened(source):
     outcome = interactive(source, pictures=1).measure([fake])
     (picture,) = outcome.pictures
     np.testing.assert_array_equal(picture.image_HW3, source[0].image.pixels())
-    assert len(picture.traces) == evaluators.PICTURED_OBJECTS
+    assert len(picture.traces) == protocol.PICTURED_OBJECTS
     for trace in picture.traces:
         assert trace.masks_MHW.shape == (3, 20, 30)
         assert trace.answers_KHW.shape == (3, 20, 30)
         assert trace.truth_HW.sum() == trace.row.area
-        reached = [evaluators.mask_iou(a, trace.truth_HW) for a in trace.answers_KHW]
+        reached = [protocol.mask_iou(a, trace.truth_HW) for a in trace.answers_KHW]
         assert reached == list(trace.row.iou_K)
 
 
@@ -255,12 +257,12 @@ def test_unusable_options_are_named(source):
 @pytest.fixture(scope='module')
 def predictor():
     config, rng = SIZES['test'], np.random.default_rng(0)
-    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract(config)[1:])
+    drawn = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), abstract_state(config)[1:])
     return Predictor(config, *drawn)
 
 
 def test_the_model_goes_through_the_protocol(source, predictor):
-    segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=3)
+    segmenter = SamSegmenter('model', predictor, prompt_batch_size=3, max_clicks=3)
     outcome = interactive(source, pictures=1).measure([segmenter])
     assert len(outcome.rows) == 6
     for row in outcome.rows:
@@ -269,8 +271,8 @@ def test_the_model_goes_through_the_protocol(source, predictor):
         assert row.iou_K[0] == row.iou_M[row.picked]
 
 
-def ask(predictor, object_batch, max_clicks, image_HW3, points_NP2, labels_NP, previous=None):
-    segmenter = SamSegmenter('model', predictor, object_batch, max_clicks)
+def ask(predictor, prompt_batch_size, max_clicks, image_HW3, points_NP2, labels_NP, previous=None):
+    segmenter = SamSegmenter('model', predictor, prompt_batch_size, max_clicks)
     segmenter.set_image(image_HW3)
     points_NP2 = np.array(points_NP2, np.float32)
     return segmenter.answer(points_NP2, np.array(labels_NP, np.int32), previous)
@@ -306,7 +308,7 @@ def test_the_previous_answer_is_a_mask_prompt(predictor):
 
 
 def test_prompts_are_scaled_into_the_frame_and_closed_by_not_a_point(predictor):
-    segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=2)
+    segmenter = SamSegmenter('model', predictor, prompt_batch_size=3, max_clicks=2)
     segmenter.set_image(np.zeros((64, 64, 3), np.uint8))  # frame 32 x 48: half size, 16 columns of padding
     prompts = segmenter._prompts(np.array([[[10, 20]]], np.float32), np.array([[1]]), None)
     assert prompts.points_BNP2[0, 0, 0].tolist() == [5, 10]
@@ -325,7 +327,7 @@ def test_masks_return_to_the_original_pixels(predictor, monkeypatch, part):
     logits = np.full((1, 2, 4, low_y, low_x), -1.0, np.float32)
     logits[..., : low_y // 2 if part == 'upper' else low_y, : low_x // 4 if part == 'left' else low_x] = 1
     prediction = Prediction(logits, np.zeros((1, 2, 4), np.float32))
-    monkeypatch.setattr('samjax.predictor._decode', lambda *inputs: prediction)
+    monkeypatch.setattr('samjax.inference.predictor._decode', lambda *inputs: prediction)
     sizes = ((64, 96), (32, 24)), ((32, 48), (16, 12)), ((16, 24), (8, 6)), ((96, 48), (48, 36)), ((32, 96), (32, 24))
     for (height, width), (rows, columns) in sizes:
         masks_NMHW = ask(predictor, 2, 1, np.zeros((height, width, 3), np.uint8), [[[0, 0]]], [[1]])[0]
@@ -336,7 +338,7 @@ def test_masks_return_to_the_original_pixels(predictor, monkeypatch, part):
 
 def test_everything_is_compiled_once(source, predictor):
     for max_images in (0, 1):
-        segmenter = SamSegmenter('model', predictor, object_batch=3, max_clicks=3)
+        segmenter = SamSegmenter('model', predictor, prompt_batch_size=3, max_clicks=3)
         interactive(source, max_images=max_images).measure([segmenter])
         sizes = _encode._cache_size(), _decode._cache_size()
         if max_images == 0:

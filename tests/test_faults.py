@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from samjax import log
+from samjax.training import metric_logger
 
 TESTS = pathlib.Path(__file__).parent
 LIMIT = 300  # s, for a process that hangs
@@ -50,7 +50,7 @@ def port():
 
 def losses(workdir):
     """[(step, loss)] of metrics.jsonl."""
-    return [(line['step'], line['train/loss']) for line in log.read_metrics(workdir) if 'train/loss' in line]
+    return [(line['step'], line['train/loss']) for line in metric_logger.read_metrics(workdir) if 'train/loss' in line]
 
 
 def saved_steps(workdir):
@@ -178,7 +178,7 @@ def test_two_processes_train_and_evaluate_sam_as_one_does(tmp_path):
     job = port()
     finish(*(start(tmp_path / 'two', 1, devices=4, job=(job, 2, i, 'sam')) for i in range(2)))
     (train, evaluation), (expected_train, expected_evaluation) = map(
-        log.read_metrics, (tmp_path / 'two', tmp_path / 'alone')
+        metric_logger.read_metrics, (tmp_path / 'two', tmp_path / 'alone')
     )
     assert train.keys() == expected_train.keys()
     for name in ('loss', 'focal', 'dice', 'iou', 'grad_norm', 'objects', 'mask_iou_first', 'mask_iou_last'):

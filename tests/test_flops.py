@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from configs import default
-from samjax import flops, prompts
-from samjax.bits import unpack_rows
-from samjax.model import mask_decoder
-from samjax.model.sam import SIZES, abstract
-from samjax.prompts import Simulation
+from samjax.config import get_config
+from samjax.masks.packing import unpack_rows
+from samjax.model import flops, mask_decoder
+from samjax.model.params import abstract_state
+from samjax.model.sam import SIZES
 from samjax.structs import ALL_MASKS, MULTIMASK, SINGLE_MASK, Prompts
+from samjax.training import click_simulation
+from samjax.training.click_simulation import ClickSimulation
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_decoder_by_hand(tiny_config):
 @pytest.mark.parametrize('size', ['test', 'vit_xxs', 'vit_b', 'vit_h'])
 def test_encoder_multiplies_what_is_counted(size):
     config = SIZES[size]
-    graphdef, *state = abstract(config)
+    graphdef, *state = abstract_state(config)
     image_BHW3 = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
 
     def encode(state, image_BHW3):
@@ -95,13 +96,13 @@ def test_xla_counts_elementwise_work_on_top():
 
 @pytest.mark.parametrize('rounds', [1, 2, 4, 11])
 def test_training_counts_every_prompt_slot(tiny_config, tiny_batch, rounds):
-    simulation = dataclasses.replace(Simulation(**default.get_config().prompts), rounds=rounds)
+    simulation = dataclasses.replace(ClickSimulation(**get_config().prompts), rounds=rounds)
 
-    def first_prompts(masks_BNVW, size_B2):
-        keys_B, masks_BNHW = jax.random.split(jax.random.key(0), len(size_B2)), unpack_rows(masks_BNVW, 32)
-        return prompts.first_prompts(simulation, masks_BNHW, tiny_config.low_size, size_B2, keys_B)
+    def first_prompts(packed_masks_BNVW, size_B2):
+        keys_B, masks_BNHW = jax.random.split(jax.random.key(0), len(size_B2)), unpack_rows(packed_masks_BNVW, 32)
+        return click_simulation.first_prompts(simulation, masks_BNHW, tiny_config.low_size, size_B2, keys_B)
 
-    labels_BNP = jax.eval_shape(first_prompts, tiny_batch.masks_BNVW, tiny_batch.size_B2).labels_BNP
+    labels_BNP = jax.eval_shape(first_prompts, tiny_batch.packed_masks_BNVW, tiny_batch.size_B2).labels_BNP
     first, later = (
         flops.decoder_macs(tiny_config, tokens=5 + labels_BNP.shape[2], mask_prompt=True, masks=masks)
         for masks in (len(MULTIMASK), len(SINGLE_MASK))
@@ -126,7 +127,7 @@ def test_chips():
 
 def decoder(config, slots: int, masks: tuple[int, ...], objects: int = 1, mask_prompt: bool = True):
     """A function of arrays that decodes prompts about one image, and the shapes of the arrays."""
-    graphdef, *state = abstract(config)
+    graphdef, *state = abstract_state(config)
     shape = jax.ShapeDtypeStruct
     given = Prompts(
         points_BNP2=shape((1, objects, slots, 2), jnp.float32),

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from samjax.data.layouts import folder
-from samjax.data.layouts.labelled import Bad, Unusable
+from samjax.data.formats import folder
+from samjax.data.formats.dataset_index import InvalidExample, InvalidItem
 from samjax.errors import SamjaxError
 
 BINARY = [[0, 1, 0], [0, 1, 1]]
@@ -33,21 +33,21 @@ def put_all(root, *files):
 
 
 def items(path):
-    return [item for unit in folder.find(path).units for item in unit.items()]
+    return [item for shard in folder.find(path).shards for item in shard.items()]
 
 
 def matched(path):
     """Name of each image that has masks: its masks."""
-    return {item.name: list(item.masks) for item in items(path) if not isinstance(item, Bad) and item.masks}
+    return {item.name: list(item.masks) for item in items(path) if not isinstance(item, InvalidItem) and item.masks}
 
 
 def bare(path):
     """Names of images without masks."""
-    return [item.name for item in items(path) if not isinstance(item, Bad) and not item.masks]
+    return [item.name for item in items(path) if not isinstance(item, InvalidItem) and not item.masks]
 
 
 def bad(path):
-    return [(item.cause, item.name, item.place) for item in items(path) if isinstance(item, Bad)]
+    return [(item.cause, item.name, item.place) for item in items(path) if isinstance(item, InvalidItem)]
 
 
 def load(path):
@@ -70,7 +70,7 @@ def read(tmp_path, values, *more, suffix='.png', **how):
 
 
 def refused(tmp_path, *pictures, **how):
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(InvalidExample) as error:
         read(tmp_path, *pictures, **how)
     return error.value
 
@@ -240,14 +240,14 @@ def test_image_without_mask_file_has_no_masks(tmp_path):
     with Image.open(tmp_path / 'images/a.png') as image:
         assert (labelled.size, labelled.masks) == (image.size[::-1], [])
     (tmp_path / 'images/a.png').write_bytes(b'no image')
-    with pytest.raises(Unusable, match='unreadable image'):
+    with pytest.raises(InvalidExample, match='unreadable image'):
         item.load()
 
 
 def test_bad_items_say_why(tmp_path):
     put_all(tmp_path, 'images/b.png', 'masks/b.png', 'images/c.png', 'masks/a.png')
-    (item,) = (item for item in items(tmp_path) if isinstance(item, Bad))
-    with pytest.raises(Unusable) as error:
+    (item,) = (item for item in items(tmp_path) if isinstance(item, InvalidItem))
+    with pytest.raises(InvalidExample) as error:
         item.load()
     assert error.value.cause == 'no image'
 
@@ -359,7 +359,7 @@ def test_broken_link(tmp_path):
     put_all(tmp_path, 'images/y.png', 'masks/x.png', 'masks/y.png')
     (tmp_path / 'images/x.png').symlink_to(tmp_path / 'gone.png')
     first, _ = items(tmp_path)
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(InvalidExample) as error:
         first.load()
     assert error.value.cause == 'unreadable image'
     assert 'images/x.png' in error.value.detail
@@ -680,7 +680,7 @@ def test_damaged_mask(tmp_path):
     mask = put(tmp_path / 'masks/x.png', np.random.default_rng(0).integers(0, 9, (99, 99)))
     for content in (b'', b'not a picture', mask.read_bytes()[:500]):
         mask.write_bytes(content)
-        with pytest.raises(Unusable) as error:
+        with pytest.raises(InvalidExample) as error:
             load(tmp_path)
         assert error.value.cause == 'unreadable mask'
         assert error.value.detail.startswith(f'{mask}: ')
@@ -690,7 +690,7 @@ def test_image_that_is_gone(tmp_path):
     put_all(tmp_path, 'images/x.png', 'masks/x.png')
     (item,) = items(tmp_path)
     Path(tmp_path / 'images/x.png').unlink()
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(InvalidExample) as error:
         item.load()
     assert error.value.cause == 'unreadable image'
 
@@ -707,7 +707,7 @@ def test_several_pictures_in_one_file(tmp_path):
     pages = [Image.fromarray(np.array(page, np.uint8)) for page in ([[0, 1]], [[1, 0]])]
     (tmp_path / 'masks').mkdir()
     pages[0].save(tmp_path / 'masks/x.tif', save_all=True, append_images=pages[1:])
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(InvalidExample) as error:
         load(tmp_path)
     assert error.value.cause == 'unclear mask'
     assert error.value.detail.endswith('x.tif has 2 pictures: save one file per object')

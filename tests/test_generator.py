@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from samjax import boxes
-from samjax.automatic import propose
-from samjax.automatic.generator import PRESETS, AutomaticMaskGenerator, Part, Settings
-from samjax.convert import original, weights
+from samjax.convert import weights
 from samjax.convert.convert import to_states
-from samjax.data import rle
 from samjax.errors import SamjaxError
+from samjax.inference.automatic import propose
+from samjax.inference.automatic.generator import PRESETS, AmgConfig, AutomaticMaskGenerator, Part
+from samjax.inference.predictor import Frame, Predictor
+from samjax.masks import boxes, rle
 from samjax.model.sam import SIZES
-from samjax.predictor import Frame, Predictor
+from samjax.parity import meta
 
 CONFIG = SIZES['vit_xxs']
 # Of random weights about a third of the masks pass.
@@ -64,8 +64,8 @@ def noise(height, width):
 
 
 def compare(torch_sam, predictor, image, *, least=1, **arguments):
-    expected = original.generator(torch_sam, **arguments).generate(image)
-    found = AutomaticMaskGenerator(predictor, Settings(**arguments)).generate(image)
+    expected = meta.generator(torch_sam, **arguments).generate(image)
+    found = AutomaticMaskGenerator(predictor, AmgConfig(**arguments)).generate(image)
     assert len(found) == len(expected) >= least
     for f, e in zip(found, expected, strict=True):
         assert list(f) == list(e)
@@ -107,8 +107,8 @@ def test_default_settings_as_the_original(torch_sam, predictor, photo):
 
 def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
     settings = LOOSE | {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 1.0}
-    expected = original.generator(torch_sam, **settings).generate(photo)
-    found = AutomaticMaskGenerator(predictor, Settings(**settings)).generate(photo)
+    expected = meta.generator(torch_sam, **settings).generate(photo)
+    found = AutomaticMaskGenerator(predictor, AmgConfig(**settings)).generate(photo)
     assert len(found) == len(expected) == 3 * 36
 
     def by_point(records):  # many scores are equal but for rounding, and so is their order
@@ -122,9 +122,9 @@ def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
 def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
     grids = [np.array([[0.3, 0.4], [0.7, 0.6], [0.51, 0.8]])]
     arguments = {**LOOSE, 'points_per_side': None, 'point_grids': grids, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
-    settings = Settings(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
+    settings = AmgConfig(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
     for form, kind in (('uncompressed_rle', list), ('coco_rle', str)):
-        expected = original.generator(torch_sam, **arguments, output_mode=form).generate(photo)
+        expected = meta.generator(torch_sam, **arguments, output_mode=form).generate(photo)
         found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(photo)
         assert len(found) == len(expected) > 0
         for f, e in zip(found, expected, strict=True):
@@ -137,18 +137,18 @@ def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
 
 
 def test_nothing_found(predictor, photo):
-    assert AutomaticMaskGenerator(predictor, Settings(pred_iou_thresh=1.0)).generate(photo) == []
+    assert AutomaticMaskGenerator(predictor, AmgConfig(pred_iou_thresh=1.0)).generate(photo) == []
     # The original stops with an IndexError here.
-    settings = Settings(pred_iou_thresh=1.0, crop_n_layers=1, min_mask_region_area=10)
+    settings = AmgConfig(pred_iou_thresh=1.0, crop_n_layers=1, min_mask_region_area=10)
     assert AutomaticMaskGenerator(predictor, settings).generate(photo) == []
 
 
 def test_rules_of_the_paper(predictor, photo):
-    loose = Settings(**LOOSE | {'box_nms_thresh': 1.0})
+    loose = AmgConfig(**LOOSE | {'box_nms_thresh': 1.0})
     everything = AutomaticMaskGenerator(predictor, loose).generate(photo)
     areas = sorted(record['area'] for record in everything)
     limit = (areas[-1] - 1) / photo[..., 0].size
-    found = AutomaticMaskGenerator(predictor, dataclasses.replace(loose, max_mask_share=limit)).generate(photo)
+    found = AutomaticMaskGenerator(predictor, dataclasses.replace(loose, max_mask_fraction=limit)).generate(photo)
     assert sorted(record['area'] for record in found) == [area for area in areas if area < areas[-1] - 1]
 
     settings = dataclasses.replace(loose, min_mask_region_area=10**6, drop_small_masks=True)
@@ -157,21 +157,21 @@ def test_rules_of_the_paper(predictor, photo):
 
 
 def test_hundred_images_of_any_size_need_five_programs(predictor):
-    generator = AutomaticMaskGenerator(predictor, Settings(**LOOSE | {'points_per_side': 2, 'points_per_batch': 4}))
+    generator = AutomaticMaskGenerator(predictor, AmgConfig(**LOOSE | {'points_per_side': 2, 'points_per_batch': 4}))
     before = propose.propose._cache_size()
     sizes = [(30, 40), (100, 128), (120, 100), (200, 256), (256, 90), (400, 512), (700, 900), (1000, 900), (1500, 1100)]
     for height, width in sizes:
         generator.generate(noise(height, width))
-    compiled = propose.propose._cache_size(), propose.paint._cache_size()
+    compiled = propose.propose._cache_size(), propose.decode_selected._cache_size()
     assert compiled[0] - before <= 5
     for height, width in np.random.default_rng(0).integers(30, 1500, (91, 2)):
         generator.generate(noise(height, width))
-    assert (propose.propose._cache_size(), propose.paint._cache_size()) == compiled
+    assert (propose.propose._cache_size(), propose.decode_selected._cache_size()) == compiled
 
 
 @pytest.mark.parametrize('batch', [7, 36, 64])
 def test_batch_changes_nothing(predictor, photo, batch):
-    settings = Settings(**LOOSE | {'box_nms_thresh': 0.95})
+    settings = AmgConfig(**LOOSE | {'box_nms_thresh': 0.95})
     expected = AutomaticMaskGenerator(predictor, settings).generate(photo)
     found = AutomaticMaskGenerator(predictor, dataclasses.replace(settings, points_per_batch=batch)).generate(photo)
     assert [record['point_coords'] for record in found] == [record['point_coords'] for record in expected]
@@ -195,7 +195,7 @@ def test_measures_are_those_of_the_full_mask(height, width, tile):
         propose.padded(frame.columns),
     )
     _, window = propose.tiling(frame, CONFIG.low_size)
-    rules = propose.Rules(iou=0.0, stability=0.5, offset=1.0, share=0.8, overlap=0.7, batch=4)
+    rules = propose.AmgThresholds(iou=0.0, stability=0.5, offset=1.0, share=0.8, overlap=0.7, batch=4)
     window = window if tile == 128 else max(CONFIG.low_size)
     one_by_one = [propose.measure(jnp.asarray(low_Gyx[g : g + 1]), place, rules, window, tile) for g in range(8)]
     stability, box_G4, good = propose.measure(jnp.asarray(low_Gyx), place, rules, window, tile)
@@ -205,7 +205,7 @@ def test_measures_are_those_of_the_full_mask(height, width, tile):
         logits_HW = frame.upscale(low_yx)
         high, low = (logits_HW > 1).sum(), (logits_HW > -1).sum()
         assert stability[g] == np.float32(high / low if low else 0)
-        np.testing.assert_array_equal(box_G4[g], boxes.box_of(logits_HW > 0))
+        np.testing.assert_array_equal(box_G4[g], boxes.mask_box(logits_HW > 0))
         assert good[g] == (low > 0 and high / low >= 0.5 and (logits_HW > 0).mean() < 0.8)
 
 
@@ -228,10 +228,8 @@ def test_suppression_as_on_the_host():
         score_R = rng.integers(0, 10, count).astype(np.float32)  # many ties
         good_R = rng.random(count) < 0.8
         for overlap in (0.0, 0.3, 0.7, 1.0):
-            order_R = np.asarray(
-                propose.suppress(jnp.asarray(box_R4), jnp.asarray(score_R), jnp.asarray(good_R), overlap)
-            )
-            kept = np.flatnonzero(good_R)[boxes.suppress(box_R4[good_R], score_R[good_R], overlap)]
+            order_R = np.asarray(propose.nms(jnp.asarray(box_R4), jnp.asarray(score_R), jnp.asarray(good_R), overlap))
+            kept = np.flatnonzero(good_R)[boxes.nms(box_R4[good_R], score_R[good_R], overlap)]
             assert order_R.tolist() == kept.tolist() + [-1] * (count - len(kept))
 
 
@@ -247,23 +245,23 @@ def test_runs_of_a_part():
         part = Part(rng.random((height, width)) < 0.6, top, left, tuple(map(int, size)))
         assert rle.as_text(rle.encode(part.full())) == part.segmentation('coco_rle')
         assert part.area() == part.full().sum()
-        np.testing.assert_array_equal(part.box(), boxes.box_of(part.full()))
+        np.testing.assert_array_equal(part.box(), boxes.mask_box(part.full()))
 
 
 def test_wrong_settings_are_one_sentence(predictor):
     with pytest.raises(SamjaxError, match='pred_iou_thresh is 88: give a share between 0 and 1'):
-        Settings(pred_iou_thresh=88)
+        AmgConfig(pred_iou_thresh=88)
     with pytest.raises(SamjaxError, match='points_per_side is 0: give at least 1'):
-        Settings(points_per_side=0)
+        AmgConfig(points_per_side=0)
     with pytest.raises(SamjaxError, match="output_mode 'png' is not one of binary_mask, uncompressed_rle, coco_rle"):
         AutomaticMaskGenerator(predictor, output_mode='png')
     with pytest.raises(SamjaxError, match='there are 1 point grids for the image and 1 layers of crops: give 2'):
-        AutomaticMaskGenerator(predictor, Settings(crop_n_layers=1), [np.zeros((1, 2))])
+        AutomaticMaskGenerator(predictor, AmgConfig(crop_n_layers=1), [np.zeros((1, 2))])
     with pytest.raises(SamjaxError, match='an image is float64'):
         AutomaticMaskGenerator(predictor).generate(np.zeros((4, 4, 3)))
 
 
 def test_records_load_in_pycocotools(predictor, photo):
-    generator = AutomaticMaskGenerator(predictor, Settings(**LOOSE), output_mode='coco_rle')
+    generator = AutomaticMaskGenerator(predictor, AmgConfig(**LOOSE), output_mode='coco_rle')
     for record in generator.generate(photo):
         assert coco.area(record['segmentation']) == record['area']

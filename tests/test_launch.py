@@ -12,8 +12,8 @@ import sys
 import pytest
 import yaml
 
-from configs import default
 from samjax import __main__ as command_line
+from samjax.config import get_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh'))
@@ -21,9 +21,9 @@ FILES = sorted((ROOT / 'launch').iterdir())
 GUIDE = (ROOT / 'docs' / 'launch.md').read_text()
 BLOCKS = re.findall(r'^```sh\n(.*?)^```', GUIDE, re.MULTILINE | re.DOTALL)
 ROUTES = ['One machine', 'SLURM', 'TPU VM over ssh', 'Queued resources', 'XPK on GKE', 'SkyPilot']
-DEFINED = ''.join((ROOT / file).read_text() for file in ('train.py', 'samjax/cluster.py'))
+DEFINED = ''.join((ROOT / file).read_text() for file in ('train.py', 'samjax/distributed/processes.py'))
 FLAGS = {'config', *re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", DEFINED)}
-CHANGE = '--config.train.profile=(1, 2)'  # an option that a shell would take apart
+CHANGE = '--config.train.profile_steps=(1, 2)'  # an option that a shell would take apart
 
 STAND_IN = """#!{python}
 import json, os, sys
@@ -75,7 +75,7 @@ def check_options(arguments):
 
 def check_option(name):
     if name.startswith('config.'):
-        value = default.get_config()
+        value = get_config()
         for key in name.split('.')[1:]:
             assert key in value, f'--{name} is in no config'
             value = value[key]
@@ -343,11 +343,11 @@ def test_skypilot_task_has_what_its_schema_demands(tmp_path):
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
     env = {name: value or '' for name, value in task['envs'].items()}
-    env['EXTRA'] = '--config.seed=1 --config.train.batch=8'
+    env['EXTRA'] = '--config.seed=1 --config.train.batch_size=8'
     run = subprocess.run(['bash', '-c', task['run']], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
     arguments = after(run.stdout.splitlines(), 'train.py')
     check_options(arguments)
-    assert arguments[-2:] == ['--config.seed=1', '--config.train.batch=8']
+    assert arguments[-2:] == ['--config.seed=1', '--config.train.batch_size=8']
 
 
 def test_image_copies_what_train_py_needs():

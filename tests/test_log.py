@@ -1,4 +1,4 @@
-"""samjax.log: files without repeated steps, and lines a person can read."""
+"""samjax.training.metric_logger: files without repeated steps, and lines a person can read."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from samjax import log as logs
+from samjax.training import metric_logger as logs
 
 METRICS = {'loss': 3.0, 'focal': 0.1, 'dice': 0.5, 'iou': 0.5, 'mask_iou_first': 0.25, 'mask_iou_last': 0.5}
 
@@ -133,7 +133,7 @@ def test_waiting_for_data_counts_only_if_the_devices_are_idle(tmp_path, monkeypa
     assert logs.read_metrics(tmp_path)[0]['train/data_wait'] == pytest.approx(0.2)
     log.finish()
     out = capsys.readouterr().out
-    assert 'the devices waited 20% of the time for data: raise --config.data.workers' in out
+    assert 'the devices waited 20% of the time for data: raise --config.data.num_workers' in out
     assert 'goodput 60.0% of 30 s (else: start 10 s, data 2 s)' in out
 
 

@@ -1,4 +1,4 @@
-"""samjax.loop and train.py: the order of things, resuming, and what stops a run.
+"""samjax.training.loop and train.py: the order of things, resuming, and what stops a run.
 
 Most tests train the model of tests/stand_in.py, which compiles at once.  One trains a real, tiny SAM.
 """
@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 from jax import random
 from PIL import Image
-from stand_in import QUICK, Evaluation, build, object_sums, quick
+from stand_in import QUICK, Evaluation, build, quick, summed_gradients
 
-from samjax import checkpoint, log, loop, sharding, step
-from samjax.checkpoint import Checkpoints
+from samjax.distributed import sharding
 from samjax.errors import SamjaxError
+from samjax.model.params import init_params
 from samjax.model.sam import sam_config
-from samjax.program import build as build_program
+from samjax.training import checkpoints, loop, metric_logger
+from samjax.training.checkpoints import Checkpoints
+from samjax.training.compiled_step import build as build_program
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -43,7 +45,7 @@ UNTIMED = ('train/images_per_second', 'train/data_wait')
 
 
 def lines_without_time(workdir):
-    return [{k: v for k, v in line.items() if k not in UNTIMED} for line in log.read_metrics(workdir)]
+    return [{k: v for k, v in line.items() if k not in UNTIMED} for line in metric_logger.read_metrics(workdir)]
 
 
 def test_two_and_two_steps_equal_four(stand_in, tmp_path):
@@ -80,7 +82,7 @@ def test_order_is_evaluate_save_batch_step_log(stand_in, tmp_path):
     spy(Evaluation, '__call__', lambda self, state: f'evaluate {int(state.step)}')
     spy(Checkpoints, 'save', lambda self, state, data: f'save {int(state.step)}')
     spy(loop.pipeline.Batches, '__next__', lambda self: 'batch')
-    spy(log.Log, 'step', lambda self, step, metrics: f'log {step}')
+    spy(metric_logger.Log, 'step', lambda self, step, metrics: f'log {step}')
     loop.train(quick(5, **{'train.save_every': 3}), str(tmp_path))
     assert events == [
         *('batch', 'batch', 'log 1', 'log 2', 'evaluate 2'),  # read one step late, but before evaluating and saving
@@ -96,11 +98,11 @@ def test_hidden_transfers_are_refused(stand_in, tmp_path):
         loop.train(quick(2), str(tmp_path))
 
 
-def spoil(at, name, object_sums=object_sums):
-    """`object_sums` whose loss or gradients are not finite in the steps `at`."""
+def spoil(at, name, summed_gradients=summed_gradients):
+    """`summed_gradients` whose loss or gradients are not finite in the steps `at`."""
 
-    def spoiled_sums(params, buffers, batch, places_B, key):
-        grads, sums = object_sums(params, buffers, batch, places_B, key)
+    def spoiled_sums(params, buffers, batch, index_B, key):
+        grads, sums = summed_gradients(params, buffers, batch, index_B, key)
         # The key is that of the step.
         bad = jnp.any(jnp.stack([jnp.all(random.key_data(key) == random.key_data(key_of(step))) for step in at]))
         factor = jnp.where(bad, jnp.nan if name == 'loss' else jnp.inf, 1.0)
@@ -126,7 +128,7 @@ def key_of(step):
 )
 def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, name, message):
     config = quick(6, **{'train.max_skipped': 0})
-    stand_in.setattr('stand_in.object_sums', spoil([at], name))
+    stand_in.setattr('stand_in.summed_gradients', spoil([at], name))
     with pytest.raises(SamjaxError, match=message):
         loop.train(config, str(tmp_path))
     # The checkpoint that is left is good: the same command goes on from it, once the cause is gone.
@@ -134,22 +136,24 @@ def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, 
     for part in (build, Evaluation):
         stand_in.setattr(loop, part.__name__, part)
     assert_same(loop.train(config, str(tmp_path)), loop.train(config, str(tmp_path / 'whole')))
-    assert [line['step'] for line in log.read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert [line['step'] for line in metric_logger.read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
 
 
 def test_bad_steps_are_skipped_and_counted_until_there_are_too_many(stand_in, tmp_path, capsys):
-    stand_in.setattr('stand_in.object_sums', spoil([2, 3], 'loss'))
+    stand_in.setattr('stand_in.summed_gradients', spoil([2, 3], 'loss'))
     loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'two'))
     out = capsys.readouterr().out
     assert 'loss is nan at step 2: the step is skipped' in out
-    assert [line['train/skipped'] for line in log.read_metrics(tmp_path / 'two') if 'train/skipped' in line] == [
+    assert [
+        line['train/skipped'] for line in metric_logger.read_metrics(tmp_path / 'two') if 'train/skipped' in line
+    ] == [
         0,
         1,
         2,
         0,
         0,
     ]
-    stand_in.setattr('stand_in.object_sums', spoil([2, 3, 4], 'loss'))
+    stand_in.setattr('stand_in.summed_gradients', spoil([2, 3, 4], 'loss'))
     with pytest.raises(SamjaxError, match='loss is nan at step 4, training stops'):
         loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'three'))
 
@@ -195,13 +199,13 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(stand_in, tmp_p
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **facts: compiled.append(name) if 'backend_compile' in name else None
     )
-    step_of_log = log.Log.step
+    step_of_log = metric_logger.Log.step
 
     def note(self, step, metrics):
         at[step] = len(compiled)
         step_of_log(self, step, metrics)
 
-    stand_in.setattr(log.Log, 'step', note)
+    stand_in.setattr(metric_logger.Log, 'step', note)
     loop.train(quick(12), str(tmp_path))
     assert at[1] > 0
     assert at[12] == at[4]  # evaluations and saves come every two steps
@@ -210,7 +214,7 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(stand_in, tmp_p
 @pytest.mark.parametrize('steps', [(2, 3), (4, 9)])
 def test_profile_is_traced(stand_in, tmp_path, steps):
     """Also if the run ends before the trace does."""
-    loop.train(quick(4, **{'train.profile': steps}), str(tmp_path))
+    loop.train(quick(4, **{'train.profile_steps': steps}), str(tmp_path))
     [trace] = (tmp_path / 'profile').rglob('*.xplane.pb')
     assert trace.stat().st_size > 1000
 
@@ -226,8 +230,8 @@ def test_start_tells_parameters_and_devices(stand_in, tmp_path, capsys):
 
 
 def test_batch_must_fit_the_devices(stand_in, tmp_path):
-    with pytest.raises(SamjaxError, match='train.batch=4 cannot be split evenly over 8 devices'):
-        loop.train(quick(2, **{'train.batch': 4}), str(tmp_path))
+    with pytest.raises(SamjaxError, match='train.batch_size=4 cannot be split evenly over 8 devices'):
+        loop.train(quick(2, **{'train.batch_size': 4}), str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,8 +267,8 @@ def command(workdir, *options):
         ('--config.trian.steps=3', r"the config has no option 'trian' Did you mean \"train\".* See configs/default.py"),
         ('--config.train.stepz=3', r"the config has no option 'stepz' Did you mean \"steps\".*"),
         ('--config=configs/nowhere.py', r'.*configs/nowhere.py.*'),
-        ('--config.optimizer.decay=some', r"optimizer.decay='some' is not known.*"),
-        ('train.steps=3', r"'train.steps=3' is not an option: write --config.section.key=value"),
+        ('--config.optimizer.weight_decay_on=some', r"optimizer.weight_decay_on='some' is not known.*"),
+        ('train.num_steps=3', r"'train.num_steps=3' is not an option: write --config.section.key=value"),
     ],
 )
 def test_wrong_command_is_one_line(tmp_path, option, message):
@@ -288,15 +292,15 @@ def test_options_of_the_command_reach_the_run(stand_in, tmp_path):
 
 
 def test_training_starts_from_the_parameters_of_another_run(tmp_path):
-    config = quick(1, **{'train.init': str(tmp_path / 'first')})
-    params, buffers = step.init_params(sam_config(**config.model), 3)
-    checkpoint.save_params(str(tmp_path / 'first'), config, params, buffers)
-    program = build_program(config)
-    started = loop.initial_state(config, program)
+    config = quick(1, **{'train.init_from': str(tmp_path / 'first')})
+    params, buffers = init_params(sam_config(**config.model), 3)
+    checkpoints.save_params(str(tmp_path / 'first'), config, params, buffers)
+    compiled = build_program(config)
+    started = loop.initial_state(config, compiled)
     assert_same(params, started.params)
     assert_same(buffers, started.buffers)
     assert int(started.step) == 0
-    assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, program.state)
-    config.train.init = str(tmp_path / 'nowhere')
+    assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
+    config.train.init_from = str(tmp_path / 'nowhere')
     with pytest.raises(SamjaxError, match='nowhere holds no checkpoint'):
-        loop.initial_state(config, program)
+        loop.initial_state(config, compiled)

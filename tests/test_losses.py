@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
-from samjax import losses, resize
-from samjax.losses import LossOptions
+from samjax.config import get_config
+from samjax.masks import resize
+from samjax.training import losses
+from samjax.training.losses import LossConfig
 
-PAPER = LossOptions(**default.get_config().loss)
+PAPER = LossConfig(**get_config().loss)
 
 
 def same(logits_BNHW):
@@ -116,15 +117,15 @@ def test_one_mask_at_a_time_equals_all_enlarged_at_once():
     area_BHW = np.ones((2, 6, 8), bool)
     area_BHW[1, 4:] = False
 
-    def enlarge(low):
+    def upscale(low):
         return resize.upsample(low, 2)
 
     def found(low_BNMyx, iou_BNM):
-        parts = losses.sam_loss(PAPER, low_BNMyx, iou_BNM, masks_BNHW, area_BHW, enlarge)
+        parts = losses.sam_loss(PAPER, low_BNMyx, iou_BNM, masks_BNHW, area_BHW, upscale)
         return losses.total(PAPER, parts).sum()
 
     def expected(low_BNMyx, iou_BNM):
-        logits_BNMHW, weight, truth = enlarge(low_BNMyx), area_BHW[:, None, None] * 1.0, masks_BNHW[:, :, None] * 1.0
+        logits_BNMHW, weight, truth = upscale(low_BNMyx), area_BHW[:, None, None] * 1.0, masks_BNHW[:, :, None] * 1.0
         mask_loss_BNM = 20 * losses.focal_loss(logits_BNMHW, truth, weight, 0.25, 2.0)
         mask_loss_BNM += losses.dice_loss(logits_BNMHW, truth, weight)
         actual_BNM = losses.mask_iou(logits_BNMHW > 0, masks_BNHW[:, :, None], area_BHW[:, None, None])

@@ -14,11 +14,11 @@ from pycocotools.coco import COCO
 from test_check import check
 from test_sa1b import encoded, picture
 
-from samjax.automatic import formats
-from samjax.data import rle
-from samjax.output import Output
-from samjax.photos import Loaded
-from samjax.pictures import TINT
+from samjax.jobs import mask_formats
+from samjax.jobs.image_collection import LoadedImage
+from samjax.jobs.output_folder import OutputFolder
+from samjax.masks import rle
+from samjax.visualization.pictures import TINT
 
 
 def record(top, left, bottom, right, size=(24, 40)):
@@ -38,8 +38,8 @@ def record(top, left, bottom, right, size=(24, 40)):
 
 RECORDS = [record(2, 3, 9, 20), record(5, 30, 6, 31), record(0, 0, 24, 40)]
 JPEG = encoded(picture(1))
-STORED = Loaded('sub/a', JPEG, '.jpg', np.array(Image.open(io.BytesIO(JPEG))), True)
-TURNED = Loaded('b.c', b'a file that shows something else', '.jpg', np.array(picture(2)), False)
+STORED = LoadedImage('sub/a', JPEG, '.jpg', np.array(Image.open(io.BytesIO(JPEG))), True)
+TURNED = LoadedImage('b.c', b'a file that shows something else', '.jpg', np.array(picture(2)), False)
 
 
 def masks_of(records):
@@ -48,7 +48,7 @@ def masks_of(records):
 
 @pytest.fixture
 def output(tmp_path):
-    return Output(tmp_path / 'out', tmp_path / 'out' / '.unfinished')
+    return OutputFolder(tmp_path / 'out', tmp_path / 'out' / '.unfinished')
 
 
 def files(folder):
@@ -67,8 +67,8 @@ def assert_read(folder, layout, tmp_path, capsys, caplog):
 
 
 def test_sa1b_is_as_sa1b(output, tmp_path, capsys, caplog):
-    assert formats.write('sa1b', output, 0, STORED, RECORDS) == 'sub/a.jpg'
-    assert formats.write('sa1b', output, 1, TURNED, RECORDS[:1]) == 'b.c.png'
+    assert mask_formats.write('sa1b', output, 0, STORED, RECORDS) == 'sub/a.jpg'
+    assert mask_formats.write('sa1b', output, 1, TURNED, RECORDS[:1]) == 'b.c.png'
     assert files(output.folder) == ['b.c.json', 'b.c.png', 'sub/a.jpg', 'sub/a.json']
     assert (output.folder / 'sub/a.jpg').read_bytes() == JPEG
     with Image.open(output.folder / 'b.c.png') as image:
@@ -85,13 +85,13 @@ def test_sa1b_is_as_sa1b(output, tmp_path, capsys, caplog):
 def test_coco_is_read_by_pycocotools(output, tmp_path, capsys):
     images = []
     for place, (loaded, records) in enumerate([(STORED, RECORDS), (TURNED, []), (TURNED._replace(name='c'), RECORDS)]):
-        file = formats.write('coco', output, place, loaded, records)
+        file = mask_formats.write('coco', output, place, loaded, records)
         images.append({'file': file, 'size': [24, 40]})
-    formats.write_instances(output, [*images[:1], None, *images[1:2]])  # the second is bad
+    mask_formats.write_instances(output, [*images[:1], None, *images[1:2]])  # the second is bad
     read = json.loads((output.folder / 'instances.json').read_text())
     assert [image['id'] for image in read['images']] == [1, 3]
     assert len(read['annotations']) == 6
-    formats.write_instances(output, images)
+    mask_formats.write_instances(output, images)
     read = COCO(output.folder / 'instances.json')
     assert read.loadImgs([1, 2, 3]) == [
         {'id': 1, 'file_name': 'images/sub/a.jpg', 'height': 24, 'width': 40},
@@ -114,14 +114,16 @@ def test_coco_is_read_by_pycocotools(output, tmp_path, capsys):
 
 
 def test_instances_without_any_mask_or_image(output):
-    formats.write_instances(output, [{'file': formats.write('coco', output, 0, STORED, []), 'size': [24, 40]}])
+    mask_formats.write_instances(
+        output, [{'file': mask_formats.write('coco', output, 0, STORED, []), 'size': [24, 40]}]
+    )
     content = json.loads((output.folder / 'instances.json').read_text())
     assert (len(content['images']), content['annotations']) == (1, [])
 
 
 def test_png_is_as_the_original_writes_it(output, tmp_path, capsys, caplog):
-    assert formats.write('png', output, 0, STORED, RECORDS) == 'images/sub/a.jpg'
-    formats.write('png', output, 1, TURNED, RECORDS[:1])
+    assert mask_formats.write('png', output, 0, STORED, RECORDS) == 'images/sub/a.jpg'
+    mask_formats.write('png', output, 1, TURNED, RECORDS[:1])
     assert files(output.folder) == [
         'images/b.c.png', 'images/sub/a.jpg', 'masks/b.c/0.png', 'masks/b.c/metadata.csv', 'masks/sub/a/0.png',
         'masks/sub/a/1.png', 'masks/sub/a/2.png', 'masks/sub/a/metadata.csv',
@@ -138,13 +140,13 @@ def test_png_is_as_the_original_writes_it(output, tmp_path, capsys, caplog):
 
 
 def test_png_written_again_has_nothing_of_before(output):
-    formats.write('png', output, 0, STORED, RECORDS)
-    formats.write('png', output, 0, STORED, RECORDS[:1])
+    mask_formats.write('png', output, 0, STORED, RECORDS)
+    mask_formats.write('png', output, 0, STORED, RECORDS[:1])
     assert files(output.folder / 'masks') == ['sub/a/0.png', 'sub/a/metadata.csv']
 
 
 def test_overlay_shows_small_masks_over_large_ones(output):
-    assert formats.write('overlay', output, 0, STORED, RECORDS) == 'sub/a.png'
+    assert mask_formats.write('overlay', output, 0, STORED, RECORDS) == 'sub/a.png'
     assert files(output.folder) == ['sub/a.png']
     with Image.open(output.folder / 'sub/a.png') as image:
         drawn_HW3 = np.asarray(image).astype(int)
@@ -155,13 +157,13 @@ def test_overlay_shows_small_masks_over_large_ones(output):
     assert np.abs(inside.mean(0) - around.mean(0)).max() > 50
     border = {tuple(colour) for colour in drawn_HW3[2, 3:20]}
     assert len(border) == 1
-    np.testing.assert_array_equal(formats.draw(STORED.image_HW3, []), STORED.image_HW3)
+    np.testing.assert_array_equal(mask_formats.draw(STORED.image_HW3, []), STORED.image_HW3)
 
 
 def test_every_format_takes_an_image_without_masks(output):
-    for form in formats.FORMATS:
-        one = Output(output.folder / form, output.folder / form / '.unfinished')
-        file = formats.write(form, one, 0, STORED, [])
+    for form in mask_formats.FORMATS:
+        one = OutputFolder(output.folder / form, output.folder / form / '.unfinished')
+        file = mask_formats.write(form, one, 0, STORED, [])
         assert (one.folder / file).is_file()
     assert json.loads((output.folder / 'sa1b/sub/a.json').read_text())['annotations'] == []
     assert files(output.folder / 'png/masks') == ['sub/a/metadata.csv']
@@ -184,8 +186,8 @@ def test_error_leaves_nothing_cut_off(output, monkeypatch, form, which):
     monkeypatch.setattr(Path, 'write_bytes', full)
     monkeypatch.setattr(Path, 'write_text', lambda path, text: full(path, text.encode()))
     with pytest.raises(OSError, match='No space left'):
-        formats.write(form, output, 0, STORED, RECORDS)
+        mask_formats.write(form, output, 0, STORED, RECORDS)
     whole = ['sub/a.jpg', 'images/sub/a.jpg']
     assert [file for file in files(output.folder) if file not in whole] == []
     monkeypatch.undo()
-    formats.write(form, output, 0, STORED, RECORDS)
+    mask_formats.write(form, output, 0, STORED, RECORDS)

@@ -21,17 +21,17 @@ from test_prepare import add, tree
 from test_sa1b import encoded, picture, write
 
 from samjax import __main__ as command
-from samjax.automatic import masks as module
-from samjax.automatic.generator import PRESETS, Settings
-from samjax.automatic.masks import Report, masks
 from samjax.convert import convert
-from samjax.data.check import check
-from samjax.data.layouts.find import find
-from samjax.data.object_masks.prepare import prepare
+from samjax.data.formats.detect import find
+from samjax.data.records.prepare import prepare
 from samjax.errors import SamjaxError
-from samjax.output import HIDDEN, REPORT, Output, only_one
+from samjax.inference.automatic.generator import PRESETS, AmgConfig
+from samjax.jobs import generate_masks as module
+from samjax.jobs.check_dataset import check
+from samjax.jobs.generate_masks import Report, masks
+from samjax.jobs.output_folder import HIDDEN, REPORT, OutputFolder, only_one
 
-SETTINGS = Settings(points_per_side=4, points_per_batch=8, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+SETTINGS = AmgConfig(points_per_side=4, points_per_batch=8, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
 
 class Rectangles:
@@ -74,9 +74,9 @@ def image(number, masks, height=24, width=40):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def images(tmp_path):
     """Five images with 3, 1, 0, 2 and 3 masks; one of them JPEG, so perhaps with others."""
-    folder = tmp_path / 'photos'
+    folder = tmp_path / 'images'
     (folder / 'sub').mkdir(parents=True)
     for number, (name, count) in enumerate([('a', 3), ('b', 1), ('c', 0), ('sub/d', 2), ('sub/e', 3)]):
         image(number, count, 24 + number).save(folder / f'{name}.png')
@@ -86,8 +86,8 @@ def photos(tmp_path):
 # ---- what is written -------------------------------------------------------------------------------
 
 
-def test_report_counts_images_and_masks(photos, tmp_path, model, rectangles):
-    report = masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+def test_report_counts_images_and_masks(images, tmp_path, model, rectangles):
+    report = masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
     assert (report.found, report.images, report.without, report.masks, report.bad) == (5, 5, 1, 9, {})
     assert report.stamp['settings']['points_per_side'] == 4
     assert Report.read(tmp_path / 'out' / REPORT) == report
@@ -98,9 +98,9 @@ def test_report_counts_images_and_masks(photos, tmp_path, model, rectangles):
 
 
 @pytest.mark.parametrize('form', ['sa1b', 'coco', 'png'])
-def test_output_is_a_set_without_fault(photos, tmp_path, model, rectangles, form, caplog, capsys):
-    (photos / 'c.png').unlink()  # has no mask, which would be said
-    masks([str(photos)], model, tmp_path / 'out', form, SETTINGS)
+def test_output_is_a_set_without_fault(images, tmp_path, model, rectangles, form, caplog, capsys):
+    (images / 'c.png').unlink()  # has no mask, which would be said
+    masks([str(images)], model, tmp_path / 'out', form, SETTINGS)
     caplog.clear()  # Orbax warns of what it does for us
     lines = list(check(str(tmp_path / 'out'), str(tmp_path / 'cache'), tmp_path / 'sheet.png'))
     assert lines[1:3] == [
@@ -114,13 +114,13 @@ def test_output_is_a_set_without_fault(photos, tmp_path, model, rectangles, form
         assert len(COCO(tmp_path / 'out/instances.json').getAnnIds()) == 9
 
 
-def test_bad_images_are_named_and_the_others_done(photos, tmp_path, model, rectangles):
-    (photos / 'b.png').write_bytes((photos / 'b.png').read_bytes()[:300])
-    Image.fromarray(np.zeros((9, 9), np.uint16)).save(photos / 'x.png')
-    report = masks([str(photos)], model, tmp_path / 'out', 'coco', SETTINGS)
+def test_bad_images_are_named_and_the_others_done(images, tmp_path, model, rectangles):
+    (images / 'b.png').write_bytes((images / 'b.png').read_bytes()[:300])
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(images / 'x.png')
+    report = masks([str(images)], model, tmp_path / 'out', 'coco', SETTINGS)
     assert (report.found, report.images, report.masks) == (6, 4, 8)
     assert report.summary() == '1 unreadable image, 1 not 8 bits'
-    assert report.bad['unreadable image'][0].startswith(f'{photos}/b.png: ')
+    assert report.bad['unreadable image'][0].startswith(f'{images}/b.png: ')
     assert Report.read(tmp_path / 'out' / REPORT) == report
     content = json.loads((tmp_path / 'out/instances.json').read_text())
     assert [entry['id'] for entry in content['images']] == [1, 3, 5, 6]
@@ -137,7 +137,7 @@ def test_every_kind_of_input_at_once(tmp_path, model, rectangles):
     with tarfile.open(tmp_path / 'set.tar', 'w') as tar:
         add(tar, 'in/y.jpg', encoded(picture(3)))
     write(tmp_path / 'set', 'z')
-    prepare(find(str(tmp_path / 'set')), 'set', tmp_path / 'prepared', max_bad_share=0.0, workers=1)
+    prepare(find(str(tmp_path / 'set')), 'set', tmp_path / 'prepared', max_invalid_fraction=0.0, workers=1)
     inputs = [str(tmp_path / name) for name in ('turned.jpg', 'one', 'two', 'set.tar', 'prepared')]
     report = masks(inputs, model, tmp_path / 'out', 'sa1b', SETTINGS)
     assert report.images == 5
@@ -151,10 +151,10 @@ def test_every_kind_of_input_at_once(tmp_path, model, rectangles):
 
 
 def test_no_mask_anywhere(tmp_path, model, rectangles):
-    (tmp_path / 'photos').mkdir()
-    image(1, 0).save(tmp_path / 'photos/a.png')
+    (tmp_path / 'images').mkdir()
+    image(1, 0).save(tmp_path / 'images/a.png')
     for form in ('sa1b', 'coco', 'png', 'overlay'):
-        report = masks([str(tmp_path / 'photos')], model, tmp_path / form, form, SETTINGS)
+        report = masks([str(tmp_path / 'images')], model, tmp_path / form, form, SETTINGS)
         assert (report.images, report.without, report.masks) == (1, 1, 0)
 
 
@@ -162,9 +162,9 @@ def test_no_mask_anywhere(tmp_path, model, rectangles):
 
 
 @pytest.mark.parametrize('form', ['sa1b', 'coco', 'png', 'overlay'])
-def test_full_disk_is_one_sentence_and_the_same_command_goes_on(photos, tmp_path, model, rectangles, form):
-    masks([str(photos)], model, tmp_path / 'whole', form, SETTINGS)
-    moved, move = [], Output._move
+def test_full_disk_is_one_sentence_and_the_same_command_goes_on(images, tmp_path, model, rectangles, form):
+    masks([str(images)], model, tmp_path / 'whole', form, SETTINGS)
+    moved, move = [], OutputFolder._move
 
     def full(output, part, file):
         moved.append(file)
@@ -174,34 +174,34 @@ def test_full_disk_is_one_sentence_and_the_same_command_goes_on(photos, tmp_path
 
     rectangles.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Output, '_move', full)
+        patch.setattr(OutputFolder, '_move', full)
         with pytest.raises(
             SamjaxError, match=r'out cannot be written \(No space left on device\): free some space, and'
         ):
-            masks([str(photos)], model, tmp_path / 'out', form, SETTINGS, devices=1)
+            masks([str(images)], model, tmp_path / 'out', form, SETTINGS, devices=1)
     assert (tmp_path / 'out' / HIDDEN).is_dir()
     done = len(rectangles) - 1
     rectangles.clear()
-    masks([str(photos)], model, tmp_path / 'out', form, SETTINGS)
+    masks([str(images)], model, tmp_path / 'out', form, SETTINGS)
     assert len(rectangles) == 5 - done < 5
     assert tree(tmp_path / 'out') == tree(tmp_path / 'whole')
 
 
-def test_finished_run_is_not_done_again(photos, tmp_path, model, rectangles):
-    report = masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+def test_finished_run_is_not_done_again(images, tmp_path, model, rectangles):
+    report = masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
     before = tree(tmp_path / 'out')
     (tmp_path / 'out' / HIDDEN).mkdir()  # killed while it was removed
     rectangles.clear()
-    assert masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS) == report
+    assert masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS) == report
     assert not rectangles
     assert tree(tmp_path / 'out') == before
     assert not (tmp_path / 'out' / HIDDEN).exists()
 
 
-def test_clicks_at_once_may_change_in_between(photos, tmp_path, model, rectangles):
-    masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+def test_clicks_at_once_may_change_in_between(images, tmp_path, model, rectangles):
+    masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
     rectangles.clear()
-    masks([str(photos)], model, tmp_path / 'out', 'sa1b', Settings(**{**vars(SETTINGS), 'points_per_batch': 2}))
+    masks([str(images)], model, tmp_path / 'out', 'sa1b', AmgConfig(**{**vars(SETTINGS), 'points_per_batch': 2}))
     assert not rectangles
 
 
@@ -212,13 +212,13 @@ def test_clicks_at_once_may_change_in_between(photos, tmp_path, model, rectangle
 def start(tmp_path_factory, model):
     """A function that starts `samjax masks` on 24 images, given the folder for the output and more options."""
     folder = tmp_path_factory.mktemp('many')
-    (folder / 'photos').mkdir()
+    (folder / 'images').mkdir()
     for number in range(24):
-        picture(number, 30, 40).save(folder / f'photos/{number:02}.png')
+        picture(number, 30, 40).save(folder / f'images/{number:02}.png')
 
     def start(out, *more, devices=1):
         settings = ['--points-per-side=8', '--pred-iou-thresh=0', '--stability-score-thresh=0', '--box-nms-thresh=0.9']
-        words = ['masks', str(folder / 'photos'), '--model', model, '--out', str(out), '--format=coco', *settings]
+        words = ['masks', str(folder / 'images'), '--model', model, '--out', str(out), '--format=coco', *settings]
         flags = f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'
         return subprocess.Popen(
             [sys.executable, '-m', 'samjax', *words, *more],
@@ -247,10 +247,10 @@ def whole(start, tmp_path_factory):
 
 
 def test_killed_and_run_again_gives_the_same_bytes(start, whole, tmp_path):
-    ledger = tmp_path / HIDDEN / 'process_0.jsonl'
+    journal = tmp_path / HIDDEN / 'process_0.jsonl'
     for answers in (1, 8):
         process = start(tmp_path)
-        while not ledger.exists() or ledger.read_text().count('\n') < answers:
+        while not journal.exists() or journal.read_text().count('\n') < answers:
             assert process.poll() is None
             time.sleep(0.002)
         process.kill()
@@ -278,59 +278,59 @@ def test_devices_and_processes_write_what_one_writes(start, whole, tmp_path):
 # ---- mistakes in one sentence ----------------------------------------------------------------------
 
 
-def test_output_that_holds_something_else_is_refused(photos, tmp_path, model, rectangles):
+def test_output_that_holds_something_else_is_refused(images, tmp_path, model, rectangles):
     def said(out='out', form='sa1b', settings=SETTINGS):
         with pytest.raises(SamjaxError) as error:
-            masks([str(photos)], model, tmp_path / out, form, settings)
+            masks([str(images)], model, tmp_path / out, form, settings)
         return str(error.value).replace(str(tmp_path), 'TMP')
 
-    masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+    masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
     before = tree(tmp_path / 'out')
     assert said(form='png') == 'TMP/out holds masks of other format: choose another --out, or remove that folder'
     assert said(settings=PRESETS['sa1b']).startswith('TMP/out holds masks of other settings: ')
-    image(9, 1).save(photos / 'new.png')
+    image(9, 1).save(images / 'new.png')
     assert said(form='png').startswith('TMP/out holds masks of other images and format: ')
     assert tree(tmp_path / 'out') == before
     (tmp_path / 'out' / REPORT).write_text('my own\n')
     assert said() == 'TMP/out is not empty, it holds sub: choose another --out'
     (tmp_path / 'file').write_text('')
     assert said('file') == 'TMP/file is no folder that can be written (File exists): choose another --out'
-    assert said('photos/sub/out').startswith('TMP/photos/sub/out lies in TMP/photos, where the images are: ')
-    assert not (photos / 'sub/out').exists()
+    assert said('images/sub/out').startswith('TMP/images/sub/out lies in TMP/images, where the images are: ')
+    assert not (images / 'sub/out').exists()
 
 
-def test_unfinished_run_of_another_command_is_refused(photos, tmp_path, model, rectangles, monkeypatch):
+def test_unfinished_run_of_another_command_is_refused(images, tmp_path, model, rectangles, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(module.formats, 'write', fail)
         with pytest.raises(KeyboardInterrupt):
-            masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+            masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
     with pytest.raises(SamjaxError, match='out holds an unfinished run of other format: choose another --out'):
-        masks([str(photos)], model, tmp_path / 'out', 'coco', SETTINGS)
-    masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+        masks([str(images)], model, tmp_path / 'out', 'coco', SETTINGS)
+    masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
 
 
-def test_only_one_command_writes_to_a_folder(photos, tmp_path, model, rectangles):
+def test_only_one_command_writes_to_a_folder(images, tmp_path, model, rectangles):
     (tmp_path / 'out').mkdir()
     with only_one(tmp_path / 'out') as alone:
         assert alone
         with pytest.raises(SamjaxError, match='another process writes to .*out: wait for it'):
-            masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
-    masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+            masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+    masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
 
 
 def test_nothing_but_bad_images_is_an_error_that_can_be_mended(tmp_path, model, rectangles):
-    (tmp_path / 'photos').mkdir()
-    (tmp_path / 'photos/a.png').write_bytes(b'no image')
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/a.png').write_bytes(b'no image')
     with pytest.raises(SamjaxError, match=r'none of the 1 images can be used \(1 unreadable image\), the first is .*a'):
-        masks([str(tmp_path / 'photos')], model, tmp_path / 'out', 'coco', SETTINGS)
-    image(1, 2).save(tmp_path / 'photos/a.png')
-    assert masks([str(tmp_path / 'photos')], model, tmp_path / 'out', 'coco', SETTINGS).masks == 2
+        masks([str(tmp_path / 'images')], model, tmp_path / 'out', 'coco', SETTINGS)
+    image(1, 2).save(tmp_path / 'images/a.png')
+    assert masks([str(tmp_path / 'images')], model, tmp_path / 'out', 'coco', SETTINGS).masks == 2
 
 
-def test_full_memory_of_the_device_says_what_to_lower(photos, tmp_path, model, rectangles, monkeypatch):
+def test_full_memory_of_the_device_says_what_to_lower(images, tmp_path, model, rectangles, monkeypatch):
     def fail(*_):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.')
 
@@ -338,14 +338,14 @@ def test_full_memory_of_the_device_says_what_to_lower(photos, tmp_path, model, r
     with pytest.raises(
         SamjaxError, match='png: the memory of the device is full: give fewer --points-per-batch than 8'
     ):
-        masks([str(photos)], model, tmp_path / 'out', 'sa1b', SETTINGS)
+        masks([str(images)], model, tmp_path / 'out', 'sa1b', SETTINGS)
 
 
-def test_unknown_format_or_model(photos, tmp_path, model):
+def test_unknown_format_or_model(images, tmp_path, model):
     with pytest.raises(SamjaxError, match="the format 'gif' is not known: choose one of sa1b, coco, png, overlay"):
-        masks([str(photos)], model, tmp_path / 'out', 'gif', SETTINGS)
+        masks([str(images)], model, tmp_path / 'out', 'gif', SETTINGS)
     with pytest.raises(SamjaxError, match='nowhere'):
-        masks([str(photos)], str(tmp_path / 'nowhere'), tmp_path / 'out', 'sa1b', SETTINGS)
+        masks([str(images)], str(tmp_path / 'nowhere'), tmp_path / 'out', 'sa1b', SETTINGS)
     assert not (tmp_path / 'out').exists()
 
 
@@ -368,9 +368,9 @@ def test_flags_override_the_preset(asked, capsys):
     command.main([*words, '--preset=sa1b', '--points-per-side=64', '--format=png', '--no-drop-small-masks'])
     command.main([*words, '--max-mask-share=.5', '--devices=1', '--drop-small-masks', '--min-mask-region-area=0'])
     assert asked[0] == (['a.jpg', 'b'], 'm', Path('o'), 'sa1b', PRESETS['original'], 0)
-    expected = Settings(**{**vars(PRESETS['sa1b']), 'points_per_side': 64, 'drop_small_masks': False})
+    expected = AmgConfig(**{**vars(PRESETS['sa1b']), 'points_per_side': 64, 'drop_small_masks': False})
     assert asked[1][3:] == ('png', expected, 0)
-    assert asked[2][4:] == (Settings(max_mask_share=0.5, drop_small_masks=True), 1)
+    assert asked[2][4:] == (AmgConfig(max_mask_fraction=0.5, drop_small_masks=True), 1)
     assert capsys.readouterr().out.splitlines()[:4] == [
         'o: 9 masks of 3 images',
         '1 images have no mask',

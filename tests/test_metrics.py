@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from samjax.evaluation import metrics
-from samjax.evaluation.metrics import Mean
+from samjax.evaluation.metrics import statistics
+from samjax.evaluation.metrics.statistics import Mean
 
 
 def test_mask_iou_by_hand():
     a = np.array([[1, 1, 0], [1, 1, 0]], bool)
     b = np.array([[0, 1, 1], [0, 1, 1]], bool)
     nothing = np.zeros((2, 3), bool)
-    assert metrics.mask_iou(a, b) == pytest.approx(2 / 6)
-    assert metrics.mask_iou(a, a) == 1
-    assert metrics.mask_iou(a, nothing) == 0
-    assert metrics.mask_iou(nothing, nothing) == 1
+    assert statistics.mask_iou(a, b) == pytest.approx(2 / 6)
+    assert statistics.mask_iou(a, a) == 1
+    assert statistics.mask_iou(a, nothing) == 0
+    assert statistics.mask_iou(nothing, nothing) == 1
 
 
 def test_mask_iou_broadcasts_over_leading_axes():
     truth_NHW = np.array([[[1, 1]], [[0, 1]]], bool)
     masks_NMHW = np.array([[[[1, 1]], [[1, 0]], [[0, 0]]], [[[1, 1]], [[1, 0]], [[0, 1]]]], bool)
-    np.testing.assert_allclose(metrics.mask_iou(masks_NMHW, truth_NHW[:, None]), [[1, 0.5, 0], [0.5, 0, 1]])
+    np.testing.assert_allclose(statistics.mask_iou(masks_NMHW, truth_NHW[:, None]), [[1, 0.5, 0], [0.5, 0, 1]])
 
 
 def test_means_of_parts_add_up_to_the_mean_of_all():
@@ -36,19 +36,19 @@ def test_mean_of_nothing_is_nan():
 
 
 def test_correlations_by_hand():
-    assert metrics.pearson([0, 1, 2], [1, 3, 5]) == pytest.approx(1)
-    assert metrics.spearman([0, 1, 2], [5, 4, -9]) == pytest.approx(-1)
-    assert metrics.spearman([1, 2, 3, 4], [1, 8, 27, 1000]) == pytest.approx(1)
-    assert metrics.pearson([1, 2, 3, 4], [1, 8, 27, 1000]) < 0.9
+    assert statistics.pearson([0, 1, 2], [1, 3, 5]) == pytest.approx(1)
+    assert statistics.spearman([0, 1, 2], [5, 4, -9]) == pytest.approx(-1)
+    assert statistics.spearman([1, 2, 3, 4], [1, 8, 27, 1000]) == pytest.approx(1)
+    assert statistics.pearson([1, 2, 3, 4], [1, 8, 27, 1000]) < 0.9
 
 
 def test_spearman_shares_ranks_of_ties():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 5, 40), rng.integers(0, 5, 40)
-    assert metrics.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert statistics.spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
 
 
 @pytest.mark.parametrize('pairs', [([], []), ([1.0], [1.0]), ([1, 1, 1], [1, 2, 3])])
 def test_correlation_without_variation_is_nan(pairs):
-    assert math.isnan(metrics.pearson(*pairs))
-    assert math.isnan(metrics.spearman(*pairs))
+    assert math.isnan(statistics.pearson(*pairs))
+    assert math.isnan(statistics.spearman(*pairs))

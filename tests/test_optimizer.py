@@ -1,4 +1,4 @@
-"""samjax.optimizer: one AdamW step by hand, and which parameters decay and how fast they learn."""
+"""samjax.training.optimizer: one AdamW step by hand, and which parameters decay and how fast they learn."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from samjax import optimizer
 from samjax.errors import SamjaxError
+from samjax.model.params import init_params
 from samjax.model.sam import SIZES
-from samjax.step import init_params
+from samjax.training import optimizer
 
-OPTIONS = optimizer.Options(
+OPTIONS = optimizer.OptimizerConfig(
     name='adamw',
     lr=1e-2,
     warmup=2,
@@ -163,7 +163,7 @@ def test_decay_reaches_the_kernels_of_the_model_and_nothing_else(tiny_config):
 
 
 def test_unknown_decay_is_named():
-    with pytest.raises(SamjaxError, match="optimizer.decay='some'.*kernels, all"):
+    with pytest.raises(SamjaxError, match="optimizer.weight_decay_on='some'.*kernels, all"):
         optimizer.make_optimizer(with_options(decay='some'), tiny_params(), TWO_BLOCKS)
 
 

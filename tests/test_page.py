@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from samjax.errors import SamjaxError
-from samjax.evaluation import page
-from samjax.evaluation.page import Facts, Figure, Gallery, Table
+from samjax.evaluation.report import html
+from samjax.evaluation.report.html import Facts, Figure, Gallery, Table
 
 VOID = ('meta', 'link', 'img')  # elements without an end
 SCRIPT = '<script>alert("1" & \'2\')</script>'
@@ -54,7 +54,7 @@ def png(tmp_path):
 
 
 def write(tmp_path, *sections, title='suite: run', subtitle='step 90') -> Page:
-    page.write(tmp_path / 'report.html', title, subtitle, sections)
+    html.write(tmp_path / 'report.html', title, subtitle, sections)
     return Page(tmp_path / 'report.html')
 
 
@@ -129,7 +129,7 @@ def test_row_of_another_length_than_the_header_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='zip'):
         write(tmp_path, table)
     with pytest.raises(ValueError, match='zip'):
-        page.markdown([table])
+        html.markdown([table])
 
 
 def test_images_are_embedded_once_byte_for_byte(tmp_path, png):
@@ -187,7 +187,7 @@ def test_interrupted_write_leaves_the_earlier_page(tmp_path, monkeypatch):
 def test_markdown_tables():
     rows = [['sam', 0.61251, 14121, 'a|b'], ['flood', math.nan, None, None]]
     first = Table('Mean IoU', ['', 'miou@1', 'masks', 'from'], rows, 'A note.')
-    assert page.markdown([first, Table('Absent', ['set'], [])]) == (
+    assert html.markdown([first, Table('Absent', ['set'], [])]) == (
         '### Mean IoU\n'
         '\n'
         '|       | miou@1 |  masks | from |\n'

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from samjax import resize
-from samjax.convert import names
+from samjax.convert import key_map
 from samjax.data.transforms import frame_size
+from samjax.masks import resize
 from samjax.model.sam import SIZES, Sam, normalize
 from samjax.structs import (
     ABSENT,
@@ -54,7 +54,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def exact():
-    with jax.default_matmul_precision('highest'), torch.no_grad():
+    with jax.default_matmul_precision('global_max'), torch.no_grad():
         yield
 
 
@@ -122,7 +122,7 @@ def test_image_encoder(frame, request):
 
 def test_every_norm_with_little_variance(square):
     """An epsilon of 1e-5 instead of 1e-6 only shows when the variance is about as small."""
-    norms, rows = 0, {row.meta: row for row in names.table(SQUARE)}
+    norms, rows = 0, {row.meta: row for row in key_map.table(SQUARE)}
     for name, module in square.torch.named_modules():
         if not isinstance(module, (torch.nn.LayerNorm, oracle.modeling.common.LayerNorm2d)):
             continue

@@ -12,11 +12,11 @@ from test_photo import jpeg, smooth
 from test_prepare import add
 from test_sa1b import encoded, picture, write
 
-from samjax.data.layouts.find import find
-from samjax.data.layouts.labelled import Unusable
-from samjax.data.object_masks.prepare import prepare
+from samjax.data.formats.dataset_index import InvalidExample
+from samjax.data.formats.detect import find
+from samjax.data.records.prepare import prepare
 from samjax.errors import SamjaxError
-from samjax.photos import find_photos
+from samjax.jobs.image_collection import find_images
 
 
 def save(image, file, **options):
@@ -26,7 +26,7 @@ def save(image, file, **options):
 
 
 def found(*inputs):
-    return find_photos([str(one) for one in inputs])
+    return find_images([str(one) for one in inputs])
 
 
 def test_folder_gives_images_at_any_depth_in_order(tmp_path):
@@ -92,7 +92,7 @@ def test_damaged_tar_gives_what_is_whole_and_says_what_is_wrong(tmp_path):
     assert photos.names == ['0', '1', '2', 'set.tar']
     photos[1]
     for n, cause in ((2, 'unreadable image'), (3, 'damaged tar')):
-        with pytest.raises(Unusable) as error:
+        with pytest.raises(InvalidExample) as error:
             photos[n]
         assert error.value.cause == cause
 
@@ -101,7 +101,7 @@ def test_prepared_set_gives_its_images(tmp_path):
     for name in ('a', 'sub/b'):
         (tmp_path / 'set' / name).parent.mkdir(parents=True, exist_ok=True)
         write((tmp_path / 'set' / name).parent, name[-1], image=picture(len(name)))
-    prepare(find(str(tmp_path / 'set')), 'set', tmp_path / 'out', max_bad_share=0.0, workers=1)
+    prepare(find(str(tmp_path / 'set')), 'set', tmp_path / 'out', max_invalid_fraction=0.0, workers=1)
     photos = found(tmp_path / 'out')
     assert photos.names == ['a', 'sub/b']
     assert photos[1].data == (tmp_path / 'set/sub/b.jpg').read_bytes()
@@ -116,10 +116,10 @@ def test_photo_turned_by_exif_is_upright_and_not_copied(tmp_path):
     exif[0x0112] = 6
     (tmp_path / 'x.jpg').write_bytes(jpeg(smooth(20, 40), exif=exif))
     (tmp_path / 'y.jpg').write_bytes(jpeg(smooth(20, 40)))
-    turned, upright = found(tmp_path)
-    np.testing.assert_array_equal(turned.image_HW3, np.rot90(upright.image_HW3, -1))
-    assert (turned.as_stored, upright.as_stored) == (False, True)
-    assert turned.image_HW3.flags.c_contiguous
+    rotated, upright = found(tmp_path)
+    np.testing.assert_array_equal(rotated.image_HW3, np.rot90(upright.image_HW3, -1))
+    assert (rotated.as_stored, upright.as_stored) == (False, True)
+    assert rotated.image_HW3.flags.c_contiguous
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_is_no_whole_image_is_named(tmp_path):
     assert photos.names == ['cut', 'empty', 'grey', 'link', 'text']
     causes = []
     for n in range(5):
-        with pytest.raises(Unusable) as error:
+        with pytest.raises(InvalidExample) as error:
             photos[n]
         causes.append(error.value.cause)
     assert causes == ['unreadable image', 'unreadable image', 'not 8 bits', 'unreadable image', 'unreadable image']

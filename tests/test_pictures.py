@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samjax import pictures
-from samjax.evaluation.evaluators import Outcome, Picture, Row, Trace
-from samjax.pictures import Window
+from samjax.evaluation.protocol import Outcome, Picture, Row, Trace
 from samjax.structs import NEGATIVE, POSITIVE
+from samjax.visualization import pictures
+from samjax.visualization.pictures import Window
 
 
 def make_trace(height=60, width=90, index=0, clicks=3):

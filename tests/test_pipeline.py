@@ -13,10 +13,11 @@ import pytest
 from pycocotools import mask as coco
 
 from samjax.data import pipeline
-from samjax.data.photo import Photo
-from samjax.data.scenes import Scenes
+from samjax.data.example import Example
+from samjax.data.synthetic import Scenes
 from samjax.errors import SamjaxError
-from samjax.structs import Batch, Example
+from samjax.images.encoded_image import EncodedImage
+from samjax.structs import Batch
 
 FRAME = (8, 12)
 
@@ -30,7 +31,7 @@ class Numbered(NamedTuple):
         return self.count
 
     def __getitem__(self, index):
-        photo = Photo.from_array(np.full((8, 5, 3), index, np.uint8))
+        photo = EncodedImage.from_array(np.full((8, 5, 3), index, np.uint8))
         masks_HWN = np.asfortranarray(np.eye(40, 9, dtype=np.uint8).reshape(8, 5, 9))
         return Example(str(index), photo, coco.encode(masks_HWN))
 
@@ -42,7 +43,11 @@ class Witness(Numbered):
         from jax._src import xla_bridge
 
         started = xla_bridge.backends_are_initialized()
-        return super().__getitem__(index)._replace(image=Photo.from_array(np.full((8, 12, 3), int(started), np.uint8)))
+        return (
+            super()
+            .__getitem__(index)
+            ._replace(image=EncodedImage.from_array(np.full((8, 12, 3), int(started), np.uint8)))
+        )
 
 
 class Broken(Numbered):
@@ -116,13 +121,13 @@ def test_train_loader_makes_padded_batches():
     assert isinstance(batch, Batch)
     assert batch.image_BHW3.shape == (4, 8, 12, 3)
     assert batch.image_BHW3.dtype == np.uint8
-    assert batch.masks_BNVW.shape == (4, 12, 1, 12)
-    assert batch.masks_BNVW.dtype == np.uint8
+    assert batch.packed_masks_BNVW.shape == (4, 12, 1, 12)
+    assert batch.packed_masks_BNVW.dtype == np.uint8
     assert batch.valid_BN.tolist() == [[True] * 9 + [False] * 3] * 4
     assert batch.size_B2.tolist() == [[8, 5]] * 4
     assert batch.size_B2.dtype == np.int32
-    assert not batch.masks_BNVW[..., 5:].any()
-    np.testing.assert_array_equal(batch.masks_BNVW.any((2, 3)), batch.valid_BN)
+    assert not batch.packed_masks_BNVW[..., 5:].any()
+    np.testing.assert_array_equal(batch.packed_masks_BNVW.any((2, 3)), batch.valid_BN)
 
 
 def test_train_loader_shows_every_image_once_per_epoch_in_new_order():
@@ -142,7 +147,7 @@ def test_train_loader_depends_on_the_seed():
 
 def test_train_loader_draws_other_masks_in_the_next_epoch():
     first, second = take(loader(Numbered(1), batch=1), 2)
-    assert (first.masks_BNVW != second.masks_BNVW).any()
+    assert (first.packed_masks_BNVW != second.packed_masks_BNVW).any()
 
 
 def test_train_loader_repeats_a_source_smaller_than_the_batch():
@@ -238,7 +243,9 @@ def test_workers_that_die_are_started_again_and_no_image_is_lost(tmp_path, capsy
 
 def test_workers_that_die_again_and_again_are_an_error():
     batches = loader(Deadly(12, None), batch=1, workers=1)
-    with pytest.raises(SamjaxError, match=r'data workers died 3 times at batch \d+: .* lower --config.data.workers'):
+    with pytest.raises(
+        SamjaxError, match=r'data workers died 3 times at batch \d+: .* lower --config.data.num_workers'
+    ):
         take(batches, 14)
 
 
@@ -250,14 +257,14 @@ def test_waiting_long_for_data_is_said(monkeypatch, capsys):
 
 
 def test_train_loader_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match='train.batch is 5, it must be a positive multiple of the 2'):
+    with pytest.raises(ValueError, match='train.batch_size is 5, it must be a positive multiple of the 2'):
         loader(Numbered(12), batch=5, process_count=2)
-    with pytest.raises(SamjaxError, match='train.batch is 0'):
+    with pytest.raises(SamjaxError, match='train.batch_size is 0'):
         loader(Numbered(12), batch=0)
     with pytest.raises(SamjaxError, match="data.flip 'up' is not known: set it to one of none, horizontal, any"):
         loader(Numbered(12), flip='up')
     for jitter in ((0.0, 1.0), (2.0, 1.0), (1.0,)):
-        with pytest.raises(SamjaxError, match=r'data.jitter \(.* is not \(least, greatest\)'):
+        with pytest.raises(SamjaxError, match=r'data.scale_jitter \(.* is not \(least, greatest\)'):
             loader(Numbered(12), jitter=jitter)
     with pytest.raises(SamjaxError, match=r'the weights in data.mix are \[0.0\]'):
         loader([(Numbered(12), 1.0), (Numbered(3), 0.0)])
@@ -273,7 +280,7 @@ def test_train_loader_asks_jax_which_process_this_is():
 
 
 def test_open_set_draws_scenes_or_opens_a_path(monkeypatch):
-    options = {'seed': 7, 'image_size': (64, 96), 'length': 3, 'cache': 'c', 'max_bad_share': 0.5}
+    options = {'seed': 7, 'image_size': (64, 96), 'length': 3, 'cache': 'c', 'max_invalid_fraction': 0.5}
     scenes = pipeline.open_set('scenes', **options)
     assert isinstance(scenes, Scenes)
     assert len(scenes) == 3
@@ -286,7 +293,7 @@ class Twin(Numbered):
     """Like `Numbered`, but with 100 added to the numbers."""
 
     def __getitem__(self, index):
-        photo = Photo.from_array(np.full((8, 5, 3), 100 + index, np.uint8))
+        photo = EncodedImage.from_array(np.full((8, 5, 3), 100 + index, np.uint8))
         return super().__getitem__(index)._replace(image=photo)
 
 

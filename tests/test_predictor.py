@@ -1,4 +1,4 @@
-"""samjax.predictor against segment-anything's SamPredictor, and `samjax predict`."""
+"""samjax.inference.predictor against segment-anything's SamPredictor, and `samjax predict`."""
 
 import json
 
@@ -14,8 +14,8 @@ from samjax import __main__ as command
 from samjax.convert import weights
 from samjax.convert.convert import to_states
 from samjax.errors import SamjaxError
+from samjax.inference.predictor import Predictor, Prompt
 from samjax.model.sam import SIZES
-from samjax.predictor import Predictor, Prompt
 
 CONFIG = SIZES['vit_xxs']
 RNG = np.random.default_rng(0)
@@ -95,13 +95,13 @@ def test_batch_equals_one_by_one(ours):
     assert [len(of_image) for of_image in answers] == [2, 0, 3]
     for image, of_image, asked in zip(IMAGES, answers, prompts, strict=True):
         ours.set_image(image)
-        for answer, p in zip(of_image, asked, strict=True):
+        for prediction, p in zip(of_image, asked, strict=True):
             mask = None if p.mask_yx is None else p.mask_yx[None]
             masks_MHW, iou_M, low_Myx = ours.predict(p.points_K2, p.labels_K, p.box_4, mask)
-            np.testing.assert_allclose(answer.low_Myx, low_Myx, atol=1e-3)
-            np.testing.assert_allclose(answer.iou_M, iou_M, atol=1e-4)
-            assert answer.masks_MHW.shape == masks_MHW.shape == (3, *image.shape[:2])
-            assert (answer.masks_MHW == masks_MHW).mean() > 0.9999
+            np.testing.assert_allclose(prediction.low_Myx, low_Myx, atol=1e-3)
+            np.testing.assert_allclose(prediction.iou_M, iou_M, atol=1e-4)
+            assert prediction.masks_MHW.shape == masks_MHW.shape == (3, *image.shape[:2])
+            assert (prediction.masks_MHW == masks_MHW).mean() > 0.9999
 
 
 def test_batches_of_nothing(ours):

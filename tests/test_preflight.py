@@ -1,4 +1,4 @@
-"""samjax.preflight: a small model compiles for a described pod, and what does not fit is said with a mend."""
+"""samjax.preflight.compile_ahead: a small model compiles for a described pod, and what does not fit is said with a mend."""
 
 import dataclasses
 import pickle
@@ -9,16 +9,16 @@ import pytest
 from jax.experimental import serialize_executable
 from stand_in import QUICK
 
-from samjax import preflight
 from samjax.__main__ import _config, main
 from samjax.errors import SamjaxError
-from samjax.preflight import Report
-from samjax.program import build
+from samjax.preflight import compile_ahead
+from samjax.preflight.compile_ahead import Report
+from samjax.training.compiled_step import build
 
 REPORT = Report(
     chip='TPU v5 lite', chips=256, mesh={'data': 16, 'fsdp': 16, 'tensor': 1}, images=4, parameters=641_090_608,
     compile_seconds=100.0, arguments=2**30, peak=7 * 2**30, refusal=None,
-    step_flops=256 * 19.7e12, sent=[], steps=90_000, remat='matmuls', turns=1, object_chunk=8,
+    step_flops=256 * 19.7e12, sent=[], steps=90_000, remat='matmuls', turns=1, objects_per_chunk=8,
 )  # fmt: skip
 
 
@@ -37,10 +37,10 @@ def test_report_in_words():
 def test_what_does_not_fit_is_said_with_a_mend():
     refused = dataclasses.replace(REPORT, refusal='18.0G of 15.7G', peak=None)
     assert refused.lines()[-1] == (
-        "DOES NOT FIT (18.0G of 15.7G): try --config.model.remat='full', then --config.prompts.object_chunk=4, "
-        'then --config.train.turns=4, then --config.train.batch=512 (or more chips)'
+        "DOES NOT FIT (18.0G of 15.7G): try --config.model.remat='full', then --config.prompts.objects_per_chunk=4, "
+        'then --config.train.grad_accum_steps=4, then --config.train.batch_size=512 (or more chips)'
     )
-    least = dataclasses.replace(refused, remat='full', object_chunk=1, images=1)
+    least = dataclasses.replace(refused, remat='full', objects_per_chunk=1, images=1)
     assert least.verdict().endswith('try a chip with more memory')
 
 
@@ -55,12 +55,12 @@ def test_what_does_not_fit_is_said_with_a_mend():
     ],
 )  # fmt: skip
 def test_compiler_messages(message, said):
-    assert preflight.out_of_memory(message) == said
+    assert compile_ahead.out_of_memory(message) == said
 
 
 def test_unknown_topology_is_named():
     with pytest.raises(SamjaxError, match="the topology 'v9:2x2' cannot be described .*v5e:16x16"):
-        preflight.describe('v9:2x2', 1)
+        compile_ahead.describe('v9:2x2', 1)
 
 
 def test_small_model_fits_eight_chips(tmp_path, capsys):
@@ -92,6 +92,6 @@ def test_unknown_option_is_one_line(tmp_path):
     [('vit_b', 93_735_472), ('vit_l', 312_342_832), ('vit_h', 641_090_608), ('vit_h_modern', 641_090_608)],
 )
 def test_configs_of_the_paper_build_for_a_pod(name, parameters):
-    config = _config(f'configs/sa1b_{name}.py', ['--config.train.batch=256'])
-    program = build(config, preflight.describe('v5e:16x16', 1))
-    assert sum(x.size for x in jax.tree.leaves(program.state.params)) == parameters
+    config = _config(f'configs/sa1b_{name}.py', ['--config.train.batch_size=256'])
+    compiled = build(config, compile_ahead.describe('v5e:16x16', 1))
+    assert sum(x.size for x in jax.tree.leaves(compiled.state.params)) == parameters

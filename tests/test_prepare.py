@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from test_sa1b import content, encoded, mask, picture
 
-from samjax.data.layouts import sa1b
-from samjax.data.layouts.find import find
-from samjax.data.object_masks import prepare as prepare_module
-from samjax.data.object_masks.prepare import Beam, Progress, Report, prepare
-from samjax.data.object_masks.source import Source, open_source
-from samjax.data.object_masks.unit import Task, is_taken
+from samjax.data.formats import sa1b
+from samjax.data.formats.detect import find
+from samjax.data.records import prepare as prepare_module
+from samjax.data.records.prepare import Beam, Progress, Report, prepare
+from samjax.data.records.shard_writer import Task, is_taken
+from samjax.data.records.source import Source, open_source
 from samjax.errors import SamjaxError
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def shards(tmp_path_factory):
 
 
 def run(shards, out, **options):
-    return prepare(find(str(shards)), str(shards), out, **{'max_bad_share': 0.05, **options})
+    return prepare(find(str(shards)), str(shards), out, **{'max_invalid_fraction': 0.05, **options})
 
 
 def tree(folder):
@@ -113,8 +113,8 @@ def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(shards, who
 
 
 def _write_and_die(shards, out):
-    """As if killed in the second unit, in the middle of an image."""
-    from samjax.data.object_masks import record
+    """As if killed in the second shard, in the middle of an image."""
+    from samjax.data.records import record
 
     make_record = record.make_record
 
@@ -164,7 +164,7 @@ def test_worker_that_is_killed_is_said_and_the_rest_goes_on(shards, whole, tmp_p
 
 
 class Deadly(Task):
-    """Dies in the third unit."""
+    """Dies in the third shard."""
 
     def write(self):
         if self.stem.endswith('00002'):
@@ -175,7 +175,7 @@ class Deadly(Task):
 def test_subset_depends_on_names_alone_and_grows_with_the_share(shards, tmp_path):
     taken = {}
     for share in (0.2, 0.5):
-        folder, report = run(shards, tmp_path / str(share), share=share, max_bad_share=0.1)
+        folder, report = run(shards, tmp_path / str(share), share=share, max_invalid_fraction=0.1)
         taken[share] = {name.split('/')[1] for name in (folder / 'images.txt').read_text().split()}
         assert report.kept == len(taken[share]) == len(Source(folder))
         assert taken[share] == {f'sa_{n}' for n in range(120) if n != 70 and is_taken(f'sa_{n}', share)}
@@ -185,7 +185,7 @@ def test_subset_depends_on_names_alone_and_grows_with_the_share(shards, tmp_path
 
 def test_some_shards(shards, tmp_path):
     found = sa1b.find_shards(str(shards), '0,2-3')
-    assert [unit.key for unit in found.units] == ['sa_000000.tar', 'sa_000002.tar', 'sa_000003.tar']
+    assert [shard.key for shard in found.shards] == ['sa_000000.tar', 'sa_000002.tar', 'sa_000003.tar']
     with pytest.raises(SamjaxError, match='no tar file for 2 of the 3 shards, such as number 4: it has 4'):
         sa1b.find_shards(str(shards), '3-5')
     with pytest.raises(SamjaxError, match="shards '1-' is not like 0-9,12"):
@@ -211,7 +211,7 @@ def test_folder_that_holds_another_set(shards, tmp_path):
 
 def test_too_many_bad_images_stop_it_and_nothing_is_lost(shards, whole, tmp_path):
     with pytest.raises(SamjaxError, match=r'1 of 90 images are bad'):
-        run(shards, tmp_path, max_bad_share=0.0, workers=1)
+        run(shards, tmp_path, max_invalid_fraction=0.0, workers=1)
     times = {file: os.stat(file).st_mtime_ns for file in (tmp_path / 'unfinished').glob('*.array_record')}
     assert len(times) == 3  # not the fourth
     run(shards, tmp_path)
@@ -219,7 +219,7 @@ def test_too_many_bad_images_stop_it_and_nothing_is_lost(shards, whole, tmp_path
 
 
 def test_progress_says_count_rate_share_and_time_left(shards, tmp_path, monkeypatch):
-    tasks = [Task(unit, str(tmp_path / f'{n:05d}'), 1.0) for n, unit in enumerate(find(str(shards)).units)]
+    tasks = [Task(shard, str(tmp_path / f'{n:05d}'), 1.0) for n, shard in enumerate(find(str(shards)).shards)]
     progress = Progress('preparing x', tasks)
     monkeypatch.setattr(prepare_module.time, 'monotonic', lambda: 100.0)
     with progress:
@@ -228,8 +228,8 @@ def test_progress_says_count_rate_share_and_time_left(shards, tmp_path, monkeypa
     (tmp_path / '00001.progress').write_text('[15, 30]')
     monkeypatch.setattr(prepare_module.time, 'monotonic', lambda: 145.0)
     text = progress.line()
-    share = sum(task.unit.weight for task in tasks[:1]) + tasks[1].unit.weight / 2
-    share /= sum(task.unit.weight for task in tasks)
+    share = sum(task.shard.weight for task in tasks[:1]) + tasks[1].shard.weight / 2
+    share /= sum(task.shard.weight for task in tasks)
     left = int((1 - share) / share * 45)
     assert text == f'preparing x: 45 images, 1.0/s, {share:.0%}, 0:{left // 60:02}:{left % 60:02} left'
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
-from samjax import prompts
-from samjax.prompts import Simulation
+from samjax.config import get_config
 from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE
+from samjax.training import click_simulation
+from samjax.training.click_simulation import ClickSimulation
 
-PAPER = Simulation(**default.get_config().prompts)
+PAPER = ClickSimulation(**get_config().prompts)
 
 
 def keys(seed):
@@ -23,7 +23,7 @@ def keys(seed):
 def test_sample_pixel_is_uniform_over_the_mask():
     mask_HW = np.array([[0, 1, 0, 0], [1, 1, 0, 1]], bool)
     masks_BNHW = np.broadcast_to(mask_HW, (1, 4000, 2, 4))
-    xy_N2 = np.asarray(prompts.sample_pixel(masks_BNHW, keys(0)))[0].astype(int)
+    xy_N2 = np.asarray(click_simulation.sample_pixel(masks_BNHW, keys(0)))[0].astype(int)
     counts_HW = np.zeros((2, 4), int)
     np.add.at(counts_HW, (xy_N2[:, 1], xy_N2[:, 0]), 1)
     assert (counts_HW[~mask_HW] == 0).all()
@@ -32,14 +32,14 @@ def test_sample_pixel_is_uniform_over_the_mask():
 
 def test_sample_pixel_of_empty_mask_is_the_origin():
     masks_BNHW = np.zeros((1, 1, 3, 5), bool)
-    np.testing.assert_array_equal(prompts.sample_pixel(masks_BNHW, keys(0)), [[[0, 0]]])
+    np.testing.assert_array_equal(click_simulation.sample_pixel(masks_BNHW, keys(0)), [[[0, 0]]])
 
 
 def test_bounding_box_is_inclusive_and_xy():
     masks_BNHW = np.zeros((1, 3, 4, 6), bool)
     masks_BNHW[0, 0, 1:3, 2:5] = True
     masks_BNHW[0, 1, 3, 5] = True
-    box_BN22 = prompts.bounding_box(masks_BNHW)
+    box_BN22 = click_simulation.bounding_box(masks_BNHW)
     np.testing.assert_array_equal(box_BN22[0], [[[2, 1], [4, 2]], [[5, 3], [5, 3]], [[0, 0], [0, 0]]])
 
 
@@ -47,7 +47,7 @@ def test_bounding_box_is_inclusive_and_xy():
 def test_box_noise_is_bounded_and_stays_on_the_image(noise):
     simulation = dataclasses.replace(PAPER, box_noise=noise)
     box_BN22 = jnp.broadcast_to(jnp.array([[0.0, 100.0], [899.0, 119.0]]), (1, 500, 2, 2))
-    noisy_BN22 = prompts.noisy_box(simulation, box_BN22, jnp.array([[200, 900]]), keys(1))
+    noisy_BN22 = click_simulation.noisy_box(simulation, box_BN22, jnp.array([[200, 900]]), keys(1))
     shift_BN22 = np.abs(noisy_BN22 - box_BN22)
     assert shift_BN22.max() <= 20
     assert shift_BN22[..., 0].max() > 19
@@ -63,7 +63,7 @@ def test_box_noise_is_bounded_and_stays_on_the_image(noise):
 def test_first_prompts_are_a_point_on_the_mask_or_a_box():
     masks_BNHW = np.zeros((1, 200, 32, 48), bool)
     masks_BNHW[..., 10:20, 5:40] = True
-    first = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), keys(0))
+    first = click_simulation.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), keys(0))
     assert first.points_BNP2.shape == (1, 200, 10, 2)
     assert not first.has_mask_BN.any()
     labels_NP = np.asarray(first.labels_BNP[0])
@@ -85,7 +85,7 @@ def test_error_click_falls_on_an_error_and_tells_the_truth():
     inside_BHW = np.ones((1, 4, 6), bool)
     inside_BHW[0, 3] = False
     for seed in range(5):
-        xy_BN2, label_BN = prompts.error_click(predicted_BNHW, masks_BNHW, inside_BHW, keys(seed))
+        xy_BN2, label_BN = click_simulation.error_click(predicted_BNHW, masks_BNHW, inside_BHW, keys(seed))
         np.testing.assert_array_equal(xy_BN2[0], [[1, 1], [3, 2]])
         np.testing.assert_array_equal(label_BN[0], [POSITIVE, NEGATIVE])
 
@@ -93,13 +93,13 @@ def test_error_click_falls_on_an_error_and_tells_the_truth():
 def test_error_click_without_errors_is_negative_on_the_background():
     masks_BNHW = np.ones((1, 1, 3, 3), bool)
     masks_BNHW[0, 0, 2, 1] = False
-    xy_BN2, label_BN = prompts.error_click(masks_BNHW, masks_BNHW, np.ones((1, 3, 3), bool), keys(0))
+    xy_BN2, label_BN = click_simulation.error_click(masks_BNHW, masks_BNHW, np.ones((1, 3, 3), bool), keys(0))
     np.testing.assert_array_equal(xy_BN2, [[[1, 2]]])
     np.testing.assert_array_equal(label_BN, [[NEGATIVE]])
 
 
 def test_schedule_has_eight_clicks_one_pause_and_nothing_new_in_the_last_round():
-    schedules = [prompts.click_schedule(PAPER, jax.random.key(seed)) for seed in range(60)]
+    schedules = [click_simulation.click_schedule(PAPER, jax.random.key(seed)) for seed in range(60)]
     pauses = set()
     for adds_K, slot_K in schedules:
         adds_K, slot_K = np.asarray(adds_K), np.asarray(slot_K)
@@ -115,10 +115,10 @@ def test_next_prompts_keep_what_was_said_and_add_one_click():
     masks_BNHW = np.zeros((1, 1, 32, 48), bool)
     masks_BNHW[0, 0, 8:16, 8:16] = True
     inside_BHW = np.ones((1, 32, 48), bool)
-    given = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), keys(0))
+    given = click_simulation.first_prompts(PAPER, masks_BNHW, (16, 24), jnp.array([[32, 48]]), keys(0))
     low_BNyx = jnp.full((1, 1, 16, 24), -1.0)
     for adds in (True, False):
-        following = prompts.next_prompts(
+        following = click_simulation.next_prompts(
             given, low_BNyx, jnp.zeros((1, 1, 32, 48), bool), masks_BNHW, inside_BHW, adds, 2, keys(0)
         )
         np.testing.assert_array_equal(following.points_BNP2[:, :, :2], given.points_BNP2[:, :, :2])
@@ -131,8 +131,8 @@ def test_next_prompts_keep_what_was_said_and_add_one_click():
 def test_what_an_image_draws_does_not_depend_on_its_batch():
     masks_BNHW = np.random.default_rng(0).random((3, 5, 32, 48)) > 0.5
     size_B2, keys_B = jnp.array([[32, 48]] * 3), jax.random.split(jax.random.key(7), 3)
-    together = prompts.first_prompts(PAPER, masks_BNHW, (16, 24), size_B2, keys_B)
-    alone = prompts.first_prompts(PAPER, masks_BNHW[2:], (16, 24), size_B2[2:], keys_B[2:])
+    together = click_simulation.first_prompts(PAPER, masks_BNHW, (16, 24), size_B2, keys_B)
+    alone = click_simulation.first_prompts(PAPER, masks_BNHW[2:], (16, 24), size_B2[2:], keys_B[2:])
     np.testing.assert_array_equal(together.points_BNP2[2:], alone.points_BNP2)
     np.testing.assert_array_equal(together.labels_BNP[2:], alone.labels_BNP)
 

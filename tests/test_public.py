@@ -18,8 +18,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from tensorflow_datasets.core.features.feature import TensorInfo
 
-from samjax.data.layouts import public
-from samjax.data.layouts.labelled import Unusable
+from samjax.data.formats import tfds as tfds_format
+from samjax.data.formats.dataset_index import InvalidExample
 from samjax.errors import SamjaxError
 
 BOX = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
@@ -203,14 +203,14 @@ CASES = {
 
 
 def test_every_set_has_a_case():
-    assert CASES.keys() == public.SETS.keys()
+    assert CASES.keys() == tfds_format.SETS.keys()
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_masks_of_a_set(name):
     record, masks = CASES[name]
     prepare(name, [[record]], 'validation')
-    found = public.find(f'tfds:{name}@validation')
+    found = tfds_format.find(f'tfds:{name}@validation')
     assert found.layout == f'{name} of tensorflow-datasets'
     [item] = items(found)
     assert (item.name, item.place) == ('00000000', f'tfds:{name}@validation record 0')
@@ -224,7 +224,7 @@ def test_masks_of_a_set(name):
 
 def test_scores_of_segment_anything():
     prepare('segment_anything', [[sa1b([A])]])
-    [item] = items(public.find('tfds:segment_anything'))
+    [item] = items(tfds_format.find('tfds:segment_anything'))
     [mask] = item.load().masks
     assert mask == coco.encode(np.asfortranarray(A)) | {'predicted_iou': 0.75, 'stability_score': 0.5}
 
@@ -241,19 +241,19 @@ NOTHING = {
 @pytest.mark.parametrize('name', NOTHING)
 def test_an_image_without_masks(name):
     prepare(name, [[NOTHING[name]]])
-    [item] = items(public.find(f'tfds:{name}'))
+    [item] = items(tfds_format.find(f'tfds:{name}'))
     labelled = item.load()
     assert (labelled.size, labelled.masks, labelled.left_out) == ((3, 4), [], {})
 
 
 def test_size_is_that_of_the_masks():
     prepare('lvis', [[lvis([A.T])]])  # as for a photo that EXIF turns
-    [item] = items(public.find('tfds:lvis'))
+    [item] = items(tfds_format.find('tfds:lvis'))
     assert item.load().size == (4, 3)
 
 
 def items(found):
-    return [item for unit in found.units for item in unit.items()]
+    return [item for shard in found.shards for item in shard.items()]
 
 
 def assert_masks(labelled, expected):
@@ -262,7 +262,7 @@ def assert_masks(labelled, expected):
         np.testing.assert_array_equal(coco.decode(mask), expected_HW)
 
 
-# ---- units and items -------------------------------------------------------------------------------
+# ---- shards and items -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -277,43 +277,43 @@ def areas(items):
 
 
 def test_units_cover_the_records_in_order(five, monkeypatch):
-    monkeypatch.setattr(public, 'UNIT', 2)
-    units = public.find('tfds:oxford_iiit_pet@train').units
-    assert [unit.weight for unit in units] == [2.0, 2.0, 1.0]
-    assert [unit.key for unit in units] == ['00000000', '00000002', '00000004']
-    assert [[item.name for item in unit.items()] for unit in units] == [
+    monkeypatch.setattr(tfds_format, 'SHARD_SIZE', 2)
+    shards = tfds_format.find('tfds:oxford_iiit_pet@train').shards
+    assert [shard.weight for shard in shards] == [2.0, 2.0, 1.0]
+    assert [shard.key for shard in shards] == ['00000000', '00000002', '00000004']
+    assert [[item.name for item in shard.items()] for shard in shards] == [
         ['00000000', '00000001'], ['00000002', '00000003'], ['00000004'],
     ]  # fmt: skip
-    assert [areas(unit.items()) for unit in units] == [[1, 2], [3, 4], [5]]
-    assert units[2].prepared.split == 'train'
+    assert [areas(shard.items()) for shard in shards] == [[1, 2], [3, 4], [5]]
+    assert shards[2].prepared.split == 'train'
 
 
 def test_units_and_items_are_pickled_small(five):
-    [unit] = public.find('tfds:oxford_iiit_pet').units
-    item = list(unit.items())[3]
+    [shard] = tfds_format.find('tfds:oxford_iiit_pet').shards
+    item = list(shard.items())[3]
     item.load()  # opens the files
-    for one in (unit, item):
+    for one in (shard, item):
         data = pickle.dumps(one)
         assert len(data) < 1000
         assert pickle.loads(data) == one
-    assert areas(pickle.loads(pickle.dumps(unit)).items()) == [1, 2, 3, 4, 5]
+    assert areas(pickle.loads(pickle.dumps(shard)).items()) == [1, 2, 3, 4, 5]
 
 
 def test_files_are_opened_once_per_process(five, monkeypatch):
-    [unit] = public.find('tfds:oxford_iiit_pet').units
+    [shard] = tfds_format.find('tfds:oxford_iiit_pet').shards
     opened = []
     build = tfds.builder_from_directory
     monkeypatch.setattr(tfds, 'builder_from_directory', lambda folder: opened.append(folder) or build(folder))
-    assert areas(unit.items()) == [1, 2, 3, 4, 5]
+    assert areas(shard.items()) == [1, 2, 3, 4, 5]
     assert len(opened) == 1
-    monkeypatch.setattr(public.os, 'getpid', lambda: -1)  # as after a fork
-    assert areas(unit.items()) == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(tfds_format.os, 'getpid', lambda: -1)  # as after a fork
+    assert areas(shard.items()) == [1, 2, 3, 4, 5]
     assert len(opened) == 2
 
 
 def test_digest_follows_what_the_split_consists_of(five):
     def digest(split='train'):
-        return public.find(f'tfds:oxford_iiit_pet@{split}').digest
+        return tfds_format.find(f'tfds:oxford_iiit_pet@{split}').digest
 
     before = digest()
     assert len(before) == 32
@@ -330,13 +330,13 @@ def test_digest_follows_what_the_split_consists_of(five):
 
 
 def test_digest_depends_on_the_folder_that_links_lead_to(five, data, monkeypatch):
-    digest = public.find('tfds:oxford_iiit_pet').digest
+    digest = tfds_format.find('tfds:oxford_iiit_pet').digest
     shutil.copytree(data, data.with_name('copy'))
     monkeypatch.setenv('TFDS_DATA_DIR', str(data.with_name('copy')))
-    assert public.find('tfds:oxford_iiit_pet').digest != digest
+    assert tfds_format.find('tfds:oxford_iiit_pet').digest != digest
     data.with_name('link').symlink_to(data)
     monkeypatch.setenv('TFDS_DATA_DIR', str(data.with_name('link')))
-    assert public.find('tfds:oxford_iiit_pet').digest == digest
+    assert tfds_format.find('tfds:oxford_iiit_pet').digest == digest
 
 
 # ---- where it looks --------------------------------------------------------------------------------
@@ -346,25 +346,25 @@ def test_default_folder_and_split(five, data, monkeypatch):
     monkeypatch.delenv('TFDS_DATA_DIR')
     monkeypatch.setenv('HOME', str(data.parent))
     data.rename(data.parent / 'tensorflow_datasets')
-    assert len(items(public.find('tfds:oxford_iiit_pet'))) == 5
+    assert len(items(tfds_format.find('tfds:oxford_iiit_pet'))) == 5
     monkeypatch.setenv('TFDS_DATA_DIR', '~/tensorflow_datasets')
-    assert len(items(public.find('tfds:oxford_iiit_pet'))) == 5
+    assert len(items(tfds_format.find('tfds:oxford_iiit_pet'))) == 5
 
 
 def test_latest_version_unless_one_is_named():
     for version, count in [('3.10.0', 3), ('3.9.0', 2), ('incomplete.3.11.0', 1)]:
         prepare('oxford_iiit_pet', [[pet()] * count], version=version)
-    assert len(items(public.find('tfds:oxford_iiit_pet'))) == 3
-    assert len(items(public.find('tfds:oxford_iiit_pet:3.9.0@train'))) == 2
+    assert len(items(tfds_format.find('tfds:oxford_iiit_pet'))) == 3
+    assert len(items(tfds_format.find('tfds:oxford_iiit_pet:3.9.0@train'))) == 2
     with pytest.raises(SamjaxError, match='oxford_iiit_pet:3.8.0 is not in .*`tfds build oxford_iiit_pet:3.8.0 '):
-        public.find('tfds:oxford_iiit_pet:3.8.0')
+        tfds_format.find('tfds:oxford_iiit_pet:3.8.0')
 
 
 def test_array_record_beside_another_format(five):
     info = five / 'dataset_info.json'
     text = info.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
     info.write_text(text.replace('{', '{"alternativeFileFormats": ["array_record"],', 1))
-    assert areas(items(public.find('tfds:oxford_iiit_pet'))) == [1, 2, 3, 4, 5]
+    assert areas(items(tfds_format.find('tfds:oxford_iiit_pet'))) == [1, 2, 3, 4, 5]
 
 
 def test_tensorflow_is_not_imported():
@@ -374,9 +374,9 @@ def test_tensorflow_is_not_imported():
         import sys
         from samjax.data.layouts import public
 
-        for name in public.SETS:
-            [unit] = public.find(f'tfds:{name}').units
-            print(name, *[len(item.load().masks) for item in unit.items()])
+        for name in tfds_format.SETS:
+            [shard] = tfds_format.find(f'tfds:{name}').shards
+            print(name, *[len(item.load().masks) for item in shard.items()])
         assert 'tensorflow' not in sys.modules
     """
     run = [sys.executable, '-c', textwrap.dedent(code)]
@@ -390,7 +390,7 @@ def test_tensorflow_is_not_imported():
 
 def refusal(path):
     with pytest.raises(SamjaxError) as error:
-        public.find(path)
+        tfds_format.find(path)
     message = str(error.value)
     assert message.startswith(path)
     assert '\n' not in message
@@ -406,7 +406,7 @@ def test_malformed_path(path):
 def test_unknown_set(name):
     message = refusal(f'tfds:{name}@train')
     assert f'samjax has no masks for {name}: ' in message
-    assert message.endswith(', '.join(public.SETS))
+    assert message.endswith(', '.join(tfds_format.SETS))
 
 
 def test_set_that_is_not_there(data):
@@ -454,7 +454,7 @@ def test_missing_file(five):
 def test_unreadable_record():
     colours = pet(segmentation_mask=encoded(PHOTO))
     prepare('oxford_iiit_pet', [[pet(), pet(segmentation_mask=b'no image'), colours, pet()]])
-    good, no_image, colours, last = items(public.find('tfds:oxford_iiit_pet'))
+    good, no_image, colours, last = items(tfds_format.find('tfds:oxford_iiit_pet'))
     assert areas([good, last]) == [3, 3]
     assert 'cannot identify image file' in unusable(no_image)
     assert 'labels as an image of mode RGB, which has several numbers per pixel' in unusable(colours)
@@ -463,13 +463,13 @@ def test_unreadable_record():
 def test_damaged_file(five):
     first, second = sorted(five.glob('*.array_record*'))
     second.write_bytes(second.read_bytes()[:100])
-    found = items(public.find('tfds:oxford_iiit_pet'))
+    found = items(tfds_format.find('tfds:oxford_iiit_pet'))
     assert areas(found[:3]) == [1, 2, 3]
     assert unusable(found[3])
 
 
 def unusable(item):
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(InvalidExample) as error:
         item.load()
     assert error.value.cause == 'unreadable record'
     assert '\n' not in error.value.detail

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from samjax.automatic.regions import clean, remove_small
-from samjax.convert import original
+from samjax.masks.regions import clean, remove_small
+from samjax.parity import meta
 
-amg = original.package().utils.amg
+amg = meta.package().utils.amg
 MODES = ('holes', 'islands')
 
 

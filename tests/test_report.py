@@ -5,10 +5,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from configs import default
-from samjax.data.scenes import Scenes
-from samjax.evaluation import evaluators, report
-from samjax.evaluation.evaluators import Interactive
+from samjax.config import get_config
+from samjax.data.synthetic import Scenes
+from samjax.evaluation import protocol
+from samjax.evaluation.protocol import Interactive
+from samjax.evaluation.tasks import interactive
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -18,7 +19,7 @@ class Shifted:
 
     def __init__(self, name, example, columns):
         self.name, self.columns = name, columns
-        self.truth_NHW = evaluators.decode_masks(example.rles)
+        self.truth_NHW = protocol.decode_masks(example.rles)
         self.expected = (0.4, 0.9, 0.1)
 
     def set_image(self, image_HW3):
@@ -40,7 +41,7 @@ def outcomes():
 
 
 def test_report_writes_every_file(tmp_path, outcomes):
-    report.write(tmp_path, outcomes)
+    interactive.write(tmp_path, outcomes)
     scores, flood = (dict(outcomes[name].values()) for name in ('sam', 'flood fill'))
     assert scores['miou@3'] == 1
     assert scores['oracle@1'] == 1 > scores['miou@1'] > flood['miou@1']
@@ -53,21 +54,21 @@ def test_report_writes_every_file(tmp_path, outcomes):
     assert mean == pytest.approx(scores['miou@1'], abs=1e-4)
     for name in ('curve.png', 'slots_sam.png', 'slots_flood_fill.png'):
         assert (tmp_path / name).stat().st_size > 1000
-    names = {kind: [path.name for path in (tmp_path / kind / 'sam').iterdir()] for kind in report.KINDS}
+    names = {kind: [path.name for path in (tmp_path / kind / 'sam').iterdir()] for kind in interactive.KINDS}
     assert names['overlays'] == ['00_scene-0-0.png']
     assert names['best'][0].startswith('00_iou_')
     assert names['worst'][0] <= names['best'][0]
 
 
 def test_pictures_of_an_earlier_report_go(tmp_path, outcomes):
-    report.write(tmp_path, outcomes)
-    report.write(tmp_path, {'flood fill': outcomes['flood fill']})
+    interactive.write(tmp_path, outcomes)
+    interactive.write(tmp_path, {'flood fill': outcomes['flood fill']})
     assert sorted(path.name for path in tmp_path.glob('*.png')) == ['curve.png', 'slots_flood_fill.png']
     assert [path.name for path in (tmp_path / 'overlays').iterdir()] == ['flood_fill']
 
 
 def test_table_of_scores(outcomes):
-    table = report.score_table(outcomes)
+    table = interactive.score_table(outcomes)
     assert table.header == ['', 'miou@1', 'miou@3', 'oracle@1', 'box', 'iou_spearman', 'masks']
     assert [row[0] for row in table.rows] == ['sam', 'flood fill']
     assert table.rows[0][2] == 1
@@ -75,12 +76,12 @@ def test_table_of_scores(outcomes):
 
 
 def tiny_run_config():
-    config = default.get_config()
+    config = get_config()
     config.model.size = 'test'
     config.model.image_size = (32, 48)
-    config.data.eval_images = 2
+    config.data.synthetic_eval_images = 2
     config.model.dtype = 'float32'
     config.eval.clicks = (1, 3)
-    config.eval.object_batch = 3
-    config.eval.pictures = 1
+    config.eval.prompt_batch_size = 3
+    config.eval.num_visualizations = 1
     return config

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from samjax import resize
+from samjax.masks import resize
 
 
 def test_upsample_of_two_pixels():

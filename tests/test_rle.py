@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from samjax.data.rle import Window, bounds, encode_labels, run_lengths, segments, shares
+from samjax.masks.rle import Window, bounds, encode_labels, run_lengths, segments, shares
 
 
 def test_run_lengths_worked_example():

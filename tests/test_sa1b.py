@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco
 
 from benchmarks.sa1b_like import as_annotation
-from samjax.data.layouts import labelled
-from samjax.data.layouts.labelled import Unusable
-from samjax.data.layouts.sa1b import Pair, Part
-from samjax.data.object_masks import record, source, unit
+from samjax.data.formats import dataset_index
+from samjax.data.formats.dataset_index import InvalidExample
+from samjax.data.formats.sa1b import Pair, Part
+from samjax.data.records import record, shard_writer, source
 from samjax.errors import SamjaxError
 
 HEIGHT, WIDTH = 24, 40
@@ -71,8 +71,8 @@ def folder(tmp_path):
     return folder
 
 
-def open_source(path, tmp_path, max_bad_share=0.0):
-    return source.open_source(path, tmp_path / 'cache', max_bad_share)
+def open_source(path, tmp_path, max_invalid_fraction=0.0):
+    return source.open_source(path, tmp_path / 'cache', max_invalid_fraction)
 
 
 def report(source):
@@ -248,11 +248,11 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(folder, tmp_
 
 
 def test_a_full_disk_stops_and_leaves_nothing(folder, tmp_path, monkeypatch):
-    class Full(unit.ArrayRecordWriter):
+    class Full(shard_writer.ArrayRecordWriter):
         def write(self, data):
             raise RuntimeError('write() failed: No space left on device; at byte 4096')
 
-    monkeypatch.setattr(unit, 'ArrayRecordWriter', Full)
+    monkeypatch.setattr(shard_writer, 'ArrayRecordWriter', Full)
     with pytest.raises(SamjaxError, match='No space left on device.*free some space or choose another'):
         open_source(folder, tmp_path)
     assert not list((tmp_path / 'cache').rglob('*.part'))
@@ -263,7 +263,7 @@ def test_a_full_disk_stops_and_leaves_nothing(folder, tmp_path, monkeypatch):
 def test_shards_are_split_and_read_in_order(tmp_path, monkeypatch):
     for number in range(5):
         write(tmp_path / 'data', f'sa_{number}')
-    monkeypatch.setattr(labelled, 'UNIT', 2)
+    monkeypatch.setattr(dataset_index, 'SHARD_SIZE', 2)
     source = open_source(tmp_path / 'data', tmp_path)
     assert [e.name for e in source] == [f'sa_{number}' for number in range(5)]
     names = sorted(file.name for file in Path(source.folder).glob('*array_record*'))
@@ -367,7 +367,7 @@ def test_bad_pair_is_left_out_and_named(spoil, cause, detail, folder, tmp_path, 
     write(folder, 'bad')
     spoil(folder)
     with caplog.at_level(logging.WARNING):
-        source = open_source(folder, tmp_path, max_bad_share=0.25)
+        source = open_source(folder, tmp_path, max_invalid_fraction=0.25)
     assert [e.name for e in source] == [e.name for e in source if e.name != 'bad']
     assert len(source) == 3
     found = report(source)
@@ -386,22 +386,22 @@ def test_too_large_a_share_of_bad_pairs_stops(spoil, cause, detail, folder, tmp_
     write(folder, 'bad')
     spoil(folder)
     with pytest.raises(SamjaxError) as error:
-        open_source(folder, tmp_path, max_bad_share=0.2)
+        open_source(folder, tmp_path, max_invalid_fraction=0.2)
     message = str(error.value)
     assert message.startswith(f'{folder}: 1 of 4 images are bad (1 {cause}), more than ')
-    assert 'data.max_bad_share = 0.2' in message
+    assert 'data.max_invalid_fraction = 0.2' in message
     assert 'the first is bad: ' in message
     assert detail in message
-    assert 'mend or remove such files, or raise data.max_bad_share' in message
+    assert 'mend or remove such files, or raise data.max_invalid_fraction' in message
     assert '\n' not in message
 
 
 def test_a_stricter_share_applies_to_what_is_prepared_already(folder, tmp_path):
     write(folder, 'bad')
     break_json(folder)
-    open_source(folder, tmp_path, max_bad_share=0.5)
+    open_source(folder, tmp_path, max_invalid_fraction=0.5)
     with pytest.raises(SamjaxError, match='1 of 4 images are bad'):
-        open_source(folder, tmp_path, max_bad_share=0.2)
+        open_source(folder, tmp_path, max_invalid_fraction=0.2)
 
 
 def test_truncated_tar_gives_what_is_whole(tmp_path):
@@ -440,7 +440,7 @@ def test_the_names_of_shards_keep_images_apart(folder, tmp_path):
 def test_images_without_masks_are_counted_apart(folder, tmp_path, caplog):
     write(folder, 'none', json_content=content([]))
     write(folder, 'empty', json_content=content([mask(0, 0, 0, 0)]))
-    source = open_source(folder, tmp_path, max_bad_share=0.0)
+    source = open_source(folder, tmp_path, max_invalid_fraction=0.0)
     assert len(source) == 3
     assert report(source)['bad'] == {}
     assert report(source)['no_masks'] == ['empty', 'none']
@@ -499,7 +499,7 @@ def read(text, tmp_path):
     ],
 )
 def test_pair_survives_any_json(text, cause, tmp_path):
-    with pytest.raises(Unusable) as error:
+    with pytest.raises(InvalidExample) as error:
         read(text, tmp_path)
     assert error.value.cause == cause
 
@@ -533,7 +533,7 @@ def test_record_checks_counts(counts, cause, tmp_path):
         assert coco.area({'size': [2, 3], 'counts': found['counts']}) == found['area']
         assert (found['predicted_iou'], found['stability_score']) == (1.0, 1.0)
     else:
-        with pytest.raises(Unusable) as error:
+        with pytest.raises(InvalidExample) as error:
             read(text, tmp_path)
         assert error.value.cause == cause
 

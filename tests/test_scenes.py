@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from samjax.data import scenes
-from samjax.data.scenes import Canvas, Frame, Piece, Scenes, Surface, draw_piece
+from samjax.data import synthetic
+from samjax.data.synthetic import Canvas, Frame, Piece, Scenes, Surface, draw_piece
 
 
 def masks_of(example):
@@ -100,10 +100,10 @@ def fixed(*args, **kwargs):
 
 def test_covered_pixels_are_not_in_the_mask():
     canvas = plain_canvas(40, 60)
-    flat = Surface(np.full(3, 90.0), np.full(3, 90.0), scenes.plain, 5.0, [0.0, 0.0], 0.0)
+    flat = Surface(np.full(3, 90.0), np.full(3, 90.0), synthetic.plain, 5.0, [0.0, 0.0], 0.0)
     back, front = canvas.add_piece(0), canvas.add_piece(0)
-    scenes.paint(canvas, Frame(20, 20, 0.0, 10, 10), scenes.box, flat, back)
-    scenes.paint(canvas, Frame(30, 20, 0.0, 10, 10), scenes.box, flat, front)
+    synthetic.paint(canvas, Frame(20, 20, 0.0, 10, 10), synthetic.box, flat, back)
+    synthetic.paint(canvas, Frame(30, 20, 0.0, 10, 10), synthetic.box, flat, front)
     masks, levels = canvas.masks()
     assert levels == [0, 0]
     assert masks[0][20].nonzero()[0].tolist() == list(range(10, 20))
@@ -112,10 +112,10 @@ def test_covered_pixels_are_not_in_the_mask():
 
 def test_part_is_in_its_whole_and_inside_parts_are_cut_off():
     canvas = plain_canvas(64, 64)
-    spot = fixed(scenes.box, 0, 0, 0.5, 0.5)
-    panel = fixed(scenes.box, 1, 0, 0.5, 0.5, (spot,))
-    arm = fixed(scenes.box, -1, 0, 0.5, 0.5, place='under')
-    draw_piece(canvas, fixed(scenes.box, 0, 0, 1, 1, (panel, arm)), Frame(32, 32, 0, 20, 20), 0, None)
+    spot = fixed(synthetic.box, 0, 0, 0.5, 0.5)
+    panel = fixed(synthetic.box, 1, 0, 0.5, 0.5, (spot,))
+    arm = fixed(synthetic.box, -1, 0, 0.5, 0.5, place='under')
+    draw_piece(canvas, fixed(synthetic.box, 0, 0, 1, 1, (panel, arm)), Frame(32, 32, 0, 20, 20), 0, None)
     masks, levels = canvas.masks()
     assert levels == [0, 1, 1, 2]  # in the order drawn: whole, the arm under it, panel, spot
     whole, arm, panel, spot = masks.astype(bool)
@@ -127,16 +127,16 @@ def test_part_is_in_its_whole_and_inside_parts_are_cut_off():
 
 def test_part_that_is_nearly_all_of_its_parent_is_dropped():
     canvas = plain_canvas(64, 64)
-    panel = fixed(scenes.box, 0, 0, 1.5, 1.5)
-    draw_piece(canvas, fixed(scenes.box, 0, 0, 1, 1, (panel,)), Frame(32, 32, 0, 12, 12), 0, None)
+    panel = fixed(synthetic.box, 0, 0, 1.5, 1.5)
+    draw_piece(canvas, fixed(synthetic.box, 0, 0, 1, 1, (panel,)), Frame(32, 32, 0, 12, 12), 0, None)
     assert canvas.masks()[1] == [0]
 
 
-@pytest.mark.parametrize('shape', scenes.FREE_SHAPES)
+@pytest.mark.parametrize('shape', synthetic.FREE_SHAPES)
 def test_shape_fills_its_frame_and_stays_within(shape):
     canvas = plain_canvas(60, 100)
     frame = Frame(50, 30, 0.0, 40, 20, bend=1.0)
-    rows, columns, x_hw, y_hw = scenes.cut_out(canvas, frame)
+    rows, columns, x_hw, y_hw = synthetic.cut_out(canvas, frame)
     inside = shape(x_hw, y_hw, frame) > 0
     ys, xs = inside.nonzero()
     ys, xs = ys + rows.start, xs + columns.start

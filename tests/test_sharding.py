@@ -1,4 +1,4 @@
-"""samjax.sharding on the eight simulated devices of conftest.py: who holds what, and that it changes no number."""
+"""samjax.distributed.sharding on the eight simulated devices of conftest.py: who holds what, and that it changes no number."""
 
 import dataclasses
 import functools
@@ -10,19 +10,21 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import default
-from samjax import sharding, step
-from samjax.bits import pack_rows
+from samjax.config import get_config
+from samjax.distributed import sharding
+from samjax.distributed.sharding import MeshConfig
 from samjax.errors import SamjaxError
-from samjax.losses import LossOptions
-from samjax.model.sam import SIZES, abstract
-from samjax.prompts import Simulation
-from samjax.sharding import MeshOptions
+from samjax.masks.packing import pack_rows
+from samjax.model.params import abstract_state
+from samjax.model.sam import SIZES
 from samjax.structs import Batch
+from samjax.training import step
+from samjax.training.click_simulation import ClickSimulation
+from samjax.training.losses import LossConfig
 
 
 def make_mesh(data=0, fsdp=0, tensor=1, width=16, heads=2, devices=None):
-    return sharding.make_mesh(MeshOptions(data, fsdp, tensor), width, heads, devices)
+    return sharding.make_mesh(MeshConfig(data, fsdp, tensor), width, heads, devices)
 
 
 @pytest.mark.parametrize(
@@ -93,18 +95,20 @@ def test_batch_is_shared_out_along_its_first_axis():
 def test_batch_that_devices_cannot_share_is_named(batch):
     sharding.check_batch(16, 2, make_mesh())
     sharding.check_batch(12, 3, make_mesh(tensor=2))
-    with pytest.raises(SamjaxError, match=f'train.batch={batch} .* 8 devices.* multiple of 8'):
+    with pytest.raises(SamjaxError, match=f'train.batch_size={batch} .* 8 devices.* multiple of 8'):
         sharding.check_batch(batch, 1, make_mesh())
 
 
 @pytest.mark.parametrize('turns', [0, 3])
 def test_turns_that_images_of_a_device_cannot_be_split_into_are_named(turns):
-    with pytest.raises(SamjaxError, match=f'2 image.s. of a device .* {turns} turns: .*train.turns to a divisor of 2'):
+    with pytest.raises(
+        SamjaxError, match=f'2 image.s. of a device .* {turns} turns: .*train.grad_accum_steps to a divisor of 2'
+    ):
         sharding.check_batch(16, turns, make_mesh())
 
 
 def test_matrices_of_the_encoder_are_split_and_nothing_else(tiny_config):
-    params = abstract(tiny_config)[1]
+    params = abstract_state(tiny_config)[1]
     state = {'params': params, 'opt_state': optax.adam(1e-3).init(params)}
     shardings = sharding.state_shardings(state, make_mesh(data=2, fsdp=2, tensor=2))
     for found in (shardings['params'], shardings['opt_state'][0].mu):
@@ -127,14 +131,14 @@ def test_matrices_of_the_encoder_are_split_and_nothing_else(tiny_config):
 
 
 TX = optax.sgd(0.1, momentum=0.9)  # Adam's first step is the sign of a gradient, however small
-SIMULATION = dataclasses.replace(Simulation(**default.get_config().prompts), rounds=5, object_chunk=1)
-LOSS = LossOptions(**default.get_config().loss)
+SIMULATION = dataclasses.replace(ClickSimulation(**get_config().prompts), rounds=5, objects_per_chunk=1)
+LOSS = LossConfig(**get_config().loss)
 
 
 def one_step(config, batch, mesh):
     """State and metrics after a step from parameters none of which is zero; on `mesh`, or on one device."""
-    graphdef, params, _ = abstract(config)
-    sums = functools.partial(step.object_sums, graphdef=graphdef, simulation=SIMULATION, loss=LOSS)
+    graphdef, params, _ = abstract_state(config)
+    sums = functools.partial(step.summed_gradients, graphdef=graphdef, simulation=SIMULATION, loss=LOSS)
 
     def init():
         state = step.init_state(config, TX, 0)
@@ -144,11 +148,11 @@ def one_step(config, batch, mesh):
         return dataclasses.replace(state, params=tree.unflatten(noisy))
 
     if mesh is None:
-        run = functools.partial(step.train_step, object_sums=sums, tx=TX, loss=LOSS, seed=0)
+        run = functools.partial(step.train_step, summed_gradients=sums, tx=TX, loss=LOSS, seed=0)
         return jax.jit(run)(jax.jit(init)(), batch)
     shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
-    shared = sharding.shared_out(sums, params, mesh, config.dtype)
-    run = functools.partial(step.train_step, object_sums=shared, tx=TX, loss=LOSS, seed=0)
+    shared = sharding.data_parallel(sums, params, mesh, config.dtype)
+    run = functools.partial(step.train_step, summed_gradients=shared, tx=TX, loss=LOSS, seed=0)
     state = jax.jit(init, out_shardings=shardings)()
     images = sharding.batch_sharding(mesh)
     run = jax.jit(run, in_shardings=(shardings, images), out_shardings=(shardings, sharding.replicated(mesh)))
@@ -160,7 +164,7 @@ def single():
     """The step on one device, with drop path and dropout, of eight images with two objects each."""
     # More than two channels in the norm of the mask prompt, which otherwise turns rounding errors into signs.
     config, batch = dataclasses.replace(SIZES['test'], mask_channels=32, drop_path=0.5, dropout=0.1), eight_images()
-    with jax.default_matmul_precision('highest'):
+    with jax.default_matmul_precision('global_max'):
         return config, batch, one_step(config, batch, None)
 
 
@@ -182,7 +186,7 @@ def eight_images():
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2)], ids=lambda s: 'x'.join(map(str, s)))
 def test_step_on_eight_devices_equals_the_step_on_one(single, shape):
     config, batch, (expected, expected_metrics) = single
-    with jax.default_matmul_precision('highest'):
+    with jax.default_matmul_precision('global_max'):
         state, metrics = one_step(config, batch, make_mesh(*shape))
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -193,8 +197,8 @@ def test_step_on_eight_devices_equals_the_step_on_one(single, shape):
 def test_highest_number_of_all_devices():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.transfer_guard('disallow'):
-        highest = sharding.highest(15, mesh)
-    assert int(highest) == 15
+        global_max = sharding.global_max(15, mesh)
+    assert int(global_max) == 15
 
 
 def test_local_copy_is_whole_on_one_device():

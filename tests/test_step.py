@@ -10,17 +10,18 @@ import optax
 import pytest
 from flax import nnx
 
-from configs import default
-from samjax import step
-from samjax.bits import pack_rows
+from samjax.config import get_config
 from samjax.errors import SamjaxError
-from samjax.losses import LossOptions
-from samjax.model.sam import Sam, abstract
-from samjax.prompts import Simulation
+from samjax.masks.packing import pack_rows
+from samjax.model.params import abstract_state, init_params
+from samjax.model.sam import Sam
 from samjax.structs import MULTIMASK
+from samjax.training import step
+from samjax.training.click_simulation import ClickSimulation
+from samjax.training.losses import LossConfig
 
-SIMULATION = dataclasses.replace(Simulation(**default.get_config().prompts), rounds=5, object_chunk=1)
-LOSS = LossOptions(**default.get_config().loss)
+SIMULATION = dataclasses.replace(ClickSimulation(**get_config().prompts), rounds=5, objects_per_chunk=1)
+LOSS = LossConfig(**get_config().loss)
 
 
 SEED = 1  # with it points and boxes are drawn
@@ -30,14 +31,14 @@ ONE_ROUND = dataclasses.replace(SIMULATION, rounds=1, box_probability=0.0)
 @functools.cache
 def compiled(config, simulation, loss):
     """Gradients and loss parts as a function of (params, batch), compiled once for all tests."""
-    model, *_ = abstract(config)
-    _, buffers = step.init_params(config, 0)
+    model, *_ = abstract_state(config)
+    _, buffers = init_params(config, 0)
 
     @jax.jit
     def run(params, batch):
-        places_B = jnp.arange(len(batch.size_B2))
+        index_B = jnp.arange(len(batch.size_B2))
         options = {'graphdef': model, 'simulation': simulation, 'loss': loss}
-        sums = step.object_sums(params, buffers, batch, places_B, jax.random.key(SEED), **options)
+        sums = step.summed_gradients(params, buffers, batch, index_B, jax.random.key(SEED), **options)
         return jax.tree.map(lambda s: s / jnp.maximum(batch.valid_BN.sum(), 1), sums)
 
     return run
@@ -45,7 +46,7 @@ def compiled(config, simulation, loss):
 
 def loss_and_grads(config, batch, simulation=SIMULATION, loss=LOSS, noise=0.02):
     """Loss parts and gradients of a first step; `noise` makes parameters random that start at zero."""
-    params, _ = step.init_params(config, 0)
+    params, _ = init_params(config, 0)
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(1)
     params = tree.unflatten([p + noise * rng.standard_normal(p.shape).astype(np.float32) for p in leaves])
@@ -60,15 +61,15 @@ def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
 
 def test_padded_objects_change_nothing(tiny_config, tiny_batch):
     _, grads = loss_and_grads(tiny_config, tiny_batch)
-    masks_BNVW = tiny_batch.masks_BNVW.copy()
-    masks_BNVW[1, 1, 1:3, 3:9] = 255  # an object that is not valid
-    parts, other = loss_and_grads(tiny_config, tiny_batch._replace(masks_BNVW=masks_BNVW))
+    packed_masks_BNVW = tiny_batch.packed_masks_BNVW.copy()
+    packed_masks_BNVW[1, 1, 1:3, 3:9] = 255  # an object that is not valid
+    parts, other = loss_and_grads(tiny_config, tiny_batch._replace(packed_masks_BNVW=packed_masks_BNVW))
     assert_trees_close(grads, other, rtol=0, atol=0)
 
 
 def test_batch_without_any_object_has_no_loss_and_no_gradient(tiny_config, tiny_batch):
     empty = tiny_batch._replace(
-        valid_BN=np.zeros_like(tiny_batch.valid_BN), masks_BNVW=np.zeros_like(tiny_batch.masks_BNVW)
+        valid_BN=np.zeros_like(tiny_batch.valid_BN), packed_masks_BNVW=np.zeros_like(tiny_batch.packed_masks_BNVW)
     )
     parts, grads = loss_and_grads(tiny_config, empty)
     assert all(value == 0 for value in parts.values())
@@ -97,30 +98,32 @@ def test_chunks_only_bound_memory(tiny_config, tiny_batch):
     # Prompts without randomness (a point on a mask of one pixel): then chunks must not matter.
     masks_BNHW = np.zeros((2, 2, 32, 48), bool)
     masks_BNHW[:, 0, 5, 7] = masks_BNHW[:, 1, 20, 11] = True
-    batch = tiny_batch._replace(masks_BNVW=pack_rows(masks_BNHW))
+    batch = tiny_batch._replace(packed_masks_BNVW=pack_rows(masks_BNHW))
     parts1, grads1 = loss_and_grads(tiny_config, batch, ONE_ROUND)
-    parts2, grads2 = loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, object_chunk=2))
+    parts2, grads2 = loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, objects_per_chunk=2))
     assert_trees_close(parts1, parts2)
     assert_trees_close(grads1, grads2, rtol=2e-3, atol=1e-5)
 
 
 def test_turns_only_bound_memory(tiny_config, tiny_batch):
     """Each image draws with its key; a turn without any object counts nothing."""
-    params, buffers = step.init_params(tiny_config, 0)
-    sums = functools.partial(step.object_sums, graphdef=abstract(tiny_config)[0], simulation=SIMULATION, loss=LOSS)
+    params, buffers = init_params(tiny_config, 0)
+    sums = functools.partial(
+        step.summed_gradients, graphdef=abstract_state(tiny_config)[0], simulation=SIMULATION, loss=LOSS
+    )
     inputs = jax.tree.map(lambda x_B: np.concatenate([x_B, x_B]), tiny_batch), jnp.arange(4), jax.random.key(SEED)
     inputs[0].valid_BN[2:] = False
-    expected, found = (jax.jit(step.in_turns(sums, turns))(params, buffers, *inputs) for turns in (1, 2))
+    expected, found = (jax.jit(step.accumulate_gradients(sums, turns))(params, buffers, *inputs) for turns in (1, 2))
     assert_trees_close(found, expected)
-    assert step.in_turns(sums, 1) is sums
+    assert step.accumulate_gradients(sums, 1) is sums
 
 
 def test_objects_must_fill_whole_chunks(tiny_config, tiny_batch):
     batch = jax.tree.map(lambda x: x, tiny_batch)._replace(
-        masks_BNVW=np.zeros((2, 3, 4, 48), np.uint8), valid_BN=np.zeros((2, 3), bool)
+        packed_masks_BNVW=np.zeros((2, 3, 4, 48), np.uint8), valid_BN=np.zeros((2, 3), bool)
     )
-    with pytest.raises(SamjaxError, match='multiple of prompts.object_chunk 2'):
-        loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, object_chunk=2))
+    with pytest.raises(SamjaxError, match='multiple of prompts.objects_per_chunk 2'):
+        loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, objects_per_chunk=2))
 
 
 @pytest.mark.parametrize('remat', ['full', 'attention', 'matmuls'])
@@ -133,7 +136,7 @@ def test_encoder_rematerialisation_changes_no_number(tiny_config, tiny_batch, re
 
 def test_detaching_the_fed_back_mask_changes_gradients_only(tiny_config, tiny_batch):
     parts1, grads1 = loss_and_grads(tiny_config, tiny_batch, noise=0.5)
-    detached = dataclasses.replace(SIMULATION, detach_mask=True)
+    detached = dataclasses.replace(SIMULATION, stop_mask_gradient=True)
     parts2, grads2 = loss_and_grads(tiny_config, tiny_batch, detached, noise=0.5)
     assert_trees_close(parts1, parts2)
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), grads1, grads2)
@@ -169,8 +172,10 @@ TX = optax.adam(3e-3)
 
 
 def make_step(config):
-    sums = functools.partial(step.object_sums, graphdef=abstract(config)[0], simulation=SIMULATION, loss=LOSS)
-    return functools.partial(step.train_step, object_sums=sums, tx=TX, loss=LOSS, seed=0)
+    sums = functools.partial(
+        step.summed_gradients, graphdef=abstract_state(config)[0], simulation=SIMULATION, loss=LOSS
+    )
+    return functools.partial(step.train_step, summed_gradients=sums, tx=TX, loss=LOSS, seed=0)
 
 
 def test_loss_falls_and_nothing_is_compiled_twice(tiny_config, tiny_batch):
@@ -183,7 +188,7 @@ def test_loss_falls_and_nothing_is_compiled_twice(tiny_config, tiny_batch):
     assert train._cache_size() == 1
 
 
-def spoiled_sums(params, buffers, batch, places_B, key):
+def spoiled_sums(params, buffers, batch, index_B, key):
     """Losses and gradients of one; the number in the first pixel makes them not finite, 1 the loss, 2 the gradients."""
     what = batch.image_BHW3[0, 0, 0, 0]
     grads = jax.tree.map(lambda p: jnp.ones_like(p) / (what != 2), params)
@@ -194,7 +199,7 @@ def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted
     params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
     zero = jnp.zeros((), jnp.int32)
     state = step.TrainState(zero, params, nnx.State({}), TX.init(params), zero)
-    train = jax.jit(functools.partial(step.train_step, object_sums=spoiled_sums, tx=TX, loss=LOSS, seed=0))
+    train = jax.jit(functools.partial(step.train_step, summed_gradients=spoiled_sums, tx=TX, loss=LOSS, seed=0))
 
     def go(state, what):
         image_BHW3 = tiny_batch.image_BHW3.copy()

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_sa1b import content, mask, picture, write
-from test_tasks import subject
+from test_tasks import eval_model
 
-from configs import suite as suite_config
 from samjax.errors import SamjaxError
-from samjax.evaluation.findings import Options
-from samjax.evaluation.suite import suite
+from samjax.evaluation.eval_result import EvalOptions
+from samjax.evaluation.tasks import suite_sets as suite_config
+from samjax.evaluation.tasks.suite import suite
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,13 +26,13 @@ def root(tmp_path):
 
 
 def run(tmp_path, params, root, **changes):
-    here = subject(tmp_path, params)
+    here = eval_model(tmp_path, params)
     here.config.data.cache = str(tmp_path / 'cache')
     config = suite_config.get_config()
     config.root = str(root)
     for name, value in changes.items():
         config[name] = value
-    return suite(here, Options(suite=config, others=('untrained',)), tmp_path / 'out')
+    return suite(here, EvalOptions(suite=config, others=('untrained',)), tmp_path / 'out')
 
 
 def test_config_has_the_sets_of_the_paper():

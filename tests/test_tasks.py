@@ -8,23 +8,23 @@ from pycocotools import mask as coco
 from test_report import tiny_run_config
 from test_sa1b import picture
 
-from samjax import boxes
-from samjax.automatic.crops import point_grid
 from samjax.errors import SamjaxError
-from samjax.evaluation.findings import Options
-from samjax.evaluation.instances import box_masks, instances
-from samjax.evaluation.proposals import OVERLAP, best, proposals, proposer
-from samjax.evaluation.subject import Subject, on_devices
-from samjax.predictor import Prompt
+from samjax.evaluation.eval_model import EvalModel, on_devices
+from samjax.evaluation.eval_result import EvalOptions
+from samjax.evaluation.tasks.instances import box_masks, instances
+from samjax.evaluation.tasks.proposals import OVERLAP, best, proposals, proposer
+from samjax.inference.automatic.crops import point_grid
+from samjax.inference.predictor import Prompt
+from samjax.masks import boxes
 
 
-def subject(tmp_path, params, devices=1, path=None):
+def eval_model(tmp_path, params, devices=1, path=None):
     config = tiny_run_config()
     config.eval.devices = devices
-    config.eval.grid = 4
+    config.eval.points_per_side = 4
     if path:
         config.data.eval_path = str(path)
-    return Subject(config, tmp_path, 7, 'digest', on_devices(config, *params))
+    return EvalModel(config, tmp_path, 7, 'digest', on_devices(config, *params))
 
 
 @pytest.fixture
@@ -56,18 +56,18 @@ def test_point_grid_worked_example():
 
 def test_boxes_of_masks():
     mask_HW = np.zeros((4, 6), bool)
-    assert boxes.box_of(mask_HW).tolist() == [0, 0, 0, 0]
+    assert boxes.mask_box(mask_HW).tolist() == [0, 0, 0, 0]
     mask_HW[1:3, 2] = mask_HW[2, 4] = True
-    assert boxes.box_of(mask_HW).tolist() == [2, 1, 4, 2]
+    assert boxes.mask_box(mask_HW).tolist() == [2, 1, 4, 2]
 
 
 def test_suppression_worked_example():
     boxes_N4 = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [0, 0, 10, 4]], np.float32)
     score_N = np.array([0.5, 0.9, 0.1, 0.6])
-    assert boxes.suppress(boxes_N4, score_N, 0.7).tolist() == [1, 3, 2]  # 0 has IoU .9 with 1; 3 has 4/9 with it
-    assert boxes.suppress(boxes_N4, score_N, 0.4).tolist() == [1, 2]
-    assert boxes.suppress(np.zeros((0, 4)), np.zeros(0), 0.5).tolist() == []
-    assert boxes.suppress(np.zeros((2, 4)), np.array([1.0, 2.0]), 0.5).tolist() == [1, 0]  # no area: no overlap
+    assert boxes.nms(boxes_N4, score_N, 0.7).tolist() == [1, 3, 2]  # 0 has IoU .9 with 1; 3 has 4/9 with it
+    assert boxes.nms(boxes_N4, score_N, 0.4).tolist() == [1, 2]
+    assert boxes.nms(np.zeros((0, 4)), np.zeros(0), 0.5).tolist() == []
+    assert boxes.nms(np.zeros((2, 4)), np.array([1.0, 2.0]), 0.5).tolist() == [1, 0]  # no area: no overlap
 
 
 def test_suppression_is_torchvisions():
@@ -88,12 +88,12 @@ def test_suppression_is_torchvisions():
         corner_N2 = rng.uniform(0, 20, (60, 2))
         boxes_N4 = np.concatenate([corner_N2, corner_N2 + rng.uniform(1, 20, (60, 2))], 1)
         score_N = rng.random(60)
-        assert boxes.suppress(boxes_N4, score_N, threshold).tolist() == slow(boxes_N4, score_N, threshold)
+        assert boxes.nms(boxes_N4, score_N, threshold).tolist() == slow(boxes_N4, score_N, threshold)
 
 
 def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
     """The most confident of three for the box, then the most confident of three for the box and that mask."""
-    [predictor] = subject(tmp_path, params).predictors
+    [predictor] = eval_model(tmp_path, params).predictors
     image_HW3 = np.array(picture(3, 40, 30))
     boxes_N4 = np.array([[2, 3, 20, 30], [5, 5, 12, 9], [0, 0, 29, 39], [1, 1, 4, 30]], np.float32)
     rles = box_masks(predictor, image_HW3, boxes_N4, batch=3)
@@ -105,7 +105,7 @@ def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
 
 
 def test_proposals_of_an_image_by_hand(tmp_path, params):
-    [predictor] = subject(tmp_path, params).predictors
+    [predictor] = eval_model(tmp_path, params).predictors
     image_HW3 = np.array(picture(3, 40, 30))
     records = proposer(predictor, 4, batch=5).generate(image_HW3, best)
     points = point_grid(4) * (30, 40)
@@ -113,7 +113,7 @@ def test_proposals_of_an_image_by_hand(tmp_path, params):
     [answers] = predictor.predict_batch([image_HW3], [prompts], return_logits=True)
     logits = [logits_HW for answer in answers for logits_HW in answer.masks_MHW]
     iou_N = np.array([iou for answer in answers for iou in answer.iou_M])
-    kept = boxes.suppress(np.stack([boxes.box_of(one > 0) for one in logits]), iou_N, OVERLAP)
+    kept = boxes.nms(np.stack([boxes.mask_box(one > 0) for one in logits]), iou_N, OVERLAP)
     stability_N = [(one > 1).sum() / max((one > -1).sum(), 1) for one in logits]
     expected = sorted(((iou_N[n] + stability_N[n]) / 2 for n in kept), reverse=True)
     found = [(record['predicted_iou'] + record['stability_score']) / 2 for record in records]
@@ -123,10 +123,10 @@ def test_proposals_of_an_image_by_hand(tmp_path, params):
 
 @pytest.mark.parametrize('task', [proposals, instances])
 def test_eight_devices_find_what_one_finds(tmp_path, params, truth, task):
-    options = Options(boxes=str(truth / 'boxes.json'))
+    options = EvalOptions(boxes=str(truth / 'boxes.json'))
     path = truth / 'truth.json'
-    one = task(subject(tmp_path, params, 1, path), options, tmp_path / 'one')
-    eight = task(subject(tmp_path, params, 8, path), options, tmp_path / 'eight')
+    one = task(eval_model(tmp_path, params, 1, path), options, tmp_path / 'one')
+    eight = task(eval_model(tmp_path, params, 8, path), options, tmp_path / 'eight')
     np.testing.assert_equal(one.scores, eight.scores)
     lines = [
         sorted(next(folder.rglob('process_0.jsonl')).read_text().splitlines())
@@ -140,8 +140,8 @@ def test_eight_devices_find_what_one_finds(tmp_path, params, truth, task):
 
 @pytest.mark.parametrize('task', [proposals, instances])
 def test_interrupted_task_goes_on(tmp_path, params, truth, task):
-    options = Options(boxes=str(truth / 'boxes.json'))
-    here = subject(tmp_path, params, 1, truth / 'truth.json')
+    options = EvalOptions(boxes=str(truth / 'boxes.json'))
+    here = eval_model(tmp_path, params, 1, truth / 'truth.json')
     expected = task(here, options, tmp_path / 'whole')
     [file] = (tmp_path / 'whole').rglob('process_0.jsonl')
     lines = file.read_text().splitlines(keepends=True)
@@ -154,18 +154,18 @@ def test_interrupted_task_goes_on(tmp_path, params, truth, task):
 
 
 def test_what_is_missing_is_said(tmp_path, params, truth):
-    here = subject(tmp_path, params, 1, truth / 'truth.json')
+    here = eval_model(tmp_path, params, 1, truth / 'truth.json')
     with pytest.raises(SamjaxError, match='--task instances needs --boxes=FILE'):
-        instances(here, Options(), tmp_path / 'x')
+        instances(here, EvalOptions(), tmp_path / 'x')
     (truth / '2.png').unlink()
     with pytest.raises(SamjaxError, match=r'1 of 5 images cannot be used, such as 2 \(2.png is not to be found'):
-        proposals(here, Options(), tmp_path / 'x')
+        proposals(here, EvalOptions(), tmp_path / 'x')
     picture(2, 9, 9).save(truth / '2.png')
     with pytest.raises(SamjaxError, match='2.png has 9 x 9 px, the JSON says 40 x 30'):
-        proposals(here, Options(), tmp_path / 'x')
+        proposals(here, EvalOptions(), tmp_path / 'x')
     with pytest.raises(SamjaxError, match='scenes'):
-        proposals(subject(tmp_path, params), Options(), tmp_path / 'x')
+        proposals(eval_model(tmp_path, params), EvalOptions(), tmp_path / 'x')
     strange = [{'image_id': 99, 'category_id': 1, 'bbox': [0, 0, 3, 3], 'score': 1.0}]
     (truth / 'boxes.json').write_text(json.dumps(strange))
     with pytest.raises(SamjaxError, match='1 of 1 boxes of .* are of images that .* lacks'):
-        instances(here, Options(boxes=str(truth / 'boxes.json')), tmp_path / 'x')
+        instances(here, EvalOptions(boxes=str(truth / 'boxes.json')), tmp_path / 'x')

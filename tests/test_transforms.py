@@ -5,19 +5,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from samjax.bits import unpack_rows
 from samjax.data import transforms
-from samjax.data.photo import Photo, turned
-from samjax.data.transforms import (
-    FLIPS,
-    frame_image,
-    frame_size,
-    random_view,
-    sample_example,
-    view_image,
-    view_mask,
-)
-from samjax.structs import Example
+from samjax.data.example import Example
+from samjax.data.transforms import FLIPS, frame_image, frame_size, random_view, sample_example, view_image, view_mask
+from samjax.images.encoded_image import EncodedImage, apply_symmetry
+from samjax.masks.packing import unpack_rows
 
 
 def rectangle(shape, top, left, bottom, right):
@@ -29,15 +21,15 @@ def rectangle(shape, top, left, bottom, right):
 def example(masks, shape):
     rles = [coco.encode(np.asfortranarray(mask_HW)) for mask_HW in masks]
     image_HW3 = np.arange(np.prod(shape) * 3, dtype=np.int64).reshape(*shape, 3).astype(np.uint8)
-    return Example('it', Photo.from_array(image_HW3), rles)
+    return Example('it', EncodedImage.from_array(image_HW3), rles)
 
 
 def sample(it, frame, max_objects, seed=0, flip='none', jitter=(1.0, 1.0)):
     """The sample, and its masks as bool (N, H, W)."""
     rng = np.random.default_rng(seed) if isinstance(seed, int) else seed
     batch = sample_example(it, frame, max_objects, 0.9, flip, jitter, rng)
-    assert batch.masks_BNVW.shape == (max_objects, -(-frame[0] // 8), frame[1])
-    return batch, np.array(unpack_rows(batch.masks_BNVW, frame[0]))
+    assert batch.packed_masks_BNVW.shape == (max_objects, -(-frame[0] // 8), frame[1])
+    return batch, np.array(unpack_rows(batch.packed_masks_BNVW, frame[0]))
 
 
 def framed(mask_HW, frame, view=None):
@@ -115,7 +107,7 @@ def ruled(mask_HW, view, frame):
     (H, W), (h, w) = mask_HW.shape, view.grid
     share_hw = fine.reshape(h, H, w, W).sum((1, 3))
     part = (2 * share_hw >= H * W)[view.window.top : view.window.bottom, view.window.left : view.window.right]
-    part = turned(part, view.symmetry)
+    part = apply_symmetry(part, view.symmetry)
     framed_HW = np.zeros(frame, bool)
     framed_HW[: part.shape[0], : part.shape[1]] = part
     return framed_HW
@@ -156,7 +148,7 @@ def test_sizes_of_large_scale_jitter_are_spread_evenly():
 def test_view_image_shows_the_part_that_a_full_resize_would():
     image_HW3 = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     view = random_view((40, 60), (32, 32), 0, (2.0, 2.0), np.random.default_rng(4))
-    framed_HW3, size = view_image(Photo.from_array(image_HW3), view, (32, 32))
+    framed_HW3, size = view_image(EncodedImage.from_array(image_HW3), view, (32, 32))
     whole = np.asarray(Image.fromarray(image_HW3).resize(view.grid[::-1], Image.Resampling.BILINEAR)).astype(int)
     top, left, bottom, right = view.window
     assert size == (32, 32)
@@ -177,11 +169,11 @@ def test_sample_example_frames_the_image_and_its_mask():
 
 @pytest.mark.parametrize('flip', FLIPS)
 def test_sample_example_turns_image_and_masks_together(flip):
-    """The mask is where the image is red, however both are turned; the image is not square."""
+    """The mask is where the image is red, however both are mirrored or rotated; the image is not square."""
     image_HW3 = np.zeros((6, 12, 3), np.uint8)
     image_HW3[0:2, 0:8, 0] = 255
     rles = [coco.encode(np.asfortranarray(image_HW3[..., 0] // 255))]
-    it = Example('it', Photo.from_array(image_HW3), rles)
+    it = Example('it', EncodedImage.from_array(image_HW3), rles)
     seen = set()
     for seed in range(60):
         batch, masks_NHW = sample(it, (12, 12), 1, seed, flip)

@@ -11,9 +11,9 @@ import oracle
 import pytest
 import torch
 
-from samjax.convert import original, verify
 from samjax.errors import SamjaxError
 from samjax.model.sam import SIZES
+from samjax.parity import meta, verify
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def test_converted_model_answers_like_the_original(tmp_path, size):
 def test_without_the_original_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'segment_anything', None)
     with pytest.raises(SamjaxError, match='segment_anything is not installed: run pip install torch segment-anything'):
-        original.package()
+        meta.package()
 
 
 def test_frames_that_are_not_square_have_no_original():
@@ -55,9 +55,9 @@ def test_frames_that_are_not_square_have_no_original():
 
 
 def test_torchvision_is_as_it_was_before():
-    before = {name: sys.modules.get(name) for name in original.TORCHVISION}
-    original.package()
-    assert {name: sys.modules.get(name) for name in original.TORCHVISION} == before
+    before = {name: sys.modules.get(name) for name in meta.TORCHVISION}
+    meta.package()
+    assert {name: sys.modules.get(name) for name in meta.TORCHVISION} == before
 
 
 def test_kinds_cover_every_prompt():

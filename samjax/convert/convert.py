@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from samjax import checkpoint
 from samjax.convert import files, weights
 from samjax.errors import SamjaxError
-from samjax.model.sam import SamConfig, abstract, sam_config
-from samjax.predictor import Predictor
-from samjax.step import init_params
+from samjax.inference.predictor import Predictor
+from samjax.model.params import abstract_state, init_params
+from samjax.model.sam import SamConfig, sam_config
+from samjax.training import checkpoints
 
 FORMS = ('samjax', 'meta', 'huggingface')
 
@@ -90,20 +90,20 @@ def read(path: pathlib.Path, force: bool) -> tuple[dict[str, np.ndarray], SamCon
 
 def read_torch(path: pathlib.Path, force: bool) -> tuple[dict[str, np.ndarray], SamConfig, str]:
     """The same of a file of PyTorch or safetensors, or a folder of Hugging Face."""
-    dialect, arrays = weights.find(files.read(path), path)
-    config = weights.infer(dialect, arrays, path)
-    ours = weights.from_torch(dialect, arrays, config, path, force)
-    if dialect is weights.MAE:
+    layout, arrays = weights.find(files.read(path), path)
+    config = weights.infer(layout, arrays, path)
+    ours = weights.from_torch(layout, arrays, config, path, force)
+    if layout is weights.MAE:
         drawn = weights.flat(*init_params(config, 0))
         return drawn | ours, config, "MAE's encoder, everything else drawn anew"
-    return ours, config, f'{dialect.name} layout'
+    return ours, config, f'{layout.name} layout'
 
 
 def read_run(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], SamConfig, str]:
     """The same of the newest checkpoint of a run of ours."""
-    options = checkpoint.read_config(str(workdir))
+    options = checkpoints.read_config(str(workdir))
     config = plain(sam_config(**options.model))
-    params, buffers, step = checkpoint.restore_params(str(workdir), options)
+    params, buffers, step = checkpoints.restore_params(str(workdir), options)
     return weights.flat(params, buffers), config, f'step {step}'
 
 
@@ -114,12 +114,12 @@ def write_run(target: pathlib.Path, arrays: dict[str, np.ndarray], config: SamCo
         options.model.size = weights.size_name(config)
         options.model.image_size = config.image_size
     with files.whole(target) as unfinished:
-        checkpoint.save_params(str(unfinished), options, *to_states(arrays, config))
+        checkpoints.save_params(str(unfinished), options, *to_states(arrays, config))
 
 
 def to_states(arrays: dict[str, np.ndarray], config: SamConfig) -> tuple[nnx.State, nnx.State]:
     """(params, buffers) of the model of `config`, still numpy arrays."""
-    _, params, buffers = abstract(config)
+    _, params, buffers = abstract_state(config)
     return tuple(
         nnx.from_flat_state([(path, leaf.replace(arrays['/'.join(map(str, path))])) for path, leaf in flat])
         for flat in (nnx.to_flat_state(params), nnx.to_flat_state(buffers))

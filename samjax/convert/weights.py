@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,10 +12,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from samjax import resize
-from samjax.convert import names
+from samjax.convert import key_map
 from samjax.errors import SamjaxError
-from samjax.model.sam import SIZES, SamConfig, abstract
+from samjax.masks import resize
+from samjax.model.params import abstract_state
+from samjax.model.sam import SIZES, SamConfig
 
 ALIGNMENT = 64  # bytes
 FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
@@ -24,7 +24,7 @@ FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 MAE_UNUSED = re.compile(r'cls_token|mask_token|norm\.(weight|bias)|fc_norm\..*|head\..*|decoder_.*')
 
 
-class Dialect(NamedTuple):
+class KeyLayout(NamedTuple):
     """What the arrays that tell the size of a model are called, and which files use these names."""
 
     name: str
@@ -34,19 +34,19 @@ class Dialect(NamedTuple):
     channels: str | None
 
 
-META = Dialect(
+META = KeyLayout(
     "Meta's", 'image_encoder.pos_embed', 'image_encoder.patch_embed.proj.weight', 'image_encoder.blocks.{}.',
     'image_encoder.neck.0.weight',
 )  # fmt: skip
-HUGGING_FACE = Dialect(
+HUGGING_FACE = KeyLayout(
     "Hugging Face's", 'vision_encoder.pos_embed', 'vision_encoder.patch_embed.projection.weight',
     'vision_encoder.layers.{}.', 'vision_encoder.neck.conv1.weight',
 )  # fmt: skip
-MAE = Dialect("MAE's", 'pos_embed', 'patch_embed.proj.weight', 'blocks.{}.', None)
+MAE = KeyLayout("MAE's", 'pos_embed', 'patch_embed.proj.weight', 'blocks.{}.', None)
 
 
-def find(saved, path) -> tuple[Dialect, dict[str, np.ndarray]]:
-    """The arrays of a SAM or MAE somewhere in `saved`, by their names without a prefix that all have, and the dialect.
+def find(saved, path) -> tuple[KeyLayout, dict[str, np.ndarray]]:
+    """The arrays of a SAM or MAE somewhere in `saved`, by their names without a prefix that all have, and the layout.
 
     Checkpoints of training runs wrap the model ('model', 'state_dict', 'model_state') and prefix its names ('module.',
     'sam.'); what stands beside the model, such as an optimiser, is left alone.
@@ -56,14 +56,14 @@ def find(saved, path) -> tuple[Dialect, dict[str, np.ndarray]]:
     """
     found = []
     for where, mapping in _mappings('', saved):
-        for dialect in (META, HUGGING_FACE, MAE):
-            ends = [key for key in mapping if key == dialect.positions or key.endswith('.' + dialect.positions)]
-            prefixes = [end.removesuffix(dialect.positions) for end in ends]
-            if dialect is MAE:  # what the others call their positions ends in the same word
+        for layout in (META, HUGGING_FACE, MAE):
+            ends = [key for key in mapping if key == layout.positions or key.endswith('.' + layout.positions)]
+            prefixes = [end.removesuffix(layout.positions) for end in ends]
+            if layout is MAE:  # what the others call their positions ends in the same word
                 prefixes = [prefix for prefix in prefixes if prefix + 'cls_token' in mapping]
             for prefix in prefixes:
                 arrays = {key.removeprefix(prefix): value for key, value in mapping.items()}
-                found.append((where + prefix, dialect, arrays))
+                found.append((where + prefix, layout, arrays))
     if not found:
         raise SamjaxError(f'{path} holds no SAM and no MAE encoder: name a checkpoint with {META.positions} in it')
     if len(found) > 1:
@@ -80,29 +80,29 @@ def _mappings(where: str, saved) -> Iterable[tuple[str, dict]]:
             yield from _mappings(f'{where}{key}/', value)
 
 
-def infer(dialect: Dialect, arrays: Mapping[str, np.ndarray], path) -> SamConfig:
+def infer(layout: KeyLayout, arrays: Mapping[str, np.ndarray], path) -> SamConfig:
     """The row of `SIZES` that has the shapes of these arrays, at the image size of their position table.
 
     Raises:
         SamjaxError: no row has them.
     """
-    absent = [key for key in (dialect.positions, dialect.patches, dialect.channels) if key and key not in arrays]
+    absent = [key for key in (layout.positions, layout.patches, layout.channels) if key and key not in arrays]
     if absent:
         raise SamjaxError(f'{path} lacks {", ".join(absent)}, without which its size cannot be told: use a whole one')
-    positions, patches = arrays[dialect.positions], arrays[dialect.patches]
+    positions, patches = arrays[layout.positions], arrays[layout.patches]
     width, patch = patches.shape[0], patches.shape[-1]
     depth = 0
-    while any(key.startswith(dialect.block.format(depth)) for key in arrays):
+    while any(key.startswith(layout.block.format(depth)) for key in arrays):
         depth += 1
     wanted = {'width': width, 'depth': depth}
-    if dialect.channels:
-        wanted |= {'patch': patch, 'channels': arrays[dialect.channels].shape[0]}
-        relative = arrays.get(dialect.block.format(0) + 'attn.rel_pos_h')
+    if layout.channels:
+        wanted |= {'patch': patch, 'channels': arrays[layout.channels].shape[0]}
+        relative = arrays.get(layout.block.format(0) + 'attn.rel_pos_h')
         if relative is not None:
             wanted['heads'] = width // relative.shape[-1]
     for size, row in SIZES.items():
         if all(getattr(row, name) == value for name, value in wanted.items()):
-            if dialect is MAE:
+            if layout is MAE:
                 return row
             h, w = positions.shape[1:3]
             return dataclasses.replace(SIZES[size], image_size=(h * patch, w * patch))
@@ -116,25 +116,25 @@ def size_name(config: SamConfig) -> str:
 
 
 def from_torch(
-    dialect: Dialect, arrays: Mapping[str, np.ndarray], config: SamConfig, path, force: bool
+    layout: KeyLayout, arrays: Mapping[str, np.ndarray], config: SamConfig, path, force: bool
 ) -> dict[str, np.ndarray]:
-    """Our path -> float32 array for every parameter and buffer of `config` that the dialect knows.
+    """Our path -> float32 array for every parameter and buffer of `config` that the layout knows.
 
     Raises:
         SamjaxError: arrays are missing, unknown, of another shape or type, or, unless `force`, not finite; all of them
             are named.
     """
     shapes = our_shapes(config)
-    rows = dict(_named(dialect, config))
-    if dialect is HUGGING_FACE:
+    rows = dict(_named(layout, config))
+    if layout is HUGGING_FACE:
         arrays = _without_copy(arrays)
-    if dialect is MAE:
+    if layout is MAE:
         arrays = {key: value for key, value in arrays.items() if not MAE_UNUSED.fullmatch(key)}
     wrong = [f'{key} is missing' for key in rows.keys() - arrays.keys()]
     wrong += [f'{key} is unknown' for key in arrays.keys() - rows.keys()]
     for key in rows.keys() & arrays.keys():
         shape, expected = arrays[key].shape, torch_shape(rows[key], shapes)
-        if dialect is MAE and key in (MAE.positions, MAE.patches):
+        if layout is MAE and key in (MAE.positions, MAE.patches):
             continue  # these two are resized
         if shape != expected:
             wrong.append(f'{key} is {shape} and should be {expected}')
@@ -149,9 +149,9 @@ def from_torch(
     ours = {name: _room(shapes[name]) for name in {row.ours for row in rows.values()}}
     for key, row in rows.items():
         value = arrays[key]
-        if dialect is MAE and key == MAE.positions:
+        if layout is MAE and key == MAE.positions:
             value = mae_positions(value, config.grid)
-        if dialect is MAE and key == MAE.patches:
+        if layout is MAE and key == MAE.patches:
             value = mae_patches(value, config.patch)
         ours[row.ours][row.place] = row.layout.to_ours(value, shapes[row.ours][len(row.place) :])
     return ours
@@ -164,23 +164,23 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
     return data[first : first + 4 * math.prod(shape)].view(np.float32).reshape(shape)
 
 
-def to_torch(dialect: Dialect, ours: Mapping[str, np.ndarray], config: SamConfig) -> dict[str, np.ndarray]:
+def to_torch(layout: KeyLayout, ours: Mapping[str, np.ndarray], config: SamConfig) -> dict[str, np.ndarray]:
     """Torch's name -> float32 array, the inverse of `from_torch`; views where that is possible."""
     arrays = {}
-    for key, row in _named(dialect, config):
+    for key, row in _named(layout, config):
         arrays[key] = row.layout.to_torch(ours[row.ours][row.place])
-    if dialect is HUGGING_FACE:
-        copy, original = names.HUGGING_FACE_COPY
+    if layout is HUGGING_FACE:
+        copy, original = key_map.HUGGING_FACE_COPY
         arrays[copy] = arrays[original]
     return arrays
 
 
-def _named(dialect: Dialect, config: SamConfig) -> Iterable[tuple[str, names.Row]]:
-    """(name in this dialect, row) of every array that a checkpoint in it has."""
-    for row in names.table(config):
-        if dialect is META:
+def _named(layout: KeyLayout, config: SamConfig) -> Iterable[tuple[str, key_map.Row]]:
+    """(name in this layout, row) of every array that a checkpoint in it has."""
+    for row in key_map.table(config):
+        if layout is META:
             yield row.meta, row
-        elif dialect is HUGGING_FACE:
+        elif layout is HUGGING_FACE:
             yield row.hugging_face, row
         elif row.meta.startswith('image_encoder.') and not re.search(r'\.neck\.|rel_pos', row.meta):
             yield row.meta.removeprefix('image_encoder.').replace('mlp.lin', 'mlp.fc'), row
@@ -188,7 +188,7 @@ def _named(dialect: Dialect, config: SamConfig) -> Iterable[tuple[str, names.Row
 
 def _without_copy(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Hugging Face writes the Fourier matrix under two names, or one of them; here it has the second."""
-    copy, original = names.HUGGING_FACE_COPY
+    copy, original = key_map.HUGGING_FACE_COPY
     kept = dict(arrays)
     if copy in kept:
         kept.setdefault(original, kept.pop(copy))
@@ -198,11 +198,11 @@ def _without_copy(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def our_shapes(config: SamConfig) -> dict[str, tuple[int, ...]]:
     """Our path -> shape of every parameter and buffer; allocates nothing."""
-    states = abstract(config)[1:]
+    states = abstract_state(config)[1:]
     return {'/'.join(map(str, path)): leaf.shape for state in states for path, leaf in nnx.to_flat_state(state)}
 
 
-def torch_shape(row: names.Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def torch_shape(row: key_map.Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """The shape an array has in torch."""
     shape = shapes[row.ours][len(row.place) :]
     return row.layout.to_torch(np.broadcast_to(np.float32(0), shape)).shape
@@ -246,13 +246,3 @@ def flat(*states: nnx.State) -> dict[str, np.ndarray]:
         for state in states
         for path, leaf in nnx.to_flat_state(state)
     }
-
-
-def digest(params: nnx.State) -> str:
-    """The same for the same names, shapes and numbers."""
-    found = hashlib.sha256()
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda entry: str(entry[0])):
-        array = np.asarray(leaf)
-        found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
-        found.update(np.ascontiguousarray(array).data)
-    return found.hexdigest()[:32]

@@ -23,12 +23,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from samjax import bits
-from samjax.data.object_masks.source import Source, open_source
-from samjax.data.scenes import Scenes
+from samjax.data.example import Example
+from samjax.data.records.source import Source, open_source
+from samjax.data.synthetic import Scenes
 from samjax.data.transforms import FLIPS, sample_example
 from samjax.errors import SamjaxError
-from samjax.structs import Batch, Example
+from samjax.masks import packing
+from samjax.structs import Batch
 
 PATIENCE = 0.5  # s between looks at workers that let training wait
 SLOW = 60  # s of waiting that are worth a line
@@ -43,12 +44,12 @@ def open_set(
     image_size: tuple[int, int],
     length: int,
     cache: str | os.PathLike,
-    max_bad_share: float,
+    max_invalid_fraction: float,
 ) -> Scenes | Source:
     """`length` drawn scenes of `image_size` if `path` is 'scenes', else the images below `path`."""
     if path == 'scenes':
         return Scenes(seed, length, image_size)
-    return open_source(path, cache, max_bad_share)
+    return open_source(path, cache, max_invalid_fraction)
 
 
 def train_loader(
@@ -78,13 +79,17 @@ def train_loader(
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
     if batch < 1 or batch % process_count:
-        raise SamjaxError(f'train.batch is {batch}, it must be a positive multiple of the {process_count} processes')
+        raise SamjaxError(
+            f'train.batch_size is {batch}, it must be a positive multiple of the {process_count} processes'
+        )
     if prefetch < 1:
         raise SamjaxError(f'data.prefetch is {prefetch}, it must be at least 1')
     if flip not in FLIPS:
         raise SamjaxError(f'data.flip {flip!r} is not known: set it to one of {", ".join(FLIPS)}')
     if len(jitter) != 2 or not 0 < jitter[0] <= jitter[1]:
-        raise SamjaxError(f'data.jitter {jitter} is not (least, greatest) size: (1.0, 1.0) is none, (0.1, 2.0) usual')
+        raise SamjaxError(
+            f'data.scale_jitter {jitter} is not (least, greatest) size: (1.0, 1.0) is none, (0.1, 2.0) usual'
+        )
     if not all(weight > 0 for _, weight in sources):
         raise SamjaxError(f'the weights in data.mix are {[weight for _, weight in sources[1:]]}, they must be over 0')
     sample = functools.partial(
@@ -136,10 +141,10 @@ class Batches(grain.DatasetIterator):
                 continue
             self._meet()
             self._taken += 1
-            return batch._replace(masks_BNVW=bits.to_dense(batch.masks_BNVW))
+            return batch._replace(packed_masks_BNVW=packing.to_dense(batch.packed_masks_BNVW))
         raise SamjaxError(
             f'data workers died {ATTEMPTS} times at batch {self._taken}: the system ends processes for want of memory, '
-            f'so lower --config.data.workers or --config.data.prefetch'
+            f'so lower --config.data.num_workers or --config.data.prefetch'
         )
 
     def _wait(self) -> Batch:
@@ -166,7 +171,7 @@ class Batches(grain.DatasetIterator):
                 told = waited
                 print(
                     f'warning: batch {self._taken} is not there after {waited} s: is the storage slow, or are there '
-                    f'too few data.workers?',
+                    f'too few data.num_workers?',
                     file=sys.stderr,
                     flush=True,
                 )
@@ -250,4 +255,4 @@ def _sample(example: Example, rng: np.random.Generator, **options) -> Batch:
 def _stack(rows: list[Batch]) -> Batch:
     """Rows as one batch, its masks `Sparse`."""
     batch = Batch(*map(np.stack, zip(*rows, strict=True)))
-    return batch._replace(masks_BNVW=bits.to_sparse(batch.masks_BNVW))
+    return batch._replace(packed_masks_BNVW=packing.to_sparse(batch.packed_masks_BNVW))

@@ -13,19 +13,20 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from samjax.data.photo import Photo, turned
-from samjax.data.rle import Window, bounds, run_lengths, segments, shares
-from samjax.structs import Batch, Example
+from samjax.data.example import Example
+from samjax.images.encoded_image import EncodedImage, apply_symmetry
+from samjax.masks.rle import Window, bounds, run_lengths, segments, shares
+from samjax.structs import Batch
 
 FLIPS = {'none': 1, 'horizontal': 2, 'any': 8}  # how many of the eight symmetries of a square are drawn from
 
 
 class View(NamedTuple):
-    """How an image lies in the frame: resized, cut, turned, and put into the top left corner."""
+    """How an image lies in the frame: resized, cropped, mirrored, and put into the top left corner."""
 
     grid: tuple[int, int]  # height and width in px that the whole image is resized to
     window: Window  # the part of it that is shown
-    symmetry: int  # of the part; see `turned`
+    symmetry: int  # of the part; see `apply_symmetry`
 
 
 def sample_example(
@@ -66,7 +67,7 @@ def random_view(
     rng: np.random.Generator,
 ) -> View:
     """A view of an image of `size` (height, width) in px at a random scale, and of a random part if that is too big."""
-    seen = slice(None, None, -1 if symmetry & 4 else 1)  # the frame as the image sees it before it is turned
+    seen = slice(None, None, -1 if symmetry & 4 else 1)  # the frame as the image sees it before the symmetry
     zoom = rng.uniform(*jitter)
     grid = frame_size(*size, tuple(zoom * side for side in frame[seen]))
     shown = [min(*sides) for sides in zip(grid, frame[seen], strict=True)]
@@ -83,13 +84,13 @@ def frame_size(height: int, width: int, frame: tuple[float, float]) -> tuple[int
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def view_image(photo: Photo, view: View, frame: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def view_image(photo: EncodedImage, view: View, frame: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """The uint8 view in the top left corner of the frame, 0 elsewhere, and its (height, width) there.
 
     JPEG is decoded at a reduced scale where that is still enough.
     """
     pixels_HW3 = photo.at_least(*view.grid)
-    part = turned(_resized(pixels_HW3, view.grid, view.window), view.symmetry)
+    part = apply_symmetry(_resized(pixels_HW3, view.grid, view.window), view.symmetry)
     framed_HW3 = np.zeros((*frame, 3), np.uint8)
     framed_HW3[: part.shape[0], : part.shape[1]] = part
     return framed_HW3, part.shape[:2]
@@ -116,7 +117,7 @@ def _resized(image_HW3: np.ndarray, grid: tuple[int, int], window: Window) -> np
 
 
 def view_mask(rle: dict, view: View, into_VW: np.ndarray) -> None:
-    """Writes what a view shows of a mask that is not empty into packed rows (see `samjax.bits`) that are all 0."""
+    """Writes what a view shows of a mask that is not empty into packed rows (see `samjax.masks.packing`) that are all 0."""
     size, window = tuple(rle['size']), view.window
     mask = segments(run_lengths(rle['counts']), size[0])
     touched = bounds(mask, size, view.grid)

@@ -17,16 +17,16 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from samjax.distributed.map import UNFINISHED
 from samjax.errors import SamjaxError
-from samjax.evaluation import page
-from samjax.evaluation.edges import edges
-from samjax.evaluation.findings import Options
-from samjax.evaluation.instances import instances
-from samjax.evaluation.proposals import proposals
-from samjax.evaluation.report import file_name, interactive
-from samjax.evaluation.subject import open_subject
-from samjax.evaluation.suite import suite
-from samjax.survey import UNFINISHED
+from samjax.evaluation.eval_model import open_eval_model
+from samjax.evaluation.eval_result import EvalOptions
+from samjax.evaluation.report import html
+from samjax.evaluation.tasks.edges import edges
+from samjax.evaluation.tasks.instances import instances
+from samjax.evaluation.tasks.interactive import file_name, interactive
+from samjax.evaluation.tasks.proposals import proposals
+from samjax.evaluation.tasks.suite import suite
 
 TASKS = {
     'interactive': interactive,  # clicks on the objects of one set
@@ -38,7 +38,7 @@ TASKS = {
 PACKAGES = ('jax', 'flax', 'orbax-checkpoint', 'numpy', 'scipy', 'pillow', 'pycocotools')
 
 
-def evaluate(config: ConfigDict, workdir: str, task: str, options: Options) -> tuple[str, Path]:
+def evaluate(config: ConfigDict, workdir: str, task: str, options: EvalOptions) -> tuple[str, Path]:
     """Runs a task on the newest checkpoint in `workdir`; goes on if the same was interrupted.
 
     Returns the tables as text and the folder of the files.
@@ -46,17 +46,17 @@ def evaluate(config: ConfigDict, workdir: str, task: str, options: Options) -> t
     """
     if task not in TASKS:
         raise SamjaxError(f'--task={task} is unknown: choose one of {", ".join(TASKS)}')
-    subject = open_subject(workdir, config)
+    eval_model = open_eval_model(workdir, config)
     folder = folder_of(config, workdir, task)
-    found = TASKS[task](subject, options, folder)
-    text = page.markdown(found.tables)
+    found = TASKS[task](eval_model, options, folder)
+    text = html.markdown(found.tables)
     if jax.process_index() == 0:
         facts = {
             'task': task,
             'scores': found.scores,
             'data': found.data,
-            'step': subject.step,
-            'checkpoint': subject.digest,
+            'step': eval_model.step,
+            'checkpoint': eval_model.digest,
             'max_images': options.max_images,
             'max_objects': options.max_objects,
             'config': json.loads(config.to_json()),
@@ -67,9 +67,9 @@ def evaluate(config: ConfigDict, workdir: str, task: str, options: Options) -> t
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'results.json').write_text(json.dumps(_plain(facts), indent=2) + '\n')
         (folder / 'table.md').write_text(text)
-        title, subtitle = f'{task}: {workdir}', f'step {subject.step}, checkpoint {subject.digest}'
-        rest = page.Facts('Facts', {name: value for name, value in facts.items() if name != 'scores'})
-        page.write(folder / 'report.html', title, subtitle, [*found.sections(), rest])
+        title, subtitle = f'{task}: {workdir}', f'step {eval_model.step}, checkpoint {eval_model.digest}'
+        rest = html.Facts('Facts', {name: value for name, value in facts.items() if name != 'scores'})
+        html.write(folder / 'report.html', title, subtitle, [*found.sections(), rest])
         for unfinished in folder.rglob(UNFINISHED):
             shutil.rmtree(unfinished)
     return text, folder

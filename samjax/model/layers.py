@@ -31,7 +31,7 @@ def bias_like(bias: jax.Array, ndim: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def einsum_f32(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """jnp.einsum of two arrays of one type, summed and returned in float32; so are the products of its gradient.
 
     On CPUs only such products of bfloat16 use the units for it (AVX-512 BF16, AMX): XLA widens the operands of one that
@@ -40,24 +40,24 @@ def product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _product(spec, x, y):
-    return product(spec, x, y), (x, y)
+def _einsum_f32_forward(spec, x, y):
+    return einsum_f32(spec, x, y), (x, y)
 
 
-def _product_gradient(spec, operands, g):
+def _einsum_f32_backward(spec, operands, g):
     (x, y), (first, second, out) = operands, spec.replace('->', ',').split(',')
     g = g.astype(x.dtype)
-    dx, dy = product(f'{out},{second}->{first}', g, y), product(f'{first},{out}->{second}', x, g)
+    dx, dy = einsum_f32(f'{out},{second}->{first}', g, y), einsum_f32(f'{first},{out}->{second}', x, g)
     return dx.astype(x.dtype), dy.astype(y.dtype)
 
 
-product.defvjp(_product, _product_gradient)
+einsum_f32.defvjp(_einsum_f32_forward, _einsum_f32_backward)
 
 
 def linear(x: jax.Array, kernel_IO: jax.Array, bias_O: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """x W + b over the last axis, multiplied in `dtype`, added in float32 and returned in `dtype`."""
     lead = 'abcdefgh'[: x.ndim - 1]
-    y = product(f'{lead}I,IO->{lead}O', x.astype(dtype), kernel_IO.astype(dtype))
+    y = einsum_f32(f'{lead}I,IO->{lead}O', x.astype(dtype), kernel_IO.astype(dtype))
     return (y + bias_like(bias_O.astype(jnp.float32), y.ndim)).astype(dtype)
 
 
@@ -137,7 +137,7 @@ class PatchDeconv(nnx.Module):
         p, _, inputs, outputs = self.kernel.shape
         kernel_IbO = self.kernel[...].astype(self.dtype).reshape(p * p, inputs, outputs).swapaxes(0, 1)
         lead = 'acdefgh'[: x.ndim - 1]
-        y = product(f'{lead}I,IbO->{lead}bO', x.astype(self.dtype), kernel_IbO)
+        y = einsum_f32(f'{lead}I,IbO->{lead}bO', x.astype(self.dtype), kernel_IbO)
         return (y + bias_like(self.bias[...].astype(jnp.float32), y.ndim)).astype(self.dtype)
 
 
@@ -203,6 +203,6 @@ def drop_path(x_BhwD: jax.Array, rate: jax.Array, keys_B: jax.Array | None) -> j
     return jnp.where(keep_B[:, None, None, None], x_BhwD / (1 - rate), 0).astype(x_BhwD.dtype)
 
 
-def split(keys_B: jax.Array | None, count: int):
+def split_keys(keys_B: jax.Array | None, count: int):
     """(count, B) keys from one for each image, or that many times None."""
     return [None] * count if keys_B is None else jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys_B)

@@ -15,7 +15,7 @@ from samjax.model.layers import (
     gelu,
     normal,
     softmax,
-    split,
+    split_keys,
     uniform,
 )
 from samjax.structs import Prediction
@@ -38,7 +38,7 @@ class MaskDecoder(nnx.Module):
         self.iou_head = Mlp((c, config.iou_hidden, config.iou_hidden, MASK_TOKENS), jax.nn.relu, dtype, rngs)
         self.dtype = dtype
 
-    def look(
+    def run_transformer(
         self,
         embed_BhwC: jax.Array,
         positions_hwC: jax.Array,
@@ -53,39 +53,45 @@ class MaskDecoder(nnx.Module):
         """
         b, n = present_BNP.shape[:2]
         h, w, c = positions_hwC.shape
-        own_5C = jnp.concatenate([self.iou_token_1C[...], self.mask_tokens_4C[...]])
-        own_BN5C = jnp.broadcast_to(own_5C[None, None], (b, n, 1 + MASK_TOKENS, c))
-        tokens_BNTC = jnp.concatenate([own_BN5C, sparse_BNPC], 2).astype(self.dtype)
+        output_tokens_5C = jnp.concatenate([self.iou_token_1C[...], self.mask_tokens_4C[...]])
+        output_tokens_BNTC = jnp.broadcast_to(output_tokens_5C[None, None], (b, n, 1 + MASK_TOKENS, c))
+        tokens_BNTC = jnp.concatenate([output_tokens_BNTC, sparse_BNPC], 2).astype(self.dtype)
         present_BNT = jnp.pad(present_BNP, ((0, 0), (0, 0), (1 + MASK_TOKENS, 0)), constant_values=True)
         image_BNLC = (embed_BhwC[:, None].astype(self.dtype) + dense_BNhwC).reshape(b, -1, h * w, c)
         image_pe_LC = positions_hwC.reshape(h * w, c).astype(self.dtype)
 
-        own_BN5C, image_BNLC = self.transformer(
+        output_tokens_BNTC, image_BNLC = self.transformer(
             tokens_BNTC, present_BNT, image_BNLC, image_pe_LC, keys_B, wanted=1 + MASK_TOKENS
         )
 
-        return own_BN5C, image_BNLC.reshape(b, n, h, w, c)
+        return output_tokens_BNTC, image_BNLC.reshape(b, n, h, w, c)
 
-    def enlarge(self, image_BNhwC: jax.Array) -> jax.Array:
+    def upscale(self, image_BNhwC: jax.Array) -> jax.Array:
         """The image at the resolution of the masks, (B, N, h, w, 4, 4, U): 2 x 2 pixels of 2 x 2 of each cell."""
         return gelu(self.upscale2(gelu(self.upscale_norm(self.upscale1(image_BNhwC)))))
 
-    def answer(self, own_BN5C: jax.Array, up_BNhw44U: jax.Array, masks: tuple[int, ...]) -> Prediction:
+    def predict_masks(
+        self, output_tokens_BNTC: jax.Array, upscaled_BNhw44U: jax.Array, masks: tuple[int, ...]
+    ) -> Prediction:
         """The masks of the mask tokens named in `masks`, from the own tokens and the enlarged image."""
-        return Prediction(self.masks(own_BN5C, up_BNhw44U, masks), self.scores(own_BN5C, masks))
+        return Prediction(
+            self.mask_logits(output_tokens_BNTC, upscaled_BNhw44U, masks), self.iou_scores(output_tokens_BNTC, masks)
+        )
 
-    def masks(self, own_BN5C: jax.Array, up_BNhw44U: jax.Array, masks: tuple[int, ...]) -> jax.Array:
+    def mask_logits(
+        self, output_tokens_BNTC: jax.Array, upscaled_BNhw44U: jax.Array, masks: tuple[int, ...]
+    ) -> jax.Array:
         """float32 logits (B, N, M, y, x)."""
-        heads_BNMU = jnp.stack([self.mask_heads[m](own_BN5C[:, :, 1 + m]) for m in masks], 2)
-        logits = jnp.einsum('BNhwabU,BNMU->BNhwabM', up_BNhw44U, heads_BNMU, preferred_element_type=jnp.float32)
+        heads_BNMU = jnp.stack([self.mask_heads[m](output_tokens_BNTC[:, :, 1 + m]) for m in masks], 2)
+        logits = jnp.einsum('BNhwabU,BNMU->BNhwabM', upscaled_BNhw44U, heads_BNMU, preferred_element_type=jnp.float32)
         b, n, h, w, *_, m = logits.shape
         # Pixels come to their places only here, where they have M channels instead of U.
         logits = logits.reshape(b, n, h, w, 2, 2, 2, 2, m).transpose(0, 1, 8, 2, 4, 6, 3, 5, 7)
         return logits.reshape(b, n, m, 4 * h, 4 * w)
 
-    def scores(self, own_BN5C: jax.Array, masks: tuple[int, ...]) -> jax.Array:
+    def iou_scores(self, output_tokens_BNTC: jax.Array, masks: tuple[int, ...]) -> jax.Array:
         """The IoU each mask is expected to have, float32 (B, N, M); needs no mask."""
-        iou_BN4 = self.iou_head(own_BN5C[:, :, 0]).astype(jnp.float32)
+        iou_BN4 = self.iou_head(output_tokens_BNTC[:, :, 0]).astype(jnp.float32)
         return jnp.stack([iou_BN4[..., m] for m in masks], -1)
 
 
@@ -104,7 +110,7 @@ class TwoWayTransformer(nnx.Module):
         """The first `wanted` tokens and the image."""
         token_pe_BNTC = tokens_BNTC
         image_pe_11LC = image_pe_LC[None, None]
-        *keys, last_keys_B = split(keys_B, len(self.blocks) + 1)
+        *keys, last_keys_B = split_keys(keys_B, len(self.blocks) + 1)
         for i, (block, block_keys_B) in enumerate(zip(self.blocks, keys, strict=True)):
             # The first block has nothing yet to add its self-attention to: positions are the tokens themselves.
             attend_self = block.replace_by_self_attention if i == 0 else block.add_self_attention
@@ -133,7 +139,7 @@ class TwoWayBlock(nnx.Module):
         self.dropout_rate = config.dropout
 
     def __call__(self, attend_self, tokens_BNTC, token_pe_BNTC, present_BNT, image_BNLC, image_pe_11LC, keys_B):
-        keys = split(keys_B, 4)
+        keys = split_keys(keys_B, 4)
 
         def drop(x, i):
             return dropout(x, self.dropout_rate, keys[i])
@@ -194,7 +200,9 @@ class Attention(nnx.Module):
         """For few queries.  The bias of the keys adds the same to all logits of a query, which softmax does not see."""
         w_k_CAE, w_v_CAE, w_out_AEC = (w[...].astype(self.dtype) for w in (self.w_k_CAE, self.w_v_CAE, self.w_out_AEC))
         asked_BNAQC = jnp.einsum('BNQAE,CAE->BNAQC', self._queries(query_BNQC), w_k_CAE)
-        logits_BNKAQ = jnp.einsum('BNKC,BNAQC->BNKAQ', key_BNKC, asked_BNAQC)  # in this order nothing large is turned
+        logits_BNKAQ = jnp.einsum(
+            'BNKC,BNAQC->BNKAQ', key_BNKC, asked_BNAQC
+        )  # in this order nothing large is transposed
         weights_BNKAQ = self._weights(logits_BNKAQ, present_BNK, 2)
         mixed_BNAQC = jnp.einsum('BNKAQ,BNKC->BNAQC', weights_BNKAQ, value_BNKC)
         out_BNQAE = jnp.einsum('BNAQC,CAE->BNQAE', mixed_BNAQC, w_v_CAE)

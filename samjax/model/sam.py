@@ -11,9 +11,8 @@ import numpy as np
 from flax import nnx
 
 from samjax.errors import SamjaxError
-from samjax.model.attention import attend_in_parts
-from samjax.model.image_encoder import ImageEncoder
-from samjax.model.layers import Buffer
+from samjax.model.attention.attention import chunked_attention
+from samjax.model.encoders.vit import ImageEncoder
 from samjax.model.mask_decoder import MaskDecoder
 from samjax.model.prompt_encoder import PromptEncoder
 from samjax.structs import ALL_MASKS, Prediction, Prompts
@@ -42,8 +41,8 @@ class SamConfig:
     dtype: str = 'float32'  # of activations
     drop_path: float = 0.0  # rate at the last encoder block, linear from 0 at the first
     dropout: float = 0.0  # rate in the mask decoder
-    remat: str = 'none'  # what the backward pass computes again: a row of samjax.model.image_encoder.REMAT
-    attend: Callable = attend_in_parts  # one of samjax.model.attention
+    remat: str = 'none'  # what the backward pass computes again: a row of samjax.model.encoders.vit.REMAT
+    attend: Callable = chunked_attention  # one of samjax.model.attention.attention
 
     def __post_init__(self):
         if any(side <= 0 or side % self.patch for side in self.image_size):
@@ -116,29 +115,28 @@ class Sam(nnx.Module):
         keys_B: jax.Array | None = None,
     ) -> Prediction:
         """Answers N prompts for each of B images with the mask tokens named in `masks` (axis M, in that order)."""
-        own_BN5C, image_BNhwC = self.look(embed_BhwC, prompts, keys_B)
-        return self.mask_decoder.answer(own_BN5C, self.mask_decoder.enlarge(image_BNhwC), masks)
+        output_tokens_BNTC, image_BNhwC = self.run_transformer(embed_BhwC, prompts, keys_B)
+        return self.mask_decoder.predict_masks(output_tokens_BNTC, self.mask_decoder.upscale(image_BNhwC), masks)
 
-    def look(self, embed_BhwC: jax.Array, prompts: Prompts, keys_B: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def run_transformer(
+        self, embed_BhwC: jax.Array, prompts: Prompts, keys_B: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         """The decoder's own tokens and the image after their talk, of which masks and their scores are made."""
         sparse_BNPC, present_BNP, dense_BNhwC = self.prompt_encoder(prompts)
         positions_hwC = self.prompt_encoder.grid_positions()
-        return self.mask_decoder.look(embed_BhwC, positions_hwC, sparse_BNPC, present_BNP, dense_BNhwC, keys_B)
-
-
-def abstract(config: SamConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """(graphdef, params, buffers) of the model, with shapes for arrays; allocates nothing."""
-    return nnx.split(nnx.eval_shape(lambda: Sam(config, nnx.Rngs(0))), nnx.Param, Buffer)
+        return self.mask_decoder.run_transformer(
+            embed_BhwC, positions_hwC, sparse_BNPC, present_BNP, dense_BNhwC, keys_B
+        )
 
 
 def normalize(image_BHW3: jax.Array, size_B2: jax.Array) -> jax.Array:
     """uint8 RGB -> zero mean, unit variance, float32; the padding beyond `size_B2` becomes 0 (the mean colour)."""
     mean_3, std_3 = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
     x_BHW3 = (image_BHW3.astype(jnp.float32) - mean_3[None, None, None]) / std_3[None, None, None]
-    return jnp.where(inside(size_B2, image_BHW3.shape[1:3])[..., None], x_BHW3, 0)
+    return jnp.where(content_mask(size_B2, image_BHW3.shape[1:3])[..., None], x_BHW3, 0)
 
 
-def inside(size_B2: jax.Array, frame: tuple[int, int]) -> jax.Array:
+def content_mask(size_B2: jax.Array, frame: tuple[int, int]) -> jax.Array:
     """bool (B, H, W): True on the image, False on the padding of the frame."""
     rows_BH = jnp.arange(frame[0])[None] < size_B2[:, :1]
     columns_BW = jnp.arange(frame[1])[None] < size_B2[:, 1:]

@@ -1,1 +1,0 @@
-"""Masks of everything in an image, and of everything in many."""

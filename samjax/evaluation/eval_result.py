@@ -1,0 +1,39 @@
+"""What a task of the evaluation finds, before anything is written about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from samjax.evaluation.report.html import Figure, Gallery, Table
+
+
+class EvalOptions(NamedTuple):
+    """What the command line says about an evaluation beside the config."""
+
+    others: tuple[str, ...] = ()  # to be evaluated too: 'untrained', 'flood', 'grabcut'
+    max_images: int = 0  # a fixed random choice; 0 is all
+    max_objects: int = 0  # the same for the objects of an image
+    boxes: str = ''  # a detector's boxes in COCO's results form, for the task instances
+    ground_truth: str = ''  # folder with .mat files of BSDS500, for the task edges
+    suite: ConfigDict | None = None  # the sets of the task suite: configs/suite.py
+
+
+class EvalResult(NamedTuple):
+    """Numbers, and what to show of them."""
+
+    data: dict  # what was evaluated on: path and digest
+    scores: dict  # for JSON
+    tables: list[Table]
+    figures: list[Figure]
+    galleries: list[Gallery]
+
+    def sections(self) -> list[Table | Figure | Gallery]:
+        return [*self.tables, *self.figures, *self.galleries]
+
+
+def pictures_of(folder: Path) -> list[tuple[str, Path]]:
+    """Name and path of the PNG files of a folder."""
+    return [(file.stem, file) for file in sorted(folder.glob('*.png'))]

@@ -1,0 +1,57 @@
+"""An image as it is stored, decoded when and as far as it is needed."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+# EXIF orientation 1 .. 8 as a symmetry of the square (see `apply_symmetry`): what must be done to the pixels as stored.
+SYMMETRY = {1: 0, 2: 1, 3: 3, 4: 2, 5: 4, 6: 6, 7: 7, 8: 5}
+
+
+class EncodedImage:
+    """An image file or array, and how people see it; `height` and `width` in px are known without decoding.
+
+    opened: makes a pillow image, each time anew; orientation: as EXIF counts it.
+    """
+
+    def __init__(self, opened: Callable[[], Image.Image], orientation: int = 1):
+        self._opened, self._symmetry = opened, SYMMETRY[orientation]
+        self.height, self.width = opened().size if self._symmetry & 4 else opened().size[::-1]
+
+    @classmethod
+    def from_array(cls, image_HW3: np.ndarray) -> EncodedImage:
+        return cls(functools.partial(Image.fromarray, image_HW3))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, orientation: int = 1) -> EncodedImage:
+        """Of a JPEG or PNG file.  Raises PIL.UnidentifiedImageError."""
+        return cls(functools.partial(_open, data), orientation)
+
+    def pixels(self) -> np.ndarray:
+        """uint8 (height, width, 3), RGB, all there are."""
+        return self.at_least(self.height, self.width)
+
+    def at_least(self, height: int, width: int) -> np.ndarray:
+        """uint8 RGB at the smallest of the scales 1, 1/2, 1/4, 1/8 that is not below `height` and `width`.
+
+        JPEG can be decoded at these scales: half the size takes a third of the time.  Other formats give all pixels.
+        """
+        image = self._opened()
+        image.draft('RGB', (height, width) if self._symmetry & 4 else (width, height))
+        return apply_symmetry(np.asarray(image.convert('RGB')), self._symmetry)
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=('JPEG', 'PNG'))
+
+
+def apply_symmetry(x_HW: np.ndarray, symmetry: int) -> np.ndarray:
+    """An image or mask (H, W, ...) as seen by symmetry 0 .. 7: the sum of 1 left-right, 2 up-down, 4 transposed."""
+    x_HW = x_HW[:, ::-1] if symmetry & 1 else x_HW
+    x_HW = x_HW[::-1] if symmetry & 2 else x_HW
+    return x_HW.swapaxes(0, 1) if symmetry & 4 else x_HW

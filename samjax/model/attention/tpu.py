@@ -1,0 +1,141 @@
+"""Attention on TPUs: kernels that keep the logits on the chip, forward and backward.
+
+Relative positions are folded into queries and keys:
+
+    logits = [scale q, q rel_h, q rel_w] [k, row of the key, column of the key]^T
+
+The two products with the tables are numbers per query and key row or column, and "row of the key" is a one-hot vector,
+so each logit is that of `samjax.model.attention.attention.dense_attention`.  A window's 64 or 80 channels and 14 + 14 rows and columns
+fill no more than the 128 lanes which the channels alone take up.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from samjax.model.attention.attention import ATTENTION_OUTPUT
+
+LANES = 128  # of the vector registers; arrays are filled up to multiples
+BLOCK = 512  # tokens of a large grid that the flash kernel takes at a time
+WHOLE = 256  # tokens; grids of at most so many have all their logits on the chip
+HEADS_PER_BLOCK = 8  # heads of small grids that one step of the kernel takes at most
+
+
+def tpu_attention(q_GAhwE, k_GAijE, v_GAijE, rel_h_hiE, rel_w_wjE, interpret: bool = False) -> jax.Array:
+    """`dense_attention` by the kernel for grids of that size.  `interpret` runs it on a CPU, slowly, for tests."""
+    g, a, h, w, e = q_GAhwE.shape
+    down_GAhwi = jnp.einsum('GAhwE,hiE->GAhwi', q_GAhwE, rel_h_hiE)
+    along_GAhwj = jnp.einsum('GAhwE,wjE->GAhwj', q_GAhwE, rel_w_wjE)
+    queries_GAhwX = jnp.concatenate([q_GAhwE * e**-0.5, down_GAhwi, along_GAhwj], -1)
+    row_ijX, column_ijX = np.broadcast_to(np.eye(h)[:, None], (h, w, h)), np.broadcast_to(np.eye(w)[None], (h, w, w))
+    place_ijX = jnp.asarray(np.concatenate([row_ijX, column_ijX], -1), k_GAijE.dtype)
+    keys_GAijX = jnp.concatenate([k_GAijE, jnp.broadcast_to(place_ijX[None, None], (g, a, h, w, h + w))], -1)
+
+    wide = _up(e + h + w, LANES)
+    queries_ZLX, keys_ZLX = (_tokens(x_GAhwX, wide) for x_GAhwX in (queries_GAhwX, keys_GAijX))
+    kernel = single_block_attention if h * w <= WHOLE else flash_attention
+    return kernel(queries_ZLX, keys_ZLX, _tokens(v_GAijE, e), interpret).reshape(g, a, h, w, e)
+
+
+def _tokens(x_GAhwX: jax.Array, width: int) -> jax.Array:
+    """(Z, L, width), Z = G A and L = h w, filled up with zeros."""
+    g, a, h, w, x = x_GAhwX.shape
+    return jnp.pad(x_GAhwX.reshape(g * a, h * w, x), ((0, 0), (0, 0), (0, width - x)))
+
+
+def flash_attention(q_ZLX, k_ZLX, v_ZLE, interpret: bool) -> jax.Array:
+    """softmax(q k^T) v by JAX's splash attention; tokens that fill up the last block do not exist as keys."""
+    heads, used, _ = q_ZLX.shape
+    tokens = _up(used, LANES)
+    q_ZLX, k_ZLX, v_ZLE = (jnp.pad(x, ((0, 0), (0, tokens - used), (0, 0))) for x in (q_ZLX, k_ZLX, v_ZLE))
+    exists_LK = np.broadcast_to(np.arange(tokens) < used, (tokens, tokens))
+    mask = splash.FullMask((tokens, tokens)) if used == tokens else splash.NumpyMask(exists_LK)
+    block = math.gcd(tokens, BLOCK)
+    sizes = splash.BlockSizes(
+        **dict.fromkeys(('block_q', 'block_kv', 'block_kv_compute', 'block_q_dkv', 'block_kv_dkv'), block),
+        **dict.fromkeys(('block_kv_dkv_compute', 'block_q_dq', 'block_kv_dq'), block),
+    )
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=ATTENTION_OUTPUT,
+        interpret=interpret,
+    )
+    return kernel(q_ZLX, k_ZLX, v_ZLE)[:, :used]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def single_block_attention(q_ZLX, k_ZLX, v_ZLE, interpret: bool) -> jax.Array:
+    """softmax(q k^T) v, all logits of a few heads at once."""
+    return _whole(_answer, (q_ZLX, k_ZLX, v_ZLE), (v_ZLE,), interpret)[0]
+
+
+def _single_block_forward(q_ZLX, k_ZLX, v_ZLE, interpret):
+    return single_block_attention(q_ZLX, k_ZLX, v_ZLE, interpret), (q_ZLX, k_ZLX, v_ZLE)
+
+
+def _single_block_backward(interpret, inputs, g_ZLE):
+    return _whole(_gradient, (*inputs, g_ZLE), inputs, interpret)
+
+
+single_block_attention.defvjp(_single_block_forward, _single_block_backward)
+
+
+def _whole(kernel, inputs, outputs, interpret: bool):
+    """Runs `kernel` on a few heads at a time; `outputs` have the shapes of its results."""
+    heads = inputs[0].shape[0]
+    together = max(d for d in range(1, HEADS_PER_BLOCK + 1) if heads % d == 0)
+
+    def some(x):
+        return pl.BlockSpec((together, *x.shape[1:]), lambda z: (z, 0, 0))
+
+    return pl.pallas_call(
+        kernel,
+        grid=(heads // together,),
+        in_specs=[some(x) for x in inputs],
+        out_specs=[some(x) for x in outputs],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+        interpret=interpret,
+    )(*inputs)
+
+
+def _answer(q_ref, k_ref, v_ref, out_ref):
+    for z in range(len(q_ref)):
+        weights_LK = _weights(q_ref[z], k_ref[z])
+        out_ref[z] = _dot(weights_LK.astype(v_ref.dtype), v_ref[z], 1, 0).astype(out_ref.dtype)
+
+
+def _gradient(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref):
+    for z in range(len(q_ref)):
+        weights_LK = _weights(q_ref[z], k_ref[z])
+        dv_ref[z] = _dot(weights_LK.astype(g_ref.dtype), g_ref[z], 0, 0).astype(dv_ref.dtype)
+        wanted_LK = _dot(g_ref[z], v_ref[z], 1, 1)
+        surplus_LK = weights_LK * (wanted_LK - (weights_LK * wanted_LK).sum(1, keepdims=True))
+        surplus_LK = surplus_LK.astype(q_ref.dtype)
+        dq_ref[z] = _dot(surplus_LK, k_ref[z], 1, 0).astype(dq_ref.dtype)
+        dk_ref[z] = _dot(surplus_LK, q_ref[z], 0, 0).astype(dk_ref.dtype)
+
+
+def _weights(q_LX, k_KX):
+    """Softmax in float32."""
+    logits_LK = _dot(q_LX, k_KX, 1, 1)
+    weights_LK = jnp.exp(logits_LK - logits_LK.max(1, keepdims=True))
+    return weights_LK / weights_LK.sum(1, keepdims=True)
+
+
+def _dot(x, y, x_axis: int, y_axis: int):
+    """Product over these axes, summed in float32."""
+    return jax.lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

@@ -1,0 +1,120 @@
+"""Losses: focal + dice on the best of the answered masks, and regression of its IoU (paper §3, §A; spec §3.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from samjax.errors import SamjaxError
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights and choices; the section `loss` of a config."""
+
+    focal: float
+    dice: float
+    iou: float
+    focal_alpha: float
+    focal_gamma: float
+    resolution: str  # 'frame' or 'low'
+    padding: str  # 'exclude' or 'include'
+    iou_supervision: str  # 'selected' or 'all'
+
+    def __post_init__(self):
+        for name, choices in (
+            ('resolution', ('input', 'low_res')),
+            ('padding', ('exclude', 'include')),
+            ('iou_supervision', ('selected', 'all')),
+        ):
+            if getattr(self, name) not in choices:
+                raise SamjaxError(f'loss.{name} {getattr(self, name)!r} is neither {choices[0]!r} nor {choices[1]!r}.')
+
+
+def sam_loss(
+    options: LossConfig,
+    low_BNMyx: jax.Array,
+    iou_BNM: jax.Array,
+    masks_BNHW: jax.Array,
+    area_BHW: jax.Array,
+    upscale: Callable[[jax.Array], jax.Array],
+) -> dict[str, jax.Array]:
+    """The three loss parts of each object, unweighted, and the IoU its best mask has: each (B, N).
+
+    Of the M candidates the one with the lowest weighted focal + dice loss counts, and only its gradient flows.  So they
+    are judged one after the other without gradient, and the best once more with it: one is at full size at a time.
+
+    Args:
+      low_BNMyx: logits of the candidate masks, float32.
+      iou_BNM: the IoU the model expects of each.
+      masks_BNHW: the truth, bool.
+      area_BHW: bool, pixels that count.
+      upscale: from the size of the logits to that of the truth, a mask of each object.
+    """
+    weight_B1HW, truth_BNHW = area_BHW[:, None].astype(jnp.float32), masks_BNHW.astype(jnp.float32)
+
+    def score_masks(low_BNyx):
+        """Focal loss, dice loss and IoU of a mask of each object."""
+        logits_BNHW = upscale(low_BNyx)
+        focal_BN = focal_loss(logits_BNHW, truth_BNHW, weight_B1HW, options.focal_alpha, options.focal_gamma)
+        actual_BN = mask_iou(logits_BNHW > 0, masks_BNHW, area_BHW[:, None])
+        return focal_BN, dice_loss(logits_BNHW, truth_BNHW, weight_B1HW), actual_BN
+
+    if low_BNMyx.shape[2] == 1:
+        best_BN1 = jnp.zeros((*low_BNMyx.shape[:2], 1), jnp.int32)
+        focal_BN, dice_BN, actual_BN = score_masks(low_BNMyx[:, :, 0])
+        actual_BNM = actual_BN[..., None]
+    else:
+        low_MBNyx = jnp.moveaxis(jax.lax.stop_gradient(low_BNMyx), 2, 0)
+        focal_BNM, dice_BNM, actual_BNM = (jnp.moveaxis(x, 0, -1) for x in jax.lax.map(score_masks, low_MBNyx))
+        best_BN1 = jnp.argmin(options.focal * focal_BNM + options.dice * dice_BNM, -1)[..., None]
+        focal_BN, dice_BN, actual_BN = score_masks(take_mask(low_BNMyx, best_BN1))
+
+    square_BNM = jnp.square(iou_BNM - actual_BNM)
+    if options.iou_supervision == 'selected':
+        iou_loss_BN = jnp.take_along_axis(square_BNM, best_BN1, -1)[..., 0]
+    else:
+        iou_loss_BN = square_BNM.mean(-1)
+    return {'focal': focal_BN, 'dice': dice_BN, 'iou': iou_loss_BN, 'mask_iou': actual_BN}
+
+
+def take_mask(logits_BNMyx: jax.Array, index_BN1: jax.Array) -> jax.Array:
+    """The mask of each object that its index names."""
+    return jnp.take_along_axis(logits_BNMyx, index_BN1[..., None, None], 2)[:, :, 0]
+
+
+def total(options: LossConfig, parts: dict[str, jax.Array]) -> jax.Array:
+    """20 focal + dice + IoU, by the weights of `options`."""
+    return options.focal * parts['focal'] + options.dice * parts['dice'] + options.iou * parts['iou']
+
+
+def focal_loss(logits: jax.Array, truth: jax.Array, weight: jax.Array, alpha: float, gamma: float) -> jax.Array:
+    """Mean over the pixels (last two axes) with weight 1 of -alpha_t (1 - p_t)^gamma log p_t (Lin et al. 2017).
+
+    alpha weighs foreground, 1 - alpha background.  Computed from logits, so it is finite for any of them.
+    """
+    # With s = +1 on foreground and -1 on background, p_t = sigmoid(s logits).
+    signed = logits * (2 * truth - 1)
+    log_p = jax.nn.log_sigmoid(signed)
+    # log (1 - p_t) = log_sigmoid(-signed); the power by exp keeps the gradient finite where 1 - p_t vanishes.
+    modulation = jnp.exp(gamma * (log_p - signed))
+    balance = alpha * truth + (1 - alpha) * (1 - truth)
+    return (-balance * modulation * log_p * weight).sum((-2, -1)) / jnp.maximum(weight.sum((-2, -1)), 1)
+
+
+def dice_loss(logits: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Array:
+    """1 - (2 sum p t + 1) / (sum p + sum t + 1) over the last two axes, p = sigmoid(logits)."""
+    p = jax.nn.sigmoid(logits) * weight
+    t = truth * weight
+    overlap = (p * t).sum((-2, -1))
+    return 1 - (2 * overlap + 1) / (p.sum((-2, -1)) + t.sum((-2, -1)) + 1)
+
+
+def mask_iou(predicted: jax.Array, truth: jax.Array, area: jax.Array) -> jax.Array:
+    """Intersection over union of bool masks over the last two axes, on the pixels of `area`; 0 if both are empty."""
+    intersection = (predicted & truth & area).sum((-2, -1))
+    union = ((predicted | truth) & area).sum((-2, -1))
+    return intersection / jnp.maximum(union, 1)
