@@ -16,7 +16,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 import numpy as np
 import pytest
-from test_report import tiny_run_config
+from tiny import tiny_run_config
 
 from samjax.masks.packing import pack_rows
 from samjax.model.params import init_params

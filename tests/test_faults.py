@@ -25,7 +25,7 @@ LIMIT = 300  # s, for a process that hangs
 
 def start(workdir, steps, seconds=0.0, devices=8, job=()):
     """A training process; `job` is (port, processes, process), and 'sam' for the real model."""
-    words = [sys.executable, TESTS / 'stand_in.py', workdir, steps, seconds, devices, *job]
+    words = [sys.executable, TESTS / 'support/stand_in.py', workdir, steps, seconds, devices, *job]
     return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

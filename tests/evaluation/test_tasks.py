@@ -1,0 +1,161 @@
+"""Proposals and instances end to end with a tiny model: alone, on eight devices, and interrupted."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+from samples import picture
+from tiny import eval_model
+
+from samjax.errors import SamjaxError
+from samjax.evaluation.eval_result import EvalOptions
+from samjax.evaluation.tasks.instances import box_masks, instances
+from samjax.evaluation.tasks.proposals import OVERLAP, best, proposals, proposer
+from samjax.inference.automatic.crops import point_grid
+from samjax.inference.predictor import Prompt
+from samjax.masks import boxes
+
+
+@pytest.fixture
+def truth(tmp_path):
+    """Five images, one without objects, and a detector's boxes."""
+    folder = tmp_path / 'set'
+    folder.mkdir()
+    images, annotations, detections = [], [], []
+    for n in range(5):
+        height, width = (24, 40) if n % 2 else (40, 30)
+        picture(n, height, width).save(folder / f'{n}.png')
+        images.append({'id': 10 + n, 'file_name': f'{n}.png', 'height': height, 'width': width})
+        for k in range(n % 4):
+            box = [2 + 3 * k, 3 + k, 12.0, 9.0]
+            corners = [box[0], box[1], box[0] + 12, box[1], box[0] + 12, box[1] + 9, box[0], box[1] + 9]
+            annotations.append({'id': len(annotations) + 1, 'image_id': 10 + n, 'category_id': 1 + k, 'bbox': box,
+                                'area': 108, 'iscrowd': 0, 'segmentation': [corners]})  # fmt: skip
+            detections.append({'image_id': 10 + n, 'category_id': 1 + k, 'bbox': box, 'score': 0.9 - 0.1 * k})
+    categories = [{'id': 1, 'name': 'a'}, {'id': 2, 'name': 'b'}, {'id': 3, 'name': 'c'}]
+    content = {'images': images, 'annotations': annotations, 'categories': categories}
+    (folder / 'truth.json').write_text(json.dumps(content))
+    (folder / 'boxes.json').write_text(json.dumps(detections))
+    return folder
+
+
+def test_point_grid_worked_example():
+    assert point_grid(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
+
+
+def test_boxes_of_masks():
+    mask_HW = np.zeros((4, 6), bool)
+    assert boxes.mask_box(mask_HW).tolist() == [0, 0, 0, 0]
+    mask_HW[1:3, 2] = mask_HW[2, 4] = True
+    assert boxes.mask_box(mask_HW).tolist() == [2, 1, 4, 2]
+
+
+def test_suppression_worked_example():
+    boxes_N4 = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [0, 0, 10, 4]], np.float32)
+    score_N = np.array([0.5, 0.9, 0.1, 0.6])
+    assert boxes.nms(boxes_N4, score_N, 0.7).tolist() == [1, 3, 2]  # 0 has IoU .9 with 1; 3 has 4/9 with it
+    assert boxes.nms(boxes_N4, score_N, 0.4).tolist() == [1, 2]
+    assert boxes.nms(np.zeros((0, 4)), np.zeros(0), 0.5).tolist() == []
+    assert boxes.nms(np.zeros((2, 4)), np.array([1.0, 2.0]), 0.5).tolist() == [1, 0]  # no area: no overlap
+
+
+def test_suppression_is_torchvisions():
+    def slow(boxes_N4, score_N, threshold):
+        left, kept = sorted(range(len(score_N)), key=lambda n: -score_N[n]), []
+        while left:
+            first = left.pop(0)
+            kept.append(first)
+            left = [n for n in left if iou(boxes_N4[first], boxes_N4[n]) <= threshold]
+        return kept
+
+    def iou(a, b):
+        shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+        return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+    rng = np.random.default_rng(0)
+    for threshold in (0.3, 0.7):
+        corner_N2 = rng.uniform(0, 20, (60, 2))
+        boxes_N4 = np.concatenate([corner_N2, corner_N2 + rng.uniform(1, 20, (60, 2))], 1)
+        score_N = rng.random(60)
+        assert boxes.nms(boxes_N4, score_N, threshold).tolist() == slow(boxes_N4, score_N, threshold)
+
+
+def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
+    """The most confident of three for the box, then the most confident of three for the box and that mask."""
+    [predictor] = eval_model(tmp_path, params).predictors
+    image_HW3 = np.array(picture(3, 40, 30))
+    boxes_N4 = np.array([[2, 3, 20, 30], [5, 5, 12, 9], [0, 0, 29, 39], [1, 1, 4, 30]], np.float32)
+    rles = box_masks(predictor, image_HW3, boxes_N4, batch=3)
+    predictor.set_image(image_HW3)
+    for box_4, rle in zip(boxes_N4, rles, strict=True):
+        _, iou_M, low_Myx = predictor.predict(box=box_4)
+        masks_MHW, iou_M, _ = predictor.predict(box=box_4, mask_input=low_Myx[[iou_M.argmax()]])
+        np.testing.assert_array_equal(coco.decode(rle), masks_MHW[iou_M.argmax()])
+
+
+def test_proposals_of_an_image_by_hand(tmp_path, params):
+    [predictor] = eval_model(tmp_path, params).predictors
+    image_HW3 = np.array(picture(3, 40, 30))
+    records = proposer(predictor, 4, batch=5).generate(image_HW3, best)
+    points = point_grid(4) * (30, 40)
+    prompts = [Prompt(point_2[None], np.array([1])) for point_2 in points]
+    [answers] = predictor.predict_batch([image_HW3], [prompts], return_logits=True)
+    logits = [logits_HW for answer in answers for logits_HW in answer.masks_MHW]
+    iou_N = np.array([iou for answer in answers for iou in answer.iou_M])
+    kept = boxes.nms(np.stack([boxes.mask_box(one > 0) for one in logits]), iou_N, OVERLAP)
+    stability_N = [(one > 1).sum() / max((one > -1).sum(), 1) for one in logits]
+    expected = sorted(((iou_N[n] + stability_N[n]) / 2 for n in kept), reverse=True)
+    found = [(record['predicted_iou'] + record['stability_score']) / 2 for record in records]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert 1 < len(found) < 48
+
+
+@pytest.mark.parametrize('task', [proposals, instances])
+def test_eight_devices_find_what_one_finds(tmp_path, params, truth, task):
+    options = EvalOptions(boxes=str(truth / 'boxes.json'))
+    path = truth / 'truth.json'
+    one = task(eval_model(tmp_path, params, 1, path), options, tmp_path / 'one')
+    eight = task(eval_model(tmp_path, params, 8, path), options, tmp_path / 'eight')
+    np.testing.assert_equal(one.scores, eight.scores)
+    lines = [
+        sorted(next(folder.rglob('process_0.jsonl')).read_text().splitlines())
+        for folder in (tmp_path / 'one', tmp_path / 'eight')
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 5
+    assert one.data['digest'] == eight.data['digest']
+    assert len(one.tables[0].rows) == 3  # the paper's beside ours
+
+
+@pytest.mark.parametrize('task', [proposals, instances])
+def test_interrupted_task_goes_on(tmp_path, params, truth, task):
+    options = EvalOptions(boxes=str(truth / 'boxes.json'))
+    here = eval_model(tmp_path, params, 1, truth / 'truth.json')
+    expected = task(here, options, tmp_path / 'whole')
+    [file] = (tmp_path / 'whole').rglob('process_0.jsonl')
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(''.join(lines[:2]) + lines[2][:7])  # killed while it wrote
+    asked, encode = [], here.predictors[0].encode
+    here.predictors[0].encode = lambda images: asked.append(1) or encode(images)
+    again = task(here, options, tmp_path / 'whole')
+    np.testing.assert_equal(again.scores, expected.scores)
+    assert len(asked) == 3 if task is proposals else 1 <= len(asked) <= 3
+
+
+def test_what_is_missing_is_said(tmp_path, params, truth):
+    here = eval_model(tmp_path, params, 1, truth / 'truth.json')
+    with pytest.raises(SamjaxError, match='--task instances needs --boxes=FILE'):
+        instances(here, EvalOptions(), tmp_path / 'x')
+    (truth / '2.png').unlink()
+    with pytest.raises(SamjaxError, match=r'1 of 5 images cannot be used, such as 2 \(2.png is not to be found'):
+        proposals(here, EvalOptions(), tmp_path / 'x')
+    picture(2, 9, 9).save(truth / '2.png')
+    with pytest.raises(SamjaxError, match='2.png has 9 x 9 px, the JSON says 40 x 30'):
+        proposals(here, EvalOptions(), tmp_path / 'x')
+    with pytest.raises(SamjaxError, match='scenes'):
+        proposals(eval_model(tmp_path, params), EvalOptions(), tmp_path / 'x')
+    strange = [{'image_id': 99, 'category_id': 1, 'bbox': [0, 0, 3, 3], 'score': 1.0}]
+    (truth / 'boxes.json').write_text(json.dumps(strange))
+    with pytest.raises(SamjaxError, match='1 of 1 boxes of .* are of images that .* lacks'):
+        instances(here, EvalOptions(boxes=str(truth / 'boxes.json')), tmp_path / 'x')
