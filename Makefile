@@ -1,4 +1,5 @@
 # Two commands need nothing but Python 3.11 and make: `make quickstart` and `make test`.
+# Another Python, beside the first: make test PYTHON=python3.12 VENV=.venv312
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +8,7 @@ RUN := runs/quickstart
 
 .PHONY: quickstart test lint clean
 
-# Train a small model on drawn scenes, evaluate it beside a classical baseline, show where the pictures are.
+# Train a small model on synthetic scenes, evaluate it beside a classical baseline, print where the report is.
 quickstart: $(VENV)/ready
 	$(BIN)/python train.py --config configs/quickstart.py --workdir $(RUN)
 	$(BIN)/python eval.py --workdir $(RUN) --untrained --baselines flood
@@ -16,11 +17,13 @@ quickstart: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/lint-imports
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +36,4 @@ $(VENV)/ready-dev: requirements.txt requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache

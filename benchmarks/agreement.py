@@ -1,8 +1,8 @@
-"""Records of our automatic mask generator beside segment-anything's, with the same weights, on the images of a folder.
+"""Records of our automatic mask generator compared with segment-anything's, same weights, on the images of a folder.
 
     python -m benchmarks.agreement RUN DIR [--images 10] [--iou 0.6] [--stability 0.6]
 
-Goes through plain settings, one and two layers of crops, and removal of small parts.  Prints how many masks each side
+Runs with plain settings, one and two layers of crops, and removal of small parts.  Prints how many masks each side
 has, on how many images the numbers differ, and where they do not: how many masks differ at all and in how many pixels
 together, how many have an IoU below .999, and the largest differences of the other fields.
 """
@@ -15,10 +15,11 @@ import pathlib
 import jax
 import numpy as np
 
-from samjax.convert import convert
+from samjax.convert import convert, weights
+from samjax.images.open import read_image
 from samjax.inference.automatic.generator import AmgConfig, AutomaticMaskGenerator
 from samjax.inference.predictor import Predictor
-from samjax.jobs.predict import read_image
+from samjax.masks.iou import mask_iou
 from samjax.parity import meta
 
 ROWS = {
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument('--stability', type=float, default=0.95, help='stability_score_thresh')
     options = parser.parse_args()
     arrays, config, _ = convert.read(pathlib.Path(options.model), force=False)
-    predictor = Predictor(config, *jax.device_put(convert.to_states(arrays, config)))
+    predictor = Predictor(config, *jax.device_put(weights.to_states(arrays, config)))
     sam = meta.with_arrays(arrays, config)
 
     files = sorted(file for file in pathlib.Path(options.folder).iterdir() if file.suffix in ('.jpg', '.png'))
@@ -49,28 +50,27 @@ def main() -> None:
     print(f'{"":28}{"original":>9}{"ours":>7}{"images":>7}{"masks":>7}{"px":>5}{"<.999":>7}  largest differences')
     for title, changes in ROWS.items():
         arguments = {'pred_iou_thresh': options.iou, 'stability_score_thresh': options.stability, **changes}
-        theirs = meta.generator(sam, **arguments)
+        reference = meta.automatic_mask_generator(sam, **arguments)
         ours = AutomaticMaskGenerator(predictor, AmgConfig(**arguments))
-        counts, differing, pixels, overlaps, worst = np.zeros(2, int), 0, [], [], dict.fromkeys(SCORES, 0.0)
+        counts, differing, pixels, ious, largest = np.zeros(2, int), 0, [], [], dict.fromkeys(SCORES, 0.0)
         for image_HW3 in images:
             try:
-                expected = theirs.generate(image_HW3)
-            except IndexError:  # it found nothing, and has crops
+                expected = reference.generate(image_HW3)
+            except IndexError:  # raised with crops if there is no mask
                 expected = []
-            found = ours.generate(image_HW3)
-            counts += len(expected), len(found)
-            if len(expected) != len(found):
+            records = ours.generate(image_HW3)
+            counts += len(expected), len(records)
+            if len(expected) != len(records):
                 differing += 1
                 continue
-            for e, f in zip(expected, found, strict=True):
-                shared, either = e['segmentation'] & f['segmentation'], e['segmentation'] | f['segmentation']
-                pixels.append(either.sum() - shared.sum())
-                overlaps.append(shared.sum() / max(either.sum(), 1))
+            for e, r in zip(expected, records, strict=True):
+                pixels.append(np.count_nonzero(e['segmentation'] != r['segmentation']))
+                ious.append(mask_iou(e['segmentation'], r['segmentation']))
                 for key in SCORES:
-                    worst[key] = max(worst[key], float(np.abs(np.subtract(e[key], f[key])).max()))
-        other, low = np.count_nonzero(pixels), sum(overlap < 0.999 for overlap in overlaps)
-        rest = ', '.join(f'{key} {value:.1e}' for key, value in worst.items())
-        print(f'{title:28}{counts[0]:9}{counts[1]:7}{differing:7}{other:7}{sum(pixels):5}{low:7}  {rest}', flush=True)
+                    largest[key] = max(largest[key], float(np.abs(np.subtract(e[key], r[key])).max()))
+        changed, low = np.count_nonzero(pixels), sum(iou < 0.999 for iou in ious)
+        rest = ', '.join(f'{key} {value:.1e}' for key, value in largest.items())
+        print(f'{title:28}{counts[0]:9}{counts[1]:7}{differing:7}{changed:7}{sum(pixels):5}{low:7}  {rest}', flush=True)
 
 
 if __name__ == '__main__':

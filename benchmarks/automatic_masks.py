@@ -1,10 +1,10 @@
-"""Masks of everything in an image, ours and segment-anything's, with the same weights and settings, in one run.
+"""Time of automatic mask generation, ours and segment-anything's, with the same weights and settings, in one run.
 
     python -m benchmarks.automatic_masks [--size vit_b] [--rounds 3] [--height 1024 --width 1024] [--crops 0]
 
 Weights are random, so thresholds are set such that half of the masks pass the one of predicted IoU and about 100 of
-these the one of stability; none is suppressed, as all random masks have the same box.  Each side runs in a process of
-its own, whose peak memory counts.  Prints a table with the seconds of each stage and a line of JSON.
+these the one of stability; NMS removes none, as all random masks have the same box.  Each side runs in its own
+process, whose peak memory is reported.  Prints a table with the seconds of each stage and a line of JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 import numpy as np
 
 SIDES = 'ours', 'original'
-ATTENTION_OUTPUT = 100  # masks of an image that stay
+NUM_MASKS = 100  # masks of an image that stay
 
 
 def main() -> None:
@@ -30,53 +30,56 @@ def main() -> None:
     if options.side:
         print(json.dumps(run(options)))
         return
-    found = {}
+    results = {}
     for side in options.sides.split(','):
         command = [sys.executable, '-m', 'benchmarks.automatic_masks', *sys.argv[1:], '--side', side]
         text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found[side] = json.loads(text.splitlines()[-1])
+        results[side] = json.loads(text.splitlines()[-1])
     print(f'{"":12}{"s/image":>10}{"masks":>8}{"GiB":>8}   stages, s')
-    for side, one in found.items():
-        stages = ', '.join(f'{name} {seconds:.2f}' for name, seconds in one['stages'].items())
-        print(f'{side:12}{one["seconds"]:10.2f}{one["masks"]:8}{one["gib"]:8.2f}   {stages}')
-    if len(found) == 2:
-        print(f'ratio {found["original"]["seconds"] / found["ours"]["seconds"]:.2f}')
-    print(json.dumps({'options': vars(options), **found}))
+    for side, result in results.items():
+        stages = ', '.join(f'{name} {seconds:.2f}' for name, seconds in result['stages'].items())
+        print(f'{side:12}{result["seconds"]:10.2f}{result["masks"]:8}{result["gib"]:8.2f}   {stages}')
+    if len(results) == 2:
+        print(f'ratio {results["original"]["seconds"] / results["ours"]["seconds"]:.2f}')
+    print(json.dumps({'options': vars(options), **results}))
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', default='vit_b')
-    parser.add_argument('--rounds', type=int, default=3, help='after one that is not counted')
+    parser.add_argument('--rounds', type=int, default=3, help='after a warm-up round')
     parser.add_argument('--height', type=int, default=1024)
     parser.add_argument('--width', type=int, default=1024)
-    parser.add_argument('--points', type=int, default=32, help='clicks per side')
-    parser.add_argument('--batch', type=int, default=64, help='clicks at once')
+    parser.add_argument('--points', type=int, default=32, help='points per side')
+    parser.add_argument('--batch', type=int, default=64, help='points at once')
     parser.add_argument('--crops', type=int, default=0, help='layers of crops')
     parser.add_argument('--sides', default=','.join(SIDES))
-    parser.add_argument('--side', choices=SIDES, help='used by itself')
+    parser.add_argument('--side', choices=SIDES, help='used internally')
     return parser
 
 
 def run(options) -> dict:
-    """Median seconds of an image, and where they went, of one side."""
+    """Median seconds of an image, in all and in each stage, of one side."""
     import jax
 
-    from samjax.convert.convert import to_states
+    from samjax.convert.weights import to_states
     from samjax.inference.automatic.generator import AmgConfig
     from samjax.inference.predictor import Predictor
-    from samjax.model.sam import SIZES
+    from samjax.model.config import SIZES
     from samjax.parity import verify
 
     config = SIZES[options.size]
     arrays = random_arrays(config)
     predictor = Predictor(config, *jax.device_put(to_states(arrays, config)))
     rng = np.random.default_rng(1)
-    image_HW3 = verify.blotches(rng, options.height, options.width)
-    settings = AmgConfig(points_per_side=options.points, points_per_batch=options.batch, crop_n_layers=options.crops)
-    settings = dataclasses.replace(settings, **thresholds(predictor, image_HW3, settings))
+    image_HW3 = verify.random_image(rng, options.height, options.width)
+    amg_config = AmgConfig(points_per_side=options.points, points_per_batch=options.batch, crop_n_layers=options.crops)
+    amg_config = dataclasses.replace(amg_config, **thresholds(predictor, image_HW3, amg_config))
     timer = collections.Counter()
-    generate = ours(predictor, settings, timer) if options.side == 'ours' else original(config, arrays, settings, timer)
+    if options.side == 'ours':
+        generate = our_generator(predictor, amg_config, timer)
+    else:
+        generate = original_generator(config, arrays, amg_config, timer)
     del predictor
     seconds, records = [], []
     for number in range(1 + options.rounds):
@@ -91,7 +94,7 @@ def run(options) -> dict:
         'masks': len(records),
         'gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         'stages': {name: value / options.rounds for name, value in timer.items()},
-        'settings': dataclasses.asdict(settings),
+        'settings': dataclasses.asdict(amg_config),
     }
 
 
@@ -117,65 +120,71 @@ def random_arrays(config) -> dict[str, np.ndarray]:
     return arrays
 
 
-def thresholds(predictor, image_HW3, settings) -> dict[str, float]:
-    """Of predicted IoU, of stability and of boxes, by a smaller grid of clicks on an image."""
+def thresholds(predictor, image_HW3, config) -> dict[str, float]:
+    """Of predicted IoU, of stability and of boxes, from a smaller grid of points on an image."""
     from samjax.inference.automatic.generator import AutomaticMaskGenerator
 
-    rough = {'points_per_side': min(16, settings.points_per_side), 'crop_n_layers': 0, 'box_nms_thresh': 1.0}
-    loose = dataclasses.replace(settings, pred_iou_thresh=0.0, stability_score_thresh=0.0, **rough)
-    found = AutomaticMaskGenerator(predictor, loose).judged(image_HW3)
-    iou_N, stability_N = np.array([one.iou for one in found]), np.array([one.stability for one in found])
-    least = np.median(iou_N)
-    share = ATTENTION_OUTPUT / settings.points_per_side**2 / 3 / np.mean(iou_N > least)
-    stable = np.quantile(stability_N[iou_N > least], max(1 - share, 0))
-    return {'pred_iou_thresh': float(least), 'stability_score_thresh': float(stable), 'box_nms_thresh': 1.0}
+    coarse = {'points_per_side': min(16, config.points_per_side), 'crop_n_layers': 0, 'box_nms_thresh': 1.0}
+    loose = dataclasses.replace(config, pred_iou_thresh=0.0, stability_score_thresh=0.0, **coarse)
+    candidates = AutomaticMaskGenerator(predictor, loose).candidates(image_HW3)
+    iou_N = np.array([candidate.predicted_iou for candidate in candidates])
+    stability_N = np.array([candidate.stability_score for candidate in candidates])
+    min_iou = np.median(iou_N)
+    fraction = NUM_MASKS / config.points_per_side**2 / 3 / np.mean(iou_N > min_iou)
+    min_stability = np.quantile(stability_N[iou_N > min_iou], max(1 - fraction, 0))
+    return {
+        'pred_iou_thresh': float(min_iou),
+        'stability_score_thresh': float(min_stability),
+        'box_nms_thresh': 1.0,
+    }
 
 
-def ours(predictor, settings, timer):
-    """A function of an image; adds seconds to `timer`."""
+def our_generator(predictor, config, timer):
+    """A function image -> records that adds seconds to `timer`."""
     import jax
 
     from samjax.inference.automatic.generator import AutomaticMaskGenerator
 
-    generator = AutomaticMaskGenerator(predictor, settings)
-    encode, look = predictor.encode, generator._look
+    generator = AutomaticMaskGenerator(predictor, config)
+    encode, encode_crop = predictor.encode, generator._encode_crop
 
     def timed_encode(images):
         with timed(timer, 'encode'):
             return jax.block_until_ready(encode(images))
 
-    def timed_look(*crop):
+    def timed_encode_crop(image_HW3, crop):
         before = timer['encode']
-        with timed(timer, 'judge'):
-            found = jax.block_until_ready(look(*crop))
-        timer['judge'] -= timer['encode'] - before
-        return found
+        with timed(timer, 'score'):
+            encoded = encode_crop(image_HW3, crop)
+            jax.block_until_ready(encoded.proposals)
+        timer['score'] -= timer['encode'] - before
+        return encoded
 
     def generate(image_HW3):
-        before = timer['encode'] + timer['judge']
-        with timed(timer, 'draw'):
+        before = timer['encode'] + timer['score']
+        with timed(timer, 'decode'):
             records = generator.generate(image_HW3)
-        timer['draw'] -= timer['encode'] + timer['judge'] - before
+        timer['decode'] -= timer['encode'] + timer['score'] - before
         return records
 
-    predictor.encode, generator._look = timed_encode, timed_look
+    predictor.encode, generator._encode_crop = timed_encode, timed_encode_crop
     return generate
 
 
-def original(config, arrays, settings, timer):
-    """The same of segment-anything's generator."""
+def original_generator(config, arrays, amg_config, timer):
+    """The same for segment-anything's generator."""
     import torch
 
     from samjax.parity import meta
 
     sam = meta.with_arrays(arrays, config).to('cuda' if torch.cuda.is_available() else 'cpu')
-    own = 'max_mask_fraction', 'drop_small_masks'
-    arguments = {name: value for name, value in dataclasses.asdict(settings).items() if name not in own}
-    generator = meta.generator(sam, **arguments)
+    ours_only = 'max_mask_fraction', 'drop_small_masks'
+    arguments = {name: value for name, value in dataclasses.asdict(amg_config).items() if name not in ours_only}
+    generator = meta.automatic_mask_generator(sam, **arguments)
     for owner, name, stage in (
         (generator.predictor, 'set_image', 'encode'),
         (sam.mask_decoder, 'forward', 'decode'),
-        (sam, 'postprocess_masks', 'enlarge'),
+        (sam, 'postprocess_masks', 'upscale'),
     ):
         setattr(owner, name, timed(timer, stage)(getattr(owner, name)))
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.bfloat16 runs/quickstart DIR [--images 30]
 
-DIR is in the layout of SA-1B.  Every object is prompted with its centre click (three masks, the most confident counts)
-and with its box, in both types.  Masks that are empty in both types are left out.
+DIR is in the layout of SA-1B.  Every object is prompted with its centre point (of three masks the one with the highest
+predicted IoU counts) and with its box, in both types.  Masks that are empty in both types are left out.
 """
 
 import argparse
@@ -13,11 +13,12 @@ import pathlib
 import numpy as np
 from pycocotools import mask as coco
 
-from samjax.convert.convert import open_predictor
 from samjax.evaluation.clicks import first_click
-from samjax.evaluation.metrics.statistics import mask_iou
-from samjax.inference.predictor import Prompt
-from samjax.jobs.predict import read_image
+from samjax.images.open import read_image
+from samjax.inference.load import load
+from samjax.inference.prompts import Prompt
+from samjax.masks.boxes import mask_box
+from samjax.masks.iou import mask_iou
 
 
 def main():
@@ -27,7 +28,7 @@ def main():
     parser.add_argument('--images', type=int, default=30)
     parser.add_argument('--objects', type=int, default=16, help='at most so many of each image')
     options = parser.parse_args()
-    exact, half = (open_predictor(options.model, dtype) for dtype in ('float32', 'bfloat16'))
+    exact, half = (load(options.model, dtype) for dtype in ('float32', 'bfloat16'))
     agreement, truth_exact, truth_half = [], [], []
     for path in sorted(pathlib.Path(options.folder).glob('*.json'))[: options.images]:
         record = json.loads(path.read_text())
@@ -36,16 +37,15 @@ def main():
         prompts = []
         for truth_HW in truths:
             point_2, label = first_click(truth_HW)
-            rows, columns = np.flatnonzero(truth_HW.any(1)), np.flatnonzero(truth_HW.any(0))
-            box_4 = np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float64)
-            prompts += [Prompt(np.array([point_2]), np.array([label])), Prompt(box_4=box_4)]
-        answers = [predictor.predict_batch([image_HW3], [prompts])[0] for predictor in (exact, half)]
-        for n, (a, b) in enumerate(zip(*answers, strict=True)):
-            mask_a, mask_b = a.masks_MHW[a.iou_M.argmax()], b.masks_MHW[a.iou_M.argmax()]
+            prompts += [Prompt(np.array([point_2]), np.array([label])), Prompt(box_4=mask_box(truth_HW))]
+        predictions = [predictor.predict_batch([image_HW3], [prompts])[0] for predictor in (exact, half)]
+        for n, (a, b) in enumerate(zip(*predictions, strict=True)):
+            best_a, best_b = a.iou_predictions_M.argmax(), b.iou_predictions_M.argmax()
+            mask_a, mask_b = a.masks_MHW[best_a], b.masks_MHW[best_a]
             if mask_a.any() or mask_b.any():
-                agreement.append(mask_iou(mask_a[None], mask_b[None])[0])
-            truth_exact.append(mask_iou(mask_a[None], truths[n // 2][None])[0])
-            truth_half.append(mask_iou(b.masks_MHW[b.iou_M.argmax()][None], truths[n // 2][None])[0])
+                agreement.append(mask_iou(mask_a, mask_b))
+            truth_exact.append(mask_iou(mask_a, truths[n // 2]))
+            truth_half.append(mask_iou(b.masks_MHW[best_b], truths[n // 2]))
     print(f'{len(agreement)} masks: mean IoU of bfloat16 with float32 {np.mean(agreement):.4f}')
     print(f'mIoU with the truth: float32 {np.mean(truth_exact):.4f}, bfloat16 {np.mean(truth_half):.4f}')
 

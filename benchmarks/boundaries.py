@@ -18,7 +18,7 @@ from skimage import feature, filters
 
 from samjax.evaluation.metrics.boundaries import THRESHOLDS, count_all, read_truth, scores
 from samjax.evaluation.report.boundary_plot import draw
-from samjax.jobs.predict import read_image
+from samjax.images.open import read_image
 
 SOBEL_SIGMA = 1.0  # px; of the Gaussian before the slopes
 CANNY_SIGMA = 2.0

@@ -2,10 +2,10 @@
 
     python -m benchmarks.input_pipeline [--examples 64] [--out results.json]
 
-1500 x 2250 px, about 100 masks, 64 of them drawn, frame of 1024 x 1024.  Ours is everything from ArrayRecord to arrays
-on the device: workers, Grain, the copy to the training process and the transfer, summed over all processes.  The
+1500 x 2250 px, about 100 masks, 64 of them sampled, frame of 1024 x 1024.  Ours is everything from ArrayRecord to
+arrays on the device: workers, Grain, the copy to the training process and the transfer, summed over all processes.  The
 straightforward way (a JPEG and a JSON per image; pillow decodes and resizes the image, pycocotools each mask at full
-size, pillow resizes it) runs in this process alone, so it is spared the copies between processes.
+size, pillow resizes it) runs in this process alone, so it needs no copies between processes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from benchmarks.sa1b_like import photograph, write_shard
+from benchmarks.sa1b_like import noise_image, write_shard
 from samjax.config import get_config
 from samjax.data import pipeline
 from samjax.model import flops
-from samjax.model.sam import SIZES
+from samjax.model.config import SIZES
 
 FRAME = (1024, 1024)
 OBJECTS = 64
-PICTURES = 24  # different ones; files stay in the page cache
+IMAGES = 24  # different ones; files stay in the page cache
 ROUNDS = 5  # of which the median counts
 CHIPS = 256
 UTILISATION = 0.4  # of the peak, by which a step takes as long as docs/scaling.md says
@@ -45,13 +45,13 @@ HOST_CPUS = {'TPU v4': 240, 'TPU v5 lite': 112, 'TPU v5': 208, 'TPU v6 lite': 18
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--examples', type=int, default=64, help='per round')
-    parser.add_argument('--workers', type=int, default=1)
+    parser.add_argument('--num-workers', type=int, default=1)
     parser.add_argument('--out', type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        drawn = pictures(folder)
-        ours = measure_ours(folder, options.examples, options.workers, ROUNDS)
-    plain = measure_plain(drawn, options.examples, ROUNDS)
+        images = write_images(folder)
+        ours = measure_ours(folder, options.examples, options.num_workers, ROUNDS)
+    plain = measure_plain(images, options.examples, ROUNDS)
     results = {
         'ours_core_seconds': statistics.median(ours),
         'plain_core_seconds': statistics.median(plain),
@@ -68,29 +68,29 @@ def main():
         options.out.write_text(json.dumps(results, indent=1))
 
 
-def pictures(folder: str) -> list[tuple[bytes, dict]]:
-    """JPEGs and the contents of their JSON, which lie in `folder` as a shard of SA-1B."""
+def write_images(folder: str) -> list[tuple[bytes, dict]]:
+    """Writes a shard like those of SA-1B into `folder`; returns JPEG and content of the JSON of each image."""
     rng = np.random.default_rng(0)
-    drawn = [photograph(rng) for _ in range(PICTURES)]
-    write_shard(Path(folder) / 'sa_000000.tar', drawn)
-    return drawn
+    images = [noise_image(rng) for _ in range(IMAGES)]
+    write_shard(Path(folder) / 'sa_000000.tar', images)
+    return images
 
 
-def measure_ours(folder: str, examples: int, workers: int, rounds: int) -> list[float]:
+def measure_ours(folder: str, examples: int, num_workers: int, rounds: int) -> list[float]:
     """Core-seconds per example of each round."""
-    source = pipeline.open_set(
+    source = pipeline.open_dataset(
         folder, seed=0, image_size=FRAME, length=1, cache=Path(folder) / 'cache', max_invalid_fraction=0.0
     )
     batches = pipeline.train_loader(
         [(source, 1.0)],
         seed=0,
         frame=FRAME,
-        batch=1,
+        batch_size=1,
         max_objects=OBJECTS,
-        max_area=0.9,
+        max_area_fraction=0.9,
         flip='none',
-        jitter=(1.0, 1.0),
-        workers=workers,
+        scale_jitter=(1.0, 1.0),
+        num_workers=num_workers,
         prefetch=2,
     )
     for _ in range(8):  # workers start, files are opened
@@ -106,7 +106,7 @@ def measure_ours(folder: str, examples: int, workers: int, rounds: int) -> list[
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children."""
+    """CPU time of this process and its children."""
     total = time.process_time()
     for child in multiprocessing.active_children():
         fields = Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
@@ -114,10 +114,10 @@ def cpu_seconds() -> float:
     return total
 
 
-def measure_plain(drawn: list[tuple[bytes, dict]], examples: int, rounds: int) -> list[float]:
+def measure_plain(images: list[tuple[bytes, dict]], examples: int, rounds: int) -> list[float]:
     """The same for the straightforward way; the files are in memory."""
     rng = np.random.default_rng(0)
-    files = [(image, json.dumps(content)) for image, content in drawn]
+    files = [(image, json.dumps(content)) for image, content in images]
     seconds = []
     for _ in range(rounds):
         before = time.process_time()
@@ -143,9 +143,9 @@ def plain_example(image: bytes, text: str, rng: np.random.Generator):
 
 
 def hosts(core_seconds: float) -> list[str]:
-    """What the loader takes of the hosts of 256 chips with one image each, as a Markdown table."""
+    """How busy the loader keeps the hosts of 256 chips with an image each, as a Markdown table."""
     lines = [
-        f'| model | chip | step at 40 % of the peak | cores kept busy | hosts needed, of {CHIPS // 4} there |',
+        f'| model | chip | step at 40 % of the peak | cores kept busy | hosts needed, of {CHIPS // 4} |',
         '|---|---|---|---|---|',
     ]
     for size in ('vit_b', 'vit_l', 'vit_h'):

@@ -16,10 +16,10 @@ import time
 import numpy as np
 from pycocotools import mask as coco
 
-from samjax.convert.convert import open_predictor
 from samjax.evaluation.tasks.proposals import best as best_of
+from samjax.images.open import read_image
 from samjax.inference.automatic.generator import PRESETS, AmgConfig, AutomaticMaskGenerator
-from samjax.jobs.predict import read_image
+from samjax.inference.load import load
 
 LEVELS = 0.5, 0.75
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument('--iou', type=float, default=0.88, help='pred_iou_thresh of the rows that filter')
     parser.add_argument('--stability', type=float, default=0.95, help='stability_score_thresh of the same')
     options = parser.parse_args()
-    predictor = open_predictor(options.model)
+    predictor = load(options.model)
     files = sorted(pathlib.Path(options.folder).glob('*.json'))[: options.images]
     filters = {'pred_iou_thresh': options.iou, 'stability_score_thresh': options.stability}
     original, sa1b = (dataclasses.replace(preset, **filters) for preset in PRESETS.values())

@@ -1,4 +1,4 @@
-"""Pictures with masks as SA-1B has them: 1500 x 2250 px, a hundred masks of all sizes, in a tar shard.
+"""Synthetic images with masks like those of SA-1B: 1500 x 2250 px, a hundred masks of all sizes, in a tar shard.
 
     python -m benchmarks.sa1b_like DIR 50
 
@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-SIDES = (0.01, 0.5)  # least and greatest root of a mask's share of the image, evenly in between by logarithm
+SIDES = (0.01, 0.5)  # minimum and maximum square root of a mask's fraction of the image, log-uniform in between
 
 
-def photograph(rng: np.random.Generator, height: int = 1500, width: int = 2250, masks: int = 100) -> tuple[bytes, dict]:
+def noise_image(
+    rng: np.random.Generator, height: int = 1500, width: int = 2250, masks: int = 100
+) -> tuple[bytes, dict]:
     """A JPEG of about 0.9 MB at full size, and its JSON."""
     coarse = Image.fromarray(rng.integers(0, 256, (height // 30 + 1, width // 30 + 1, 3), np.uint8))
     image_HW3 = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -68,10 +70,10 @@ def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return mask_HW
 
 
-def write_shard(file: Path, pictures: list[tuple[bytes, dict]], first: int = 0) -> None:
-    """A tar file of sa_{first}.jpg, sa_{first}.json, and so on."""
+def write_shard(file: Path, images: list[tuple[bytes, dict]], first: int = 0) -> None:
+    """Writes a tar file of sa_{first}.jpg, sa_{first}.json, and so on.  images: JPEG and content of the JSON of each."""
     with tarfile.open(file, 'w') as tar:
-        for number, (image, content) in enumerate(pictures, first):
+        for number, (image, content) in enumerate(images, first):
             for suffix, data in (('.jpg', image), ('.json', json.dumps(content).encode())):
                 member = tarfile.TarInfo(f'sa_{number}{suffix}')
                 member.size = len(data)
@@ -82,4 +84,4 @@ if __name__ == '__main__':
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    write_shard(folder / 'sa_000000.tar', [photograph(rng) for _ in range(count)])
+    write_shard(folder / 'sa_000000.tar', [noise_image(rng) for _ in range(count)])

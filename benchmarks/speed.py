@@ -237,7 +237,7 @@ def examples(case: Case) -> dict:
 def operations(case: Case) -> float:
     """Analytic; of the decoder those of the paper's definition."""
     from samjax.model import flops
-    from samjax.model.sam import SIZES
+    from samjax.model.config import SIZES
 
     config = SIZES[case.size]
     if case.row == 'decoder':
@@ -336,7 +336,7 @@ def ours(case: Case, framework: Jax) -> Callable[[], None]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from samjax.model.attention.attention import ATTEND
+    from samjax.model.attention.by_platform import BY_PLATFORM
     from samjax.model.params import abstract_state, init_params
     from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE, Prompts
 
@@ -350,7 +350,7 @@ def ours(case: Case, framework: Jax) -> Callable[[], None]:
 
         return descend
 
-    config = dataclasses.replace(our_config(case), attend=ATTEND[jax.default_backend()])
+    config = dataclasses.replace(our_config(case), attend=BY_PLATFORM[jax.default_backend()])
     graphdef = abstract_state(config)[0]
     params, buffers = jax.jit(lambda: init_params(config, 0))()
     params = jax.tree.map(lambda x: x.astype(case.dtype), params)
@@ -358,7 +358,7 @@ def ours(case: Case, framework: Jax) -> Callable[[], None]:
     images = jnp.asarray(drawn_images(config.image_size, case.count if case.row != 'decoder' else 1))
     size_B2 = jnp.asarray([config.image_size] * len(images), jnp.int32)
 
-    weight_BhwC = jax.random.normal(jax.random.key(1), (len(images), *config.grid, config.channels), case.dtype)
+    weight_BhwC = jax.random.normal(jax.random.key(1), (len(images), *config.embedding_size, config.embed_dim), case.dtype)
 
     def encode(params, images):
         return nnx.merge(graphdef, params, buffers).encode(images, size_B2)
@@ -387,7 +387,7 @@ def theirs(case: Case, framework: Torch) -> Callable[[], None]:
     """The same of a peer."""
     import torch
 
-    from samjax.model.sam import SIZES
+    from samjax.model.config import SIZES
 
     config = SIZES[case.size]
     if case.row == 'train step':
@@ -401,7 +401,7 @@ def theirs(case: Case, framework: Torch) -> Callable[[], None]:
     pixels_BHW3 = drawn_images(config.image_size, 1 if case.row == 'decoder' else case.count)
     pixels_B3HW = torch.tensor(np.moveaxis(pixels_BHW3, 3, 1), device=framework.on).to(framework.dtype) / 128 - 1
     weight_BChw = torch.randn(
-        len(pixels_B3HW), config.channels, *config.grid, dtype=framework.dtype, device=framework.on
+        len(pixels_B3HW), config.embed_dim, *config.embedding_size, dtype=framework.dtype, device=framework.on
     )
     encoder = torch.compile(sam.image_encoder) if case.side == 'compiled' else sam.image_encoder
 
@@ -420,7 +420,7 @@ def theirs(case: Case, framework: Torch) -> Callable[[], None]:
     n = min(case.count, OBJECTS_AT_ONCE)
     points_N12 = torch.tensor(drawn_clicks(config.image_size, n)[:, :1], device=framework.on)
     labels_N1 = torch.ones(n, 1, device=framework.on)
-    embed_1Chw = torch.zeros(1, config.channels, *config.grid, device=framework.on)
+    embed_1Chw = torch.zeros(1, config.embed_dim, *config.embedding_size, device=framework.on)
     half = torch.autocast(framework.on, framework.dtype, enabled=case.dtype != 'float32')  # positions stay float32
 
     def turns():
@@ -446,15 +446,15 @@ def hugging_face(config):
     from transformers import SamVisionConfig, SamVisionModel
 
     vision = SamVisionConfig(
-        hidden_size=config.width,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
+        hidden_size=config.encoder.width,
+        num_hidden_layers=config.encoder.depth,
+        num_attention_heads=config.encoder.num_heads,
         image_size=config.image_size[0],
-        patch_size=config.patch,
-        output_channels=config.channels,
-        window_size=config.window,
-        global_attn_indexes=list(range(config.windowed, config.depth, config.windowed + 1)),
-        mlp_dim=4 * config.width,
+        patch_size=config.encoder.patch_size,
+        output_channels=config.embed_dim,
+        window_size=config.encoder.window_size,
+        global_attn_indexes=list(range(config.encoder.windowed_per_stage, config.encoder.depth, config.encoder.windowed_per_stage + 1)),
+        mlp_dim=4 * config.encoder.width,
     )
     vision._attn_implementation = 'sdpa'
 
@@ -485,7 +485,7 @@ def training(case: Case):
             rounds = dataclasses.replace(rounds, objects_per_chunk=int(value))
         if name == 'resolution':
             loss = dataclasses.replace(loss, resolution=value)
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), config.width, config.heads, jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), config.encoder.width, config.encoder.num_heads, jax.devices()[:1])
     config = dataclasses.replace(config, attend=sharding.attention(mesh))
     graphdef, params, _ = abstract_state(config)
     tx = optax.adamw(1e-4, weight_decay=0.1)
@@ -501,7 +501,7 @@ def our_config(case: Case):
     """The model of a case; training of a large one computes some of it again."""
     import jax
 
-    from samjax.model.sam import SIZES
+    from samjax.model.config import SIZES
 
     remat = 'matmuls' if case.row in ('train step', 'compilation') and case.size != 'vit_xs' else 'none'
     if case.side.startswith('remat='):
@@ -513,14 +513,14 @@ def our_config(case: Case):
 
 
 def simulation():
-    """The paper's, as in configs/default.py."""
+    """The paper's, as in samjax/config.py."""
     from samjax.training.click_simulation import ClickSimulation
 
     return ClickSimulation(ROUNDS, 0.5, 'gaussian', 0.1, 20.0, stop_mask_gradient=False, objects_per_chunk=8)
 
 
 def loss_options():
-    """The paper's, as in configs/default.py."""
+    """The paper's, as in samjax/config.py."""
     from samjax.training.losses import LossConfig
 
     return LossConfig(20.0, 1.0, 1.0, 0.25, 2.0, 'frame', 'exclude', 'selected')

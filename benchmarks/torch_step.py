@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from samjax.masks import packing
-from samjax.model.sam import SIZES, SamConfig
+from samjax.model.config import SIZES, SamConfig
 from samjax.parity import meta
 from samjax.structs import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, POSITIVE, Batch
 from samjax.training.click_simulation import ClickSimulation
@@ -103,12 +103,12 @@ def our_config(options: argparse.Namespace):
 
 def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
     """Blotches of colour that fill the upper three quarters of the frame, and discs on them, all valid."""
-    from samjax.parity.verify import blotches
+    from samjax.parity.verify import random_image
 
     rng = np.random.default_rng(0)
     size_2 = height, width = frame[0] * 3 // 4, frame[1]
     image_BHW3 = np.zeros((images, *frame, 3), np.uint8)
-    image_BHW3[:, :height] = [blotches(rng, height, width) for _ in range(images)]
+    image_BHW3[:, :height] = [random_image(rng, height, width) for _ in range(images)]
     y_BN11, x_BN11 = (rng.uniform(0, side, (images, objects, 1, 1)) for side in size_2)
     radius_BN11 = rng.uniform(0.05, 0.3, (images, objects, 1, 1)) * min(frame)
     rows_H1, columns_1W = np.ogrid[: frame[0], : frame[1]]
@@ -119,7 +119,7 @@ def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
 
 def our_step(config, model: SamConfig, batch: Batch, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
     """A function that runs one step of ours on one device, waits for it and returns the loss."""
-    from samjax.convert.convert import to_states
+    from samjax.convert.weights import to_states
     from samjax.training import compiled_step
 
     compiled = compiled_step.build(config, jax.devices()[:1])

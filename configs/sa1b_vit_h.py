@@ -1,6 +1,6 @@
 """The paper's run of ViT-H on SA-1B (arXiv 2304.02643, appendix A), from MAE's weights.
 
-    python -m samjax convert mae_pretrain_vit_huge.pth runs/mae_h
+    samjax convert mae_pretrain_vit_huge.pth runs/mae_h
     samjax train --config configs/sa1b_vit_h.py --workdir DIR --config.train.init_from=runs/mae_h
 
 256 images per step, as on the paper's 256 GPUs, where it took 68 hours; 90k steps.  See docs/scaling.md for slices it

@@ -1,6 +1,6 @@
 """The paper's run of ViT-L on SA-1B (arXiv 2304.02643, appendix A), from MAE's weights.
 
-    python -m samjax convert mae_pretrain_vit_large.pth runs/mae_l
+    samjax convert mae_pretrain_vit_large.pth runs/mae_l
     samjax train --config configs/sa1b_vit_l.py --workdir DIR --config.train.init_from=runs/mae_l
 
 128 images per step, as on the paper's 128 GPUs, 180k steps; see docs/scaling.md for slices it fits and their hours.

@@ -2,10 +2,10 @@
 # Trains on Cloud TPU slices from the capacity queue: waits for them, starts by itself, comes back after preemption.
 #
 #   export PROJECT=my-project ZONE=us-west4-a TYPE=v5litepod-256 SLICES=1 NFS=10.0.0.2:/share BUCKET=gs://my-bucket
-#   launch/queued_resource.sh create --config.train.steps=1000   # queues; the hosts start to train when they boot
-#   launch/queued_resource.sh keep --config.train.steps=1000     # the same, and again after each preemption
-#   launch/queued_resource.sh state | watch | stop | delete      # stop saves first
-#   DRY_RUN=1 launch/queued_resource.sh create                   # prints what it would do
+#   launch/queued_resource.sh create --config.train.num_steps=1000  # queues; the hosts start to train when they boot
+#   launch/queued_resource.sh keep --config.train.num_steps=1000    # the same, and again after each preemption
+#   launch/queued_resource.sh state | watch | stop | delete         # stop saves first
+#   DRY_RUN=1 launch/queued_resource.sh create                      # prints what it would do
 #
 # The hosts take the code of this commit from BUCKET and run `launch/tpu_vm.sh on_host`.
 set -euo pipefail

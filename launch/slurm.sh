@@ -3,7 +3,7 @@
 #
 #   DATA=/lustre/sa1b sbatch --nodes=4 launch/slurm.sh                  # from the root of the repository
 #   CONFIG=configs/sa1b_vit_h.py sbatch --nodes=32 --gpus-per-node=4 --ntasks-per-node=4 launch/slurm.sh
-#   sbatch launch/slurm.sh --config.train.steps=1000                    # what follows goes to train.py
+#   sbatch launch/slurm.sh --config.train.num_steps=1000                # what follows goes to train.py
 #
 # Tasks of a node must see all its GPUs, because JAX gives GPU i to task i: ask for --gpus-per-node, never for
 # --gpus-per-task.
@@ -36,7 +36,7 @@ export PYTHONUNBUFFERED=1
 # One that hangs while the others are gone is ended after two minutes (--wait).
 code=0
 srun --kill-on-bad-exit=0 --wait=120 "$PYTHON" train.py --config "$CONFIG" --workdir "$WORKDIR" \
-  --config.data.path="$DATA" --config.data.cache="$CACHE" --distributed --start_timeout 600 "$@" || code=$?
+  --config.data.path="$DATA" --config.data.cache="$CACHE" --distributed --start-timeout 600 "$@" || code=$?
 
 if [ "$code" = 75 ]; then  # asked to stop, and saved
   scontrol requeue "$SLURM_JOB_ID"

@@ -3,7 +3,7 @@
 #
 #   export PROJECT=my-project ZONE=us-west4-a TYPE=v5litepod-16 NFS=10.0.0.2:/share
 #   launch/tpu_vm.sh create                               # the slice
-#   launch/tpu_vm.sh start --config.train.steps=1000      # this commit to every host; also resumes
+#   launch/tpu_vm.sh start --config.train.num_steps=1000  # this commit to every host; also resumes
 #   launch/tpu_vm.sh watch | stop | delete                # stop saves first
 #   DRY_RUN=1 launch/tpu_vm.sh start                      # prints what it would do
 #
@@ -70,7 +70,7 @@ on_host() {
     -p Restart=on-failure -p RestartSec=30 -p StartLimitIntervalSec=3600 -p StartLimitBurst=10 \
     -p KillMode=mixed -p TimeoutStopSec=120 \
     "$PWD/.venv/bin/python" train.py --config "$CONFIG" --workdir "$WORKDIR" \
-    --config.data.path="$DATA" --config.data.cache="$CACHE" --distributed --start_timeout 900 "$@"
+    --config.data.path="$DATA" --config.data.cache="$CACHE" --distributed --start-timeout 900 "$@"
 }
 
 case ${1:-} in

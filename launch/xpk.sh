@@ -3,7 +3,7 @@
 #
 #   export PROJECT=my-project ZONE=us-west4-a CLUSTER=my-cluster TYPE=v5litepod-256 SLICES=1
 #   launch/xpk.sh image                                # builds this folder as IMAGE and pushes it
-#   launch/xpk.sh start --config.train.steps=1000      # also resumes, after `delete`
+#   launch/xpk.sh start --config.train.num_steps=1000  # also resumes, after `delete`
 #   launch/xpk.sh state | watch | delete
 #   DRY_RUN=1 launch/xpk.sh start                      # prints what it would do
 set -euo pipefail
@@ -36,7 +36,7 @@ start() {
   local command
   # exec: SIGTERM reaches Python, not a shell around it.
   command="exec $(printf '%q ' python train.py --config "$CONFIG" --workdir "$WORKDIR" \
-    --config.data.path="$DATA" --config.data.cache="$CACHE" --distributed --start_timeout 900 "$@")"
+    --config.data.path="$DATA" --config.data.cache="$CACHE" --distributed --start-timeout 900 "$@")"
   run xpk workload create "${cluster[@]}" --workload="$NAME" --tpu-type="$TYPE" --num-slices="$SLICES" \
     --docker-image="$IMAGE" ${STORAGE:+--storage="$STORAGE"} --priority="$PRIORITY" --command="$command" \
     --max-restarts="$MAX_RESTARTS" --restart-on-exit-codes="$RESTART_ON" \

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from tiny import tiny_run_config
 
+from samjax.checkpoints import run
 from samjax.masks.packing import pack_rows
+from samjax.model.config import SIZES, from_options
 from samjax.model.params import init_params
-from samjax.model.sam import SIZES, sam_config
 from samjax.structs import Batch
-from samjax.training import checkpoints
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -49,7 +49,7 @@ def real_data():
 @pytest.fixture(scope='session')
 def params():
     """Parameters and buffers of `tiny_run_config`, all random, as none must stay at zero."""
-    shapes = jax.eval_shape(lambda: init_params(sam_config(**tiny_run_config().model), 0))
+    shapes = jax.eval_shape(lambda: init_params(from_options(**tiny_run_config().model)[0], 0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
 
@@ -58,7 +58,7 @@ def params():
 def model(tmp_path_factory, params):
     """A folder with these parameters, as `samjax convert` writes one."""
     folder = tmp_path_factory.mktemp('model')
-    checkpoints.save_params(str(folder), tiny_run_config(), *params)
+    run.save_params(str(folder), tiny_run_config(), *params)
     return str(folder)
 
 

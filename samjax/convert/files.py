@@ -1,12 +1,10 @@
-"""Checkpoints on disk in every form: opened by what they are, written whole or not at all."""
+"""Checkpoint files of PyTorch, safetensors and Hugging Face: read by what they are, written whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import safetensors
@@ -14,7 +12,8 @@ import safetensors.numpy
 
 from samjax.convert import huggingface, torch_file
 from samjax.errors import SamjaxError
-from samjax.model.sam import SamConfig
+from samjax.model.config import SamConfig
+from samjax.storage import atomic
 
 
 def read(path: pathlib.Path):
@@ -53,19 +52,19 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write_pth(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with whole(path) as unfinished:
+    with atomic.new_path(path) as unfinished:
         torch_file.write(unfinished, arrays)
 
 
 def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with whole(path) as unfinished:
+    with atomic.new_path(path) as unfinished:
         _save_safetensors(unfinished, arrays)
 
 
 def write_hugging_face(path: pathlib.Path, arrays: Mapping[str, np.ndarray], config: SamConfig) -> None:
     """A folder that transformers' `SamModel.from_pretrained` and `SamProcessor.from_pretrained` load."""
     model, processor = huggingface.model_json(config), huggingface.processor_json(config)
-    with whole(path) as unfinished:
+    with atomic.new_path(path) as unfinished:
         unfinished.mkdir()
         (unfinished / 'config.json').write_text(json.dumps(model, indent=2) + '\n')
         (unfinished / 'preprocessor_config.json').write_text(json.dumps(processor, indent=2) + '\n')
@@ -78,37 +77,3 @@ def _save_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> N
         safetensors.numpy.save_file(contiguous, path, metadata={'format': 'pt'})
     except safetensors.SafetensorError as error:  # among others what the system says about the disk
         raise OSError(f'{path} cannot be written ({error})') from None
-
-
-@contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write a file or folder at, which becomes `path` at the end, or vanishes after an error.
-
-    Raises:
-        SamjaxError: `path` exists, or there is no room.
-    """
-    refuse_existing(path)
-    unfinished = path.with_name(f'.{path.name}.unfinished')
-    _remove(unfinished)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        unfinished.rename(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise SamjaxError(f'{path} cannot be written ({reason}): make room or choose another place') from None
-    finally:
-        _remove(unfinished)
-
-
-def refuse_existing(path: pathlib.Path) -> None:
-    """Raises SamjaxError if there is something at `path`; nothing is ever overwritten."""
-    if path.exists():
-        raise SamjaxError(f'{path} exists: choose another name, or remove it first')
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

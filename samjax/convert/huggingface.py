@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 from samjax.errors import SamjaxError
-from samjax.model.sam import PIXEL_MEAN, PIXEL_STD, SamConfig
+from samjax.model.config import SamConfig
+from samjax.model.encoders import vit_checkpoints
+from samjax.model.sam import PIXEL_MEAN, PIXEL_STD
 
 
 def model_json(config: SamConfig) -> dict:
-    """config.json.  Raises SamjaxError for a frame that is not square, which transformers has no words for."""
+    """config.json.  Raises SamjaxError for a model input that is not square, which transformers cannot express."""
     height, width = config.image_size
     if height != width:
-        raise SamjaxError(f'Hugging Face knows square images only, not {height} x {width} px: convert to a .pth file')
+        raise SamjaxError(f'Hugging Face has only square images, not {height} x {width} px: convert to a .pth file')
+    c, decoder = config.embed_dim, config.decoder
     return {
         'architectures': ['SamModel'],
         'model_type': 'sam',
         'torch_dtype': 'float32',
-        'vision_config': {
-            'hidden_size': config.width,
-            'output_channels': config.channels,
-            'num_hidden_layers': config.depth,
-            'num_attention_heads': config.heads,
-            'num_channels': 3,
-            'image_size': height,
-            'patch_size': config.patch,
-            'hidden_act': 'gelu',
-            'layer_norm_eps': 1e-6,
-            'attention_dropout': 0.0,
-            'qkv_bias': True,
-            'mlp_dim': 4 * config.width,
-            'mlp_ratio': 4.0,
-            'use_abs_pos': True,
-            'use_rel_pos': True,
-            'window_size': config.window,
-            'global_attn_indexes': [i for i in range(config.depth) if (i + 1) % (config.windowed + 1) == 0],
-            'num_pos_feats': config.channels // 2,
-        },
+        'vision_config': vit_checkpoints.hugging_face_config(config.encoder, height, c),
         'prompt_encoder_config': {
-            'hidden_size': config.channels,
+            'hidden_size': c,
             'image_size': height,
-            'patch_size': config.patch,
-            'mask_input_channels': config.mask_channels,
+            'patch_size': config.encoder.patch_size,
+            'mask_input_channels': config.mask_in_chans,
             'num_point_embeddings': 4,
             'hidden_act': 'gelu',
             'layer_norm_eps': 1e-6,
         },
         'mask_decoder_config': {
-            'hidden_size': config.channels,
+            'hidden_size': c,
             'hidden_act': 'relu',
-            'mlp_dim': config.decoder_mlp,
-            'num_hidden_layers': config.decoder_depth,
-            'num_attention_heads': config.decoder_heads,
+            'mlp_dim': decoder.mlp_dim,
+            'num_hidden_layers': decoder.depth,
+            'num_attention_heads': decoder.num_heads,
             'attention_downsample_rate': 2,
             'num_multimask_outputs': 3,
             'iou_head_depth': 3,
-            'iou_head_hidden_dim': config.iou_hidden,
+            'iou_head_hidden_dim': decoder.iou_head_hidden_dim,
             'layer_norm_eps': 1e-5,  # of the two-way transformer; transformers' default 1e-6 is not Meta's
         },
     }

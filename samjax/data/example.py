@@ -1,4 +1,4 @@
-"""One image with its objects, as every source of data gives it."""
+"""An image with its objects, as every data source gives it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from samjax.images.encoded_image import EncodedImage
 
 
 class Example(NamedTuple):
-    """One image with its objects at original size, made by a source in `samjax.data`."""
+    """An image with its objects at original size: an item of the sources in `samjax.data`."""
 
     name: str  # unique within its source; error messages and figures use it
     image: EncodedImage
-    rles: list[dict]  # one COCO compressed RLE {'size': [H, W], 'counts': bytes} per object
+    rles: list[dict]  # a COCO compressed RLE {'size': [H, W], 'counts': bytes} for each object

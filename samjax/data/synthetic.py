@@ -1,12 +1,11 @@
-"""Scenes: the embedded default data set, drawn on the fly from a seed; no file, no network.
+"""Synthetic scenes: the built-in default data set, rendered on the fly from a seed; no file, no network.
 
-A scene is a lit, noisy picture of a few things on a cluttered background.  Every thing is a whole
-with parts, and parts have sub-parts (a car, its door, the door's window), each with a mask of its
-own, so one click has up to three right answers.  Colours come from one small palette per scene:
-neighbours mostly differ, but things, parts and background share colours, and most surfaces have two
-tones.
+A scene is a lit, noisy image of a few objects on a cluttered background.  Every object is a whole with
+parts, and parts have sub-parts (a car, its door, the door's window), each with a mask of its own, so a
+click has up to three correct masks.  Colours come from one small palette per scene: neighbours mostly
+differ, but objects, parts and background have colours in common, and most surfaces have two tones.
 
-Suffixes: H W the image, h w the cut-out a shape is drawn in, N the masks.
+Suffixes: H W the image, h w the region that a shape covers, N the masks.
 """
 
 from __future__ import annotations
@@ -25,66 +24,77 @@ from samjax.errors import SamjaxError
 from samjax.images.encoded_image import EncodedImage
 
 MIN_SIDE = 32  # px; in smaller images most sub-parts are under a pixel
-MIN_AREA = 120 / 128**2  # of the short side squared: what a piece must show to be labelled
-MAX_SHARE = 0.85  # of its parent that a piece may cover and still be labelled
-WHOLES = (2, 5)  # per scene, upper end excluded
-WHOLE_SIDE = (0.3, 0.75)  # of the image's short side
-LIKE_GROUND = 0.08  # share of the pieces that may have the colour of what they lie on
+MIN_AREA = 120 / 128**2  # of the short side squared: visible area that a piece needs to get a mask
+MAX_FRACTION = 0.85  # of the area of its parent that a piece with a mask may have
+OBJECTS = (2, 5)  # wholes per scene, upper end excluded
+OBJECT_SIDE = (0.3, 0.75)  # of the image's short side
+CAMOUFLAGED = 0.08  # fraction of the pieces that may have the colour of what they lie on
+
+# x_hw, y_hw in px, frame -> about the signed distance to the border in px, > 0 inside
+Shape = Callable[[np.ndarray, np.ndarray, 'ShapeFrame'], np.ndarray]
+# x_hw, y_hw in px, wave number in rad/px, noise_hw -> fraction of the second tone, 0 .. 1
+Pattern = Callable[[np.ndarray, np.ndarray, float, np.ndarray], np.ndarray]
 
 
 class Scenes:
-    """A source of drawn scenes; scene i depends on (seed, i) and the size and nothing else.
+    """A data source of synthetic scenes; scene i depends on (seed, i) and the size and nothing else.
 
     seed: 0 or more; length: number of scenes; image_size: (H, W) in px.
-    Raises SamjaxError for other values, IndexError for an index outside 0 .. length - 1.
+
+    Raises:
+        SamjaxError: the arguments have other values.
+        IndexError: an index is outside 0 .. length - 1.
     """
 
     def __init__(self, seed: int, length: int, image_size: tuple[int, int]):
         if seed < 0:
-            raise SamjaxError(f'Scenes: seed is {seed}; give 0 or more.')
+            raise SamjaxError(f'the seed of synthetic scenes is {seed}: set seed to 0 or more')
         if length < 1:
-            raise SamjaxError(f'Scenes: length is {length}; give at least 1.')
+            raise SamjaxError(f'the number of synthetic scenes is {length}: ask for at least 1')
         if len(image_size) != 2 or min(image_size) < MIN_SIDE:
-            raise SamjaxError(f'Scenes: image_size is {image_size}; give (height, width), {MIN_SIDE} px or more.')
+            raise SamjaxError(
+                f'the size of synthetic scenes is {image_size}: set model.image_size to (height, width), each at least '
+                f'{MIN_SIDE} px'
+            )
         self.seed, self.length, self.image_size = seed, length, tuple(image_size)
 
     @property
     def digest(self) -> str:
-        """What the scenes depend on."""
+        """Identifies the scenes: everything that they depend on."""
         return f'scenes {self.seed} {self.length} {self.image_size[0]} x {self.image_size[1]}'
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Example:
-        image_HW3, masks_NHW, _ = self._draw(index)
+        image_HW3, masks_NHW, _ = self._render(index)
         rles = coco.encode(masks_NHW.transpose(1, 2, 0))  # a view in Fortran order
         return Example(f'scene-{self.seed}-{operator.index(index)}', EncodedImage.from_array(image_HW3), rles)
 
     def levels(self, index: int) -> list[int]:
         """For each mask of scene `index`: 0 whole, 1 part, 2 sub-part."""
-        return self._draw(index)[2]
+        return self._render(index)[2]
 
-    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    def _render(self, index: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         index = operator.index(index)
         if not 0 <= index < self.length:
-            raise IndexError(f'Scenes: index {index} is not within 0 .. {self.length - 1}.')
-        return draw(np.random.default_rng((self.seed, index)), self.image_size)
+            raise IndexError(f'there are {self.length} synthetic scenes, none has the index {index}')
+        return render_scene(np.random.default_rng((self.seed, index)), self.image_size)
 
 
-def draw(rng: np.random.Generator, image_size: tuple[int, int]):
-    """One scene: image uint8 (H, W, 3); masks uint8 (N, H, W), each in Fortran order; N levels."""
+def render_scene(rng: np.random.Generator, image_size: tuple[int, int]):
+    """Returns the image, uint8 (H, W, 3); masks, uint8 (N, H, W), each in Fortran order; and N levels (0 whole ..)."""
     canvas = Canvas(rng, image_size)
     draw_background(canvas)
-    draw_things(canvas)
+    draw_objects(canvas)
     if rng.random() < 0.3:
         draw_lines(canvas, count=rng.integers(1, 3))  # in front: what they cover is not visible
     masks_NHW, levels = canvas.masks()
-    return photograph(rng, canvas.image_HW3), masks_NHW, levels
+    return simulate_camera(rng, canvas.image_HW3), masks_NHW, levels
 
 
 class Canvas:
-    """What has been drawn: a colour for each pixel and the number of the piece on top (0: none).
+    """The scene so far: a colour for each pixel and the number of the piece on top (0: none).
 
     Pieces are numbered from 1 in pre-order: a piece n and all that belongs to it are n .. last[n].
     """
@@ -107,12 +117,12 @@ class Canvas:
         return number
 
     def masks(self) -> tuple[np.ndarray, list[int]]:
-        """The pieces that show enough, and are not nearly all that is left of their parent."""
+        """Masks (N, H, W) and levels of the pieces with enough visible area that are not nearly all of their parent."""
         last_N, parent_N = np.array(self.last), np.array(self.parent)
-        shown_N = np.bincount(self.top_HW.ravel(order='K'), minlength=len(last_N)).cumsum()
-        area_N = shown_N[last_N] - np.roll(shown_N, 1)
+        visible_N = np.bincount(self.top_HW.ravel(order='K'), minlength=len(last_N)).cumsum()
+        area_N = visible_N[last_N] - np.roll(visible_N, 1)
         area_N[0] = self.top_HW.size
-        keep_N = (area_N >= MIN_AREA * self.side**2) & (area_N <= MAX_SHARE * area_N[parent_N])
+        keep_N = (area_N >= MIN_AREA * self.side**2) & (area_N <= MAX_FRACTION * area_N[parent_N])
         kept = np.flatnonzero(keep_N)
         top_WH = self.top_HW.T
         masks_NWH = np.stack([(top_WH >= n) & (top_WH <= self.last[n]) for n in kept])
@@ -126,17 +136,17 @@ def draw_background(canvas: Canvas) -> None:
     """Textured regions with wavy borders, then clutter that is no object: stains, lines, specks."""
     rng, side = canvas.rng, canvas.side
     far = canvas.height + canvas.width
-    middle = Frame(canvas.width / 2, canvas.height / 2, rng.uniform(-0.5, 0.5), far, far)
-    paint(canvas, middle, box, pick_surface(canvas, None))
+    middle = ShapeFrame(canvas.width / 2, canvas.height / 2, rng.uniform(-0.5, 0.5), far, far)
+    draw_shape(canvas, middle, box, pick_surface(canvas, None))
     for _ in range(rng.integers(0, 3)):  # ground, sky, wall
-        turn = rng.choice((0.0, 0.0, math.pi, 0.5 * math.pi)) + rng.uniform(-0.25, 0.25)
-        region = middle._replace(turn=turn, bend=rng.uniform(0, 6))
+        angle = rng.choice((0.0, 0.0, math.pi, 0.5 * math.pi)) + rng.uniform(-0.25, 0.25)
+        region = middle._replace(angle=angle, bend=rng.uniform(0, 6))
         region = region.moved(0, 1 + rng.uniform(0.0, 0.35) * side / far)
-        paint(canvas, region, wavy, pick_surface(canvas, None))
+        draw_shape(canvas, region, wavy, pick_surface(canvas, None))
     for _ in range(rng.integers(1, 5)):  # stains and shadows
-        x, y, turn, bend = rng.uniform(0, (canvas.width, canvas.height, math.pi, 6)).tolist()
+        x, y, angle, bend = rng.uniform(0, (canvas.width, canvas.height, math.pi, 6)).tolist()
         r = rng.uniform(0.05, 0.25) * side
-        stain = Frame(x, y, turn, r, r * rng.uniform(0.3, 1), bend)
+        stain = ShapeFrame(x, y, angle, r, r * rng.uniform(0.3, 1), bend)
         shade(canvas, stain, blob, rng.uniform(-0.25, 0.2), softness=rng.uniform(0.1, 0.8))
     draw_lines(canvas, count=rng.integers(0, 5))
     specks = rng.integers(0, 50)
@@ -148,101 +158,101 @@ def draw_lines(canvas: Canvas, count: int) -> None:
     """Thin lines that belong to no object: wires, cracks, twigs."""
     rng = canvas.rng
     for _ in range(count):
-        x, y, turn = rng.uniform(0, (canvas.width, canvas.height, math.pi)).tolist()
+        x, y, angle = rng.uniform(0, (canvas.width, canvas.height, math.pi)).tolist()
         half = max(0.6, rng.uniform(0.003, 0.007) * canvas.side)
-        line = Frame(x, y, turn, rng.uniform(0.1, 0.8) * canvas.side, half)
-        paint(canvas, line, box, pick_surface(canvas, None))
+        line = ShapeFrame(x, y, angle, rng.uniform(0.1, 0.8) * canvas.side, half)
+        draw_shape(canvas, line, box, pick_surface(canvas, None))
 
 
-def draw_things(canvas: Canvas) -> None:
+def draw_objects(canvas: Canvas) -> None:
     """Wholes, roughly from large to small and away from each other, so that few are hidden."""
     rng = canvas.rng
-    sides = np.sort(rng.uniform(*WHOLE_SIDE, rng.integers(*WHOLES)))[::-1]
-    sides = (sides * rng.uniform(0.8, 1.25, sides.shape)).clip(*WHOLE_SIDE)
+    sides = np.sort(rng.uniform(*OBJECT_SIDE, rng.integers(*OBJECTS)))[::-1]
+    sides = (sides * rng.uniform(0.8, 1.25, sides.shape)).clip(*OBJECT_SIDE)
     placed = []
     for r in (0.5 * canvas.side * sides).tolist():
         xs = rng.uniform(0.7 * r, canvas.width - 0.7 * r, 5).tolist()
         ys = rng.uniform(0.7 * r, canvas.height - 0.7 * r, 5).tolist()
         gaps = [min((math.hypot(x - a, y - b) - c for a, b, c in placed), default=0.0)
                 for x, y in zip(xs, ys, strict=True)]  # fmt: skip
-        x, y, _ = max(zip(xs, ys, gaps, strict=True), key=lambda place: place[2])
+        x, y, _ = max(zip(xs, ys, gaps, strict=True), key=lambda candidate: candidate[2])
         placed.append((x, y, r))
-        tilt, whole = THINGS[rng.integers(len(THINGS))]
+        tilt, whole = OBJECT_TEMPLATES[rng.integers(len(OBJECT_TEMPLATES))]
         flip = rng.choice((-1.0, 1.0))
-        place = Frame(x, y, rng.uniform(-tilt, tilt), r, r, rng.uniform(0, 6), flip)
+        frame = ShapeFrame(x, y, rng.uniform(-tilt, tilt), r, r, rng.uniform(0, 6), flip)
         ground_3 = canvas.image_HW3[int(y), int(x)].copy()
-        draw_piece(canvas, whole, place, 0, ground_3)
+        draw_piece(canvas, whole, frame, 0, ground_3)
 
 
-def draw_piece(canvas: Canvas, piece: Piece, around: Frame, parent: int, ground_3) -> None:
+def draw_piece(canvas: Canvas, piece: Piece, around: ShapeFrame, parent: int, ground_3: np.ndarray) -> None:
     """Draws a piece in the frame `around` on the colour `ground_3`, and all that belongs to it."""
     rng = canvas.rng
     number = canvas.add_piece(parent)
     frame = around.inner(piece, rng)
     shape = piece.shape or FREE_SHAPES[rng.integers(len(FREE_SHAPES))]
     surface = pick_surface(canvas, ground_3)
-    parts = [part for part in piece.parts if rng.random() < part.odds]
+    parts = [part for part in piece.parts if rng.random() < part.probability]
     if parent == 0:
         shade(canvas, frame.moved(0.1, 0.1), shape, -rng.uniform(0.1, 0.5), softness=0.3)
     for part in parts:
-        if part.place == 'under':
+        if part.layer == 'under':
             draw_piece(canvas, part, frame, number, surface.tone_3)
-    paint(canvas, frame, shape, surface, number, above=parent if piece.place == 'inside' else 0)
+    draw_shape(canvas, frame, shape, surface, number, above=parent if piece.layer == 'inside' else 0)
     for part in parts:
-        if part.place != 'under':
+        if part.layer != 'under':
             draw_piece(canvas, part, frame, number, surface.tone_3)
     canvas.last[number] = len(canvas.last) - 1
 
 
-class Frame(NamedTuple):
-    """Where a shape lies: centre and half-sizes in px, angle in radians; y points down."""
+class ShapeFrame(NamedTuple):
+    """The coordinate frame of a shape: centre and half-sizes in px, angle in radians; y points down."""
 
     x: float
     y: float
-    turn: float
+    angle: float
     rx: float
     ry: float
     bend: float = 0.0  # makes each blob, star and border a little different
     flip: float = 1.0  # -1: mirrored left to right
 
-    def moved(self, right: float, down: float) -> Frame:
+    def moved(self, right: float, down: float) -> ShapeFrame:
         """The frame shifted along its own axes, in half-sizes."""
         dx, dy = self.flip * right * self.rx, down * self.ry
-        c, s = math.cos(self.turn), math.sin(self.turn)
+        c, s = math.cos(self.angle), math.sin(self.angle)
         return self._replace(x=self.x + c * dx - s * dy, y=self.y + s * dx + c * dy)
 
-    def inner(self, piece: Piece, rng: np.random.Generator) -> Frame:
-        """The frame of a piece of this one, a little off its place in the table."""
-        x, y, turn, bend = rng.uniform((-0.06, -0.06, -0.15, 0), (0.06, 0.06, 0.15, 6)).tolist()
+    def inner(self, piece: Piece, rng: np.random.Generator) -> ShapeFrame:
+        """The frame of a piece of this one, with a random deviation from the table."""
+        x, y, angle, bend = rng.uniform((-0.06, -0.06, -0.15, 0), (0.06, 0.06, 0.15, 6)).tolist()
         wide, high = rng.uniform(0.85, 1.15, 2).tolist()
-        frame = self.moved(piece.x + x * piece.loose, piece.y + y * piece.loose)
-        turn = self.turn + self.flip * (piece.turn + turn * piece.loose)
+        frame = self.moved(piece.x + x * piece.jitter, piece.y + y * piece.jitter)
+        angle = self.angle + self.flip * (piece.angle + angle * piece.jitter)
         rx, ry = max(0.5, piece.rx * wide * self.rx), max(0.5, piece.ry * high * self.ry)
-        return frame._replace(turn=turn, rx=rx, ry=ry, bend=bend)
+        return frame._replace(angle=angle, rx=rx, ry=ry, bend=bend)
 
 
 class Piece(NamedTuple):
-    """A row of THINGS: a shape in the frame of its parent (in half-sizes), and its own parts."""
+    """A row of OBJECT_TEMPLATES: a shape in the frame of its parent (in half-sizes), and its own parts."""
 
-    shape: Callable | None  # None: any of FREE_SHAPES
+    shape: Shape | None  # None: any of FREE_SHAPES
     x: float
     y: float
     rx: float
     ry: float
     parts: tuple[Piece, ...] = ()
-    place: str = 'inside'  # cut off at the parent's border; or 'over' or 'under' the parent
-    odds: float = 1.0  # of being drawn
-    turn: float = 0.0
-    loose: float = 1.0  # how far it strays from its place
+    layer: str = 'inside'  # cut off at the parent's border; or 'over' or 'under' the parent
+    probability: float = 1.0  # of being drawn
+    angle: float = 0.0
+    jitter: float = 1.0  # how far its position, size and angle may vary
 
 
-# ---- paint -------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------
 
 
 class Surface(NamedTuple):
     tone_3: np.ndarray
     second_3: np.ndarray
-    pattern: Callable
+    pattern: Pattern
     period: float  # px
     slope_2: list[float]  # change of brightness from the centre to the right and to the bottom
     rim: float  # how much darker the border is
@@ -252,7 +262,7 @@ def pick_surface(canvas: Canvas, ground_3: np.ndarray | None) -> Surface:
     """Two tones of the palette and a pattern; mostly unlike the colour it lies on, where given."""
     rng = canvas.rng
     tones = canvas.palette[rng.permutation(len(canvas.palette))]
-    if ground_3 is not None and rng.random() > LIKE_GROUND:
+    if ground_3 is not None and rng.random() > CAMOUFLAGED:
         tones = tones[np.argsort(np.abs(tones - ground_3).sum(1) < 110, kind='stable')]
     tone_3 = tones[0] + rng.uniform(-12, 12, 3)
     brighter = rng.choice((-1, 1)) * rng.uniform(15, 60)
@@ -263,9 +273,11 @@ def pick_surface(canvas: Canvas, ground_3: np.ndarray | None) -> Surface:
     return Surface(tone_3, second_3, pattern, period, slope_2, rim=rng.uniform(0.0, 0.4))
 
 
-def paint(canvas: Canvas, frame: Frame, shape, surface: Surface, number=0, above=0) -> None:
-    """Covers the shape with the surface, where the pieces on top are numbered `above` or later."""
-    rows, columns, x_hw, y_hw = cut_out(canvas, frame)
+def draw_shape(
+    canvas: Canvas, frame: ShapeFrame, shape: Shape, surface: Surface, number: int = 0, above: int = 0
+) -> None:
+    """Fills the shape with the surface where the piece on top has the number `above` or a later one."""
+    rows, columns, x_hw, y_hw = local_grid(canvas, frame)
     inside_hw = shape(x_hw, y_hw, frame)
     cover_hw = np.clip(inside_hw + 0.5, 0, 1)
     top_hw = canvas.top_HW[rows, columns]
@@ -286,17 +298,17 @@ def paint(canvas: Canvas, frame: Frame, shape, surface: Surface, number=0, above
     top_hw[cover_hw >= 0.5] = number
 
 
-def shade(canvas: Canvas, frame: Frame, shape, change: float, softness: float) -> None:
-    """Brightens or darkens what is there by a share, with a border `softness` half-sizes wide."""
-    rows, columns, x_hw, y_hw = cut_out(canvas, frame)
+def shade(canvas: Canvas, frame: ShapeFrame, shape: Shape, change: float, softness: float) -> None:
+    """Brightens or darkens a shape by the fraction `change`, with a border `softness` half-sizes wide."""
+    rows, columns, x_hw, y_hw = local_grid(canvas, frame)
     soft = max(1.0, softness * min(frame.rx, frame.ry))
     cover_hw = np.clip(shape(x_hw, y_hw, frame) / soft, 0, 1)
     canvas.image_HW3[rows, columns] *= (1 + change * cover_hw)[..., None]
 
 
-def cut_out(canvas: Canvas, frame: Frame) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-    """The rows and columns a frame touches and its coordinates there, in px from its centre."""
-    c, s = math.cos(frame.turn), math.sin(frame.turn)
+def local_grid(canvas: Canvas, frame: ShapeFrame) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    """The rows and columns that a frame touches, and its coordinates x_hw, y_hw there in px from its centre."""
+    c, s = math.cos(frame.angle), math.sin(frame.angle)
     wide = abs(c) * frame.rx + abs(s) * frame.ry + 1
     high = abs(s) * frame.rx + abs(c) * frame.ry + 1
     left, right = np.clip((frame.x - wide, frame.x + wide + 1), 0, canvas.width).astype(int)
@@ -308,8 +320,8 @@ def cut_out(canvas: Canvas, frame: Frame) -> tuple[slice, slice, np.ndarray, np.
     return slice(top, bottom), slice(left, right), x_hw, y_hw
 
 
-def photograph(rng: np.random.Generator, image_HW3: np.ndarray) -> np.ndarray:
-    """Light from one side, faded colours and sensor noise; uint8."""
+def simulate_camera(rng: np.random.Generator, image_HW3: np.ndarray) -> np.ndarray:
+    """Adds light from one side, faded colours and sensor noise; returns uint8."""
     height, width, _ = image_HW3.shape
     x_1W = np.linspace(-1, 1, width, dtype=np.float32)[None]
     y_H1 = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
@@ -339,7 +351,7 @@ def value_noise(rng: np.random.Generator, image_size: tuple[int, int], cells: in
     return np.asarray(smooth)
 
 
-# ---- patterns: coordinates, wave number in rad/px, noise -> share of the second tone, 0 .. 1 ----
+# ---- patterns: see Pattern -----------------------------------------------------------------------
 
 
 def plain(x_hw, y_hw, wave, blotches_hw):
@@ -373,64 +385,64 @@ def ramp(x_hw, y_hw, wave, blotches_hw):
 PATTERNS = (plain, mottled, stripes, bands, checks, dots, ramp)
 
 
-# ---- shapes: coordinates, frame -> roughly the distance to the border in px, > 0 is inside ------
+# ---- shapes: see Shape ---------------------------------------------------------------------------
 
 
-def ellipse(x_hw, y_hw, f: Frame):
+def ellipse(x_hw, y_hw, f: ShapeFrame):
     return _radial(x_hw, y_hw, f, 1.0)
 
 
-def blob(x_hw, y_hw, f: Frame):
+def blob(x_hw, y_hw, f: ShapeFrame):
     a_hw = np.arctan2(y_hw * (1 / f.ry), x_hw * (1 / f.rx))
     reach_hw = 0.85 + 0.1 * np.cos(2 * a_hw + f.bend) + 0.05 * np.cos(5 * a_hw + 2 * f.bend)
     return _radial(x_hw, y_hw, f, reach_hw)
 
 
-def petals(x_hw, y_hw, f: Frame):
+def petals(x_hw, y_hw, f: ShapeFrame):
     a_hw = np.arctan2(y_hw * (1 / f.ry), x_hw * (1 / f.rx))
     return _radial(x_hw, y_hw, f, 0.8 + 0.2 * np.cos((5 + int(f.bend / 2)) * a_hw))
 
 
-def star(x_hw, y_hw, f: Frame):
-    turns_hw = np.arctan2(x_hw * (1 / f.rx), -y_hw * (1 / f.ry)) * ((5 + int(f.bend / 2)) / (2 * math.pi))
-    return _radial(x_hw, y_hw, f, 0.5 + np.abs(turns_hw - np.floor(turns_hw) - 0.5))
+def star(x_hw, y_hw, f: ShapeFrame):
+    phase_hw = np.arctan2(x_hw * (1 / f.rx), -y_hw * (1 / f.ry)) * ((5 + int(f.bend / 2)) / (2 * math.pi))
+    return _radial(x_hw, y_hw, f, 0.5 + np.abs(phase_hw - np.floor(phase_hw) - 0.5))
 
 
-def box(x_hw, y_hw, f: Frame):
+def box(x_hw, y_hw, f: ShapeFrame):
     return _rounded(x_hw, y_hw, f, 0.2 * min(f.rx, f.ry))
 
 
-def capsule(x_hw, y_hw, f: Frame):
+def capsule(x_hw, y_hw, f: ShapeFrame):
     return _rounded(x_hw, y_hw, f, min(f.rx, f.ry))
 
 
-def triangle(x_hw, y_hw, f: Frame):
+def triangle(x_hw, y_hw, f: ShapeFrame):
     return _wedge(x_hw, y_hw, f, 0.0)
 
 
-def trapezoid(x_hw, y_hw, f: Frame):
+def trapezoid(x_hw, y_hw, f: ShapeFrame):
     return _wedge(x_hw, y_hw, f, 0.55)
 
 
-def wavy(x_hw, y_hw, f: Frame):
+def wavy(x_hw, y_hw, f: ShapeFrame):
     """All of the frame below a wavy top border."""
     wave = 60 / f.rx
     return y_hw + f.ry * 0.98 + 0.006 * f.ry * np.sin(wave * x_hw + f.bend) * np.sin(0.37 * wave * x_hw)
 
 
-def _radial(x_hw, y_hw, f: Frame, reach_hw):
+def _radial(x_hw, y_hw, f: ShapeFrame, reach_hw):
     r_hw = np.sqrt(np.square(x_hw * (1 / f.rx)) + np.square(y_hw * (1 / f.ry)))
     return (reach_hw - r_hw) * min(f.rx, f.ry)
 
 
-def _rounded(x_hw, y_hw, f: Frame, corner: float):
+def _rounded(x_hw, y_hw, f: ShapeFrame, corner: float):
     dx_hw = np.abs(x_hw) - (f.rx - corner)
     dy_hw = np.abs(y_hw) - (f.ry - corner)
     outside_hw = np.sqrt(np.square(np.maximum(dx_hw, 0)) + np.square(np.maximum(dy_hw, 0)))
     return corner - outside_hw - np.minimum(np.maximum(dx_hw, dy_hw), 0)
 
 
-def _wedge(x_hw, y_hw, f: Frame, top: float):
+def _wedge(x_hw, y_hw, f: ShapeFrame, top: float):
     """Straight sides from half-width `top` * rx above to rx below."""
     lean = (1 - top) * f.rx / (2 * f.ry)
     side_hw = 0.5 * (1 + top) * f.rx + lean * y_hw - np.abs(x_hw)
@@ -440,7 +452,7 @@ def _wedge(x_hw, y_hw, f: Frame, top: float):
 FREE_SHAPES = (ellipse, blob, blob, petals, star, box, box, capsule, triangle, trapezoid)
 
 
-# ---- things: largest tilt in radians, and the whole with its parts ------------------------------
+# ---- objects: largest tilt in radians, and the whole with its parts ------------------------------
 
 
 def _disc(x, y, r, parts=(), **kwargs):
@@ -449,69 +461,69 @@ def _disc(x, y, r, parts=(), **kwargs):
 
 WHEEL = (_disc(0, 0, 0.45),)
 HALF_TURN = math.pi
-THINGS = (
+OBJECT_TEMPLATES = (
     # car: cabin with window, door with window, wheels with hubs
     (0.3, Piece(box, 0, 0, 1, 0.4, (
         Piece(trapezoid, 0, -1.3, 0.6, 0.8, (
-            Piece(trapezoid, 0, 0, 0.65, 0.5, odds=0.8),), 'under'),
-        Piece(box, 0.05, 0, 0.3, 0.75, (Piece(box, 0, -0.1, 0.6, 0.4, odds=0.7),), odds=0.8),
+            Piece(trapezoid, 0, 0, 0.65, 0.5, probability=0.8),), 'under'),
+        Piece(box, 0.05, 0, 0.3, 0.75, (Piece(box, 0, -0.1, 0.6, 0.4, probability=0.7),), probability=0.8),
         Piece(ellipse, -0.6, 0.9, 0.26, 0.65, WHEEL, 'over'),
-        Piece(ellipse, 0.6, 0.9, 0.26, 0.65, WHEEL, 'over', odds=0.8)))),
+        Piece(ellipse, 0.6, 0.9, 0.26, 0.65, WHEEL, 'over', probability=0.8)))),
     # house: roof with attic window, door with pane, window with shutter
     (0.2, Piece(box, 0, 0.3, 0.75, 0.65, (
-        Piece(triangle, 0, -1.4, 1.25, 0.55, (_disc(0, 0.3, 0.28, odds=0.6),), 'over'),
-        Piece(box, 0, 0.3, 0.32, 0.7, (Piece(box, 0, -0.35, 0.6, 0.35, odds=0.7),)),
-        Piece(box, 0.62, -0.2, 0.24, 0.3, (Piece(box, 0.4, 0, 0.5, 0.9, odds=0.3),), odds=0.6)))),
+        Piece(triangle, 0, -1.4, 1.25, 0.55, (_disc(0, 0.3, 0.28, probability=0.6),), 'over'),
+        Piece(box, 0, 0.3, 0.32, 0.7, (Piece(box, 0, -0.35, 0.6, 0.35, probability=0.7),)),
+        Piece(box, 0.62, -0.2, 0.24, 0.3, (Piece(box, 0.4, 0, 0.5, 0.9, probability=0.3),), probability=0.6)))),
     # fish: tail, flank with spot, head with eye
     (0.6, Piece(ellipse, 0.15, 0, 0.8, 0.5, (
-        Piece(triangle, -1.1, 0, 0.4, 0.6, (), 'under', turn=HALF_TURN / 2),
-        Piece(blob, -0.1, 0, 0.45, 0.6, (_disc(0, 0, 0.42, odds=0.7),)),
-        Piece(ellipse, 0.95, 0, 0.5, 0.95, (_disc(-0.25, -0.25, 0.3),), odds=0.8)))),
+        Piece(triangle, -1.1, 0, 0.4, 0.6, (), 'under', angle=HALF_TURN / 2),
+        Piece(blob, -0.1, 0, 0.45, 0.6, (_disc(0, 0, 0.42, probability=0.7),)),
+        Piece(ellipse, 0.95, 0, 0.5, 0.95, (_disc(-0.25, -0.25, 0.3),), probability=0.8)))),
     # beast: legs under the body, head with eyes, fur patch with spot
     (0.3, Piece(blob, -0.1, 0, 0.8, 0.55, (
         Piece(capsule, -0.5, 0.95, 0.14, 0.65, (), 'under'),
-        Piece(capsule, 0.5, 0.95, 0.14, 0.65, (), 'under', odds=0.7),
+        Piece(capsule, 0.5, 0.95, 0.14, 0.65, (), 'under', probability=0.7),
         Piece(blob, -0.05, 0, 0.45, 0.55, (Piece(blob, 0, 0, 0.45, 0.5),)),
         Piece(ellipse, 0.95, -0.7, 0.45, 0.6, (
-            _disc(0.2, -0.15, 0.3), _disc(0.7, 0.4, 0.35, odds=0.4)), 'over')))),
+            _disc(0.2, -0.15, 0.3), _disc(0.7, 0.4, 0.35, probability=0.4)), 'over')))),
     # figure: arms, head with eyes, chest plate with badge
     (0.3, Piece(box, 0, 0.25, 0.45, 0.7, (
-        Piece(capsule, -1.2, -0.1, 0.22, 0.8, (), 'under', turn=0.4, odds=0.7),
-        Piece(capsule, 1.2, -0.1, 0.22, 0.8, (), 'under', turn=-0.4, odds=0.7),
+        Piece(capsule, -1.2, -0.1, 0.22, 0.8, (), 'under', angle=0.4, probability=0.7),
+        Piece(capsule, 1.2, -0.1, 0.22, 0.8, (), 'under', angle=-0.4, probability=0.7),
         Piece(None, 0, 0.05, 0.6, 0.5, (_disc(0, 0, 0.4),)),
-        _disc(0, -1.3, 0.6, (_disc(-0.4, 0, 0.25), _disc(0.4, 0, 0.25)), place='over')))),
+        _disc(0, -1.3, 0.6, (_disc(-0.4, 0, 0.25), _disc(0.4, 0, 0.25)), layer='over')))),
     # flower: heart with core on petals, stem, leaf
     (0.5, Piece(petals, 0, -0.2, 0.75, 0.75, (
         Piece(capsule, 0, 1.0, 0.09, 0.85, (), 'under'),
-        Piece(ellipse, 0.35, 1.25, 0.4, 0.18, (), 'under', turn=-0.5, odds=0.6),
-        _disc(0, 0, 0.5, (_disc(0, 0, 0.5, odds=0.8),))))),
+        Piece(ellipse, 0.35, 1.25, 0.4, 0.18, (), 'under', angle=-0.5, probability=0.6),
+        _disc(0, 0, 0.5, (_disc(0, 0, 0.5, probability=0.8),))))),
     # mushroom: cap with spots, ring on the stem
     (0.4, Piece(box, 0, 0.3, 0.35, 0.7, (
-        Piece(blob, 0, -1, 2.4, 0.8, (_disc(0, 0, 0.35), _disc(0.6, 0.1, 0.25, odds=0.6)), 'over'),
-        Piece(box, 0, 0.3, 1.0, 0.25, odds=0.7)))),
+        Piece(blob, 0, -1, 2.4, 0.8, (_disc(0, 0, 0.35), _disc(0.6, 0.1, 0.25, probability=0.6)), 'over'),
+        Piece(box, 0, 0.3, 1.0, 0.25, probability=0.7)))),
     # tree: crown with fruit, trunk with hole
     (0.2, Piece(box, 0, 0.5, 0.2, 0.5, (
         Piece(blob, 0, -1.7, 3.8, 1.4, (
-            _disc(0, 0, 0.3), _disc(-0.5, 0.2, 0.22, odds=0.5)), 'over'),
-        Piece(ellipse, 0, 0.3, 0.5, 0.25, odds=0.5)))),
+            _disc(0, 0, 0.3), _disc(-0.5, 0.2, 0.22, probability=0.5)), 'over'),
+        Piece(ellipse, 0, 0.3, 0.5, 0.25, probability=0.5)))),
     # jar: lid, label with emblem, handle
     (0.5, Piece(box, 0, 0.1, 0.6, 0.8, (
-        Piece(ellipse, 1.1, 0, 0.45, 0.5, (_disc(0, 0, 0.5, odds=0.5),), 'under', odds=0.6),
-        Piece(box, 0, -1.05, 0.75, 0.18, (), 'over', odds=0.7),
+        Piece(ellipse, 1.1, 0, 0.45, 0.5, (_disc(0, 0, 0.5, probability=0.5),), 'under', probability=0.6),
+        Piece(box, 0, -1.05, 0.75, 0.18, (), 'over', probability=0.7),
         Piece(box, 0, 0.05, 0.85, 0.5, (Piece(None, 0, 0, 0.42, 0.65),))))),
     # butterfly: wings with spots
     (1.5, Piece(capsule, 0, 0, 0.16, 0.75, (
         Piece(blob, -2.9, -0.2, 2.8, 0.85, (Piece(ellipse, 0, 0, 0.45, 0.45),), 'under'),
         Piece(blob, 2.9, -0.2, 2.8, 0.85, (Piece(ellipse, 0, 0, 0.45, 0.45),), 'under'),
-        Piece(ellipse, 0, -0.6, 0.9, 0.25, odds=0.4)))),
+        Piece(ellipse, 0, -0.6, 0.9, 0.25, probability=0.4)))),
     # ball, plate, stone, sign: a patch within a patch
     (HALF_TURN, Piece(None, 0, 0, 0.95, 0.9, (
-        Piece(None, 0, 0, 0.5, 0.5, (Piece(None, 0, 0, 0.5, 0.5),), loose=2),), loose=2)),
+        Piece(None, 0, 0, 0.5, 0.5, (Piece(None, 0, 0, 0.5, 0.5),), jitter=2),), jitter=2)),
     (HALF_TURN, Piece(blob, 0, 0, 0.95, 0.75, (
-        Piece(None, -0.35, 0, 0.4, 0.55, (Piece(None, 0, 0, 0.5, 0.5, odds=0.8),), loose=2),
-        Piece(None, 0.45, 0.1, 0.35, 0.45, (Piece(None, 0, 0, 0.5, 0.5, odds=0.6),), loose=2)))),
+        Piece(None, -0.35, 0, 0.4, 0.55, (Piece(None, 0, 0, 0.5, 0.5, probability=0.8),), jitter=2),
+        Piece(None, 0.45, 0.1, 0.35, 0.45, (Piece(None, 0, 0, 0.5, 0.5, probability=0.6),), jitter=2)))),
     (HALF_TURN, Piece(box, 0, 0, 0.95, 0.7, (
         Piece(None, 0, 0, 0.5, 0.6, (
             Piece(None, -0.35, 0, 0.3, 0.4), Piece(None, 0.35, 0, 0.3, 0.4))),
-        Piece(ellipse, -0.8, -0.7, 0.14, 0.2, odds=0.6)))),
+        Piece(ellipse, -0.8, -0.7, 0.14, 0.2, probability=0.6)))),
 )  # fmt: skip

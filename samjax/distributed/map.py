@@ -1,14 +1,11 @@
-"""The same question about each of many images: shared out over devices and processes, and never asked twice."""
+"""A function applied to each of many images, distributed over devices and processes; no result is computed twice."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import shutil
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,122 +13,114 @@ import jax
 import numpy as np
 
 from samjax.distributed import processes
+from samjax.storage import atomic
+from samjax.storage.progress import Progress
 
-SHOWN = 5.0  # s between lines of progress
-UNFINISHED = 'unfinished'  # folder, beside what a task writes, of what it has found so far
+UNFINISHED = 'unfinished'  # name of the folder of a journal, beside what a task writes
+FINGERPRINT = 'fingerprint.json'  # in it
 
 
-def choose(length: int, limit: int, rng: np.random.Generator) -> list[int]:
-    """`limit` of `length` numbers in order, at random, or all if `limit` is 0."""
+def choose_subset(length: int, limit: int, rng: np.random.Generator) -> list[int]:
+    """`limit` of the indices 0 .. length - 1 at random, in ascending order; all if `limit` is 0."""
     if not limit or limit >= length:
         return list(range(length))
     return sorted(rng.permutation(length)[:limit].tolist())
 
 
 class ResultJournal:
-    """Answers by the number of the image, written down as they come; whoever is killed goes on where it was.
+    """Results by image index, each written to disk as soon as it is there, so that an interrupted run can go on.
 
-    folder: on a disk that all processes see; stamp: what the answers depend on, for JSON: if it is another one than
-    before, what is there is dropped.  Answers are whatever JSON can hold.
+    Results are whatever JSON can hold; `results` has all of them, those of earlier runs too.
     """
 
-    def __init__(self, folder: Path, stamp: dict):
+    def __init__(self, folder: Path, fingerprint: dict):
+        """Every process calls this at the same time.
+
+        folder: on a disk that all processes see; fingerprint: what the results depend on, for JSON: if it is not that
+        of the results in `folder`, these are removed.
+        """
         self._folder = folder
-        text = json.dumps(stamp, sort_keys=True)
         if jax.process_index() == 0:
-            if not (folder / 'stamp.json').exists() or (folder / 'stamp.json').read_text() != text:
+            text = json.dumps(fingerprint, sort_keys=True)
+            if self.read_fingerprint(folder) != json.loads(text):
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / 'stamp.json').write_text(text)
-        processes.all_gather_objects(None)  # nobody reads before that is done,
-        self.answers = {}
+            atomic.write_text(folder / FINGERPRINT, text)
+        processes.all_gather_objects(None)  # none reads before that is done,
+        self.results = {}
         for file in sorted(folder.glob('process_*.jsonl')):
-            *lines, cut = file.read_text().split('\n')  # the last is empty, or was cut off
+            *lines, rest = file.read_text().split('\n')  # the rest is empty, or a line that was cut off
             for line in lines:
-                place, answer = json.loads(line)
-                self.answers[place] = answer
-            if cut and file == self._file:
+                index, result = json.loads(line)
+                self.results[index] = result
+            if rest and file == self._file:
                 file.write_text(''.join(f'{line}\n' for line in lines))
         processes.all_gather_objects(None)  # or writes before all have read
         self._lock = threading.Lock()
+
+    @staticmethod
+    def read_fingerprint(folder: Path) -> dict | None:
+        """That of the results in `folder`, None if there are none."""
+        try:
+            return json.loads((folder / FINGERPRINT).read_text())
+        except FileNotFoundError:
+            return None
 
     @property
     def _file(self) -> Path:
         return self._folder / f'process_{jax.process_index()}.jsonl'
 
-    def add(self, place: int, answer) -> None:
+    def add(self, index: int, result) -> None:
+        """Writes the result of an image; any thread may call this."""
         with self._lock:
-            self.answers[place] = answer
+            self.results[index] = result
             with open(self._file, 'a') as file:
-                file.write(json.dumps([place, answer]) + '\n')
+                file.write(json.dumps([index, result]) + '\n')
 
 
 def distributed_map(
     count: int, workers: Sequence[Callable[[int], object]], title: str, journal: ResultJournal | None = None
 ) -> list:
-    """The answers about images 0 .. count - 1, in order; every process gets all.
+    """The results of images 0 .. count - 1, in order; every process gets all.
 
-    workers: functions of the number of an image that work at the same time, one for each device of this process.
-    Raises whatever an worker does.
+    workers: functions of an image index that run at the same time, in a thread each, such as one for each device of
+    this process; title: of the progress line.
+    An error of a worker is raised here, after the other workers have finished the image that they are at.
     """
-    found = dict(journal.answers) if journal else {}
-    open_places = [place for place in range(count) if place not in found]
-    mine = open_places[jax.process_index() :: jax.process_count()]
-    progress = _Progress(title, len(mine))
-    places, errors, lock = iter(mine), [], threading.Lock()
+    results = dict(journal.results) if journal else {}
+    missing = [index for index in range(count) if index not in results]
+    of_process = missing[jax.process_index() :: jax.process_count()]
+    indices, errors, lock = iter(of_process), [], threading.Lock()
+    done = itertools.count(1)
 
-    def work(ask):
+    def run(worker: Callable[[int], object]) -> None:
         while not errors:
             with lock:
-                place = next(places, None)
-            if place is None:
+                index = next(indices, None)
+            if index is None:
                 return
             try:
-                answer = ask(place)
+                result = worker(index)
                 with lock:
-                    found[place] = answer
+                    results[index] = result
                     if journal:
-                        journal.add(place, answer)
-                    progress.step()
-            except BaseException as error:  # told by the main thread
+                        journal.add(index, result)
+                    progress.update(next(done))
+            except BaseException as error:  # raised by the main thread
                 errors.append(error)
                 return
 
-    threads = [threading.Thread(target=work, args=(ask,), daemon=True) for ask in workers]
-    for thread in threads:
-        thread.start()
-    try:
+    threads = [threading.Thread(target=run, args=(worker,), daemon=True) for worker in workers]
+    with Progress(title, len(of_process)) as progress:
         for thread in threads:
-            thread.join()
-    except BaseException as error:  # Ctrl-C: the images that are being asked about are lost
-        errors.append(error)
-        raise
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:  # Ctrl-C: the images that the workers are at are lost
+            errors.append(error)
+            raise
     if errors:
         raise errors[0]
-    everyone = dict(itertools.chain.from_iterable(processes.all_gather_objects(list(found.items()))))
-    return [everyone[place] for place in range(count)]
-
-
-class _Progress:
-    """One line on stderr: images done, rate, time left."""
-
-    def __init__(self, title: str, images: int):
-        self._title, self._images, self._done = title, images, 0
-        self._start = self._shown = time.monotonic()
-
-    def step(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._shown < SHOWN and self._done < self._images:
-            return
-        self._shown = now
-        rate = self._done / max(now - self._start, 1e-9)
-        left = math.ceil((self._images - self._done) / rate)
-        end = '\r' if sys.stderr.isatty() and self._done < self._images else '\n'
-        print(
-            f'{self._title}: {self._done}/{self._images} images, {rate:.2f} images/s, '
-            f'{left // 60}:{left % 60:02d} left ',
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
+    by_index = dict(itertools.chain.from_iterable(processes.all_gather_objects(list(results.items()))))
+    return [by_index[index] for index in range(count)]

@@ -1,4 +1,4 @@
-"""What a process does first that was started to help another one."""
+"""What a worker process does first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 import threading
 
 
-def attach() -> None:
-    """Leaves Ctrl-C, which goes to every process of a terminal, to the one that started this, and ends with it."""
+def initialize_worker() -> None:
+    """Makes a worker process ignore Ctrl-C, which a terminal sends to its parent as well, and end with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,1 +1,1 @@
-"""The evaluation suite of the paper: clicks, edges, proposals and instances, and the pages about them."""
+"""The evaluation of the paper: clicks, edges, proposals and instances, their metrics and reports."""

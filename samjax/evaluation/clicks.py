@@ -1,7 +1,7 @@
 """Clicks of the evaluation: the deterministic user of arXiv 2304.02643, appendix D.1, in numpy.
 
-The user clicks the pixel farthest from the edge of the object, then, again and again, the pixel farthest
-from the edge of what the last answer got wrong.  Training has its own, random user in `samjax.prompts`.
+The user clicks the pixel farthest from the edge of the object, then repeatedly the pixel farthest from the edge of
+where the last prediction is wrong.  The random clicks of training are in `samjax.training.click_simulation`.
 A click is ((x, y), label): integer pixel of the original image, and POSITIVE or NEGATIVE.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from samjax.masks.boxes import mask_box
 from samjax.structs import NEGATIVE, POSITIVE
 
 Click = tuple[tuple[int, int], int]
@@ -30,35 +31,34 @@ def random_click(truth_HW: np.ndarray, rng: np.random.Generator) -> Click:
 def next_click(truth_HW: np.ndarray, predicted_HW: np.ndarray) -> Click:
     """The most interior pixel of the larger error; both masks are bool.
 
-    "Larger" compares the radius of the widest missed part with that of the widest surplus part; if they are
-    equal the click is negative.  Among equally interior pixels the first in row-major order wins.  Pixels
-    outside the image count as right, so errors also end at the border.  Without any error, see
-    `_click_without_error`.  Raises ValueError if `truth_HW` has no pixel.
+    "Larger" compares the largest distance to the edge in the false negatives with that in the false positives; if they
+    are equal the click is negative.  Among equally interior pixels the first in row-major order wins.  Pixels outside
+    the image are not errors, so errors also end at the border.  Without any error, see `_click_without_error`.
+    Raises ValueError if `truth_HW` has no pixel.
     """
     _check(truth_HW)
-    missed, missed_radius = _most_interior(truth_HW & ~predicted_HW)
-    surplus, surplus_radius = _most_interior(predicted_HW & ~truth_HW)
-    if missed_radius == surplus_radius == 0:
+    missed_2, missed_distance = _most_interior(truth_HW & ~predicted_HW)
+    surplus_2, surplus_distance = _most_interior(predicted_HW & ~truth_HW)
+    if missed_distance == surplus_distance == 0:
         return _click_without_error(truth_HW)
-    if missed_radius > surplus_radius:
-        return missed, POSITIVE
-    return surplus, NEGATIVE
+    if missed_distance > surplus_distance:
+        return missed_2, POSITIVE
+    return surplus_2, NEGATIVE
 
 
 def _most_interior(region_HW: np.ndarray) -> tuple[tuple[int, int], float]:
     """((x, y), distance to the nearest pixel outside) of the most interior pixel; distance 0 if empty.
 
-    Only the bounding box is searched, with a rim of one pixel.  This is exact: the nearest point of that
-    rim is never farther from a pixel of the region than anything beyond it.
+    Only the bounding box is searched, with a rim of a pixel.  This is exact: the nearest point of the rim is never
+    farther from a pixel of the region than anything beyond it.
     """
-    rows, columns = np.flatnonzero(region_HW.any(axis=1)), np.flatnonzero(region_HW.any(axis=0))
-    if not rows.size:
+    if not region_HW.any():
         return (0, 0), 0.0
-    top, left = rows[0], columns[0]
-    box_HW = np.pad(region_HW[top : rows[-1] + 1, left : columns[-1] + 1], 1)
-    distance_HW = ndimage.distance_transform_edt(box_HW)
+    x0, y0, x1, y1 = mask_box(region_HW).astype(int).tolist()
+    padded_HW = np.pad(region_HW[y0 : y1 + 1, x0 : x1 + 1], 1)
+    distance_HW = ndimage.distance_transform_edt(padded_HW)
     y, x = np.unravel_index(distance_HW.argmax(), distance_HW.shape)
-    return (int(left + x - 1), int(top + y - 1)), float(distance_HW[y, x])
+    return (int(x0 + x - 1), int(y0 + y - 1)), float(distance_HW[y, x])
 
 
 def _click_without_error(truth_HW: np.ndarray) -> Click:
@@ -72,4 +72,4 @@ def _click_without_error(truth_HW: np.ndarray) -> Click:
 
 def _check(truth_HW: np.ndarray) -> None:
     if not truth_HW.any():
-        raise ValueError('a mask without pixels cannot be clicked; leave empty objects out')
+        raise ValueError('a mask without pixels cannot be clicked: leave empty objects out')

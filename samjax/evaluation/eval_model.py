@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import NamedTuple
+import dataclasses
 
 import jax
 from ml_collections import ConfigDict
 
+from samjax.checkpoints import run
+from samjax.evaluation.eval_config import EvalConfig, EvalData
 from samjax.inference.predictor import Predictor
+from samjax.model import config as model_config
+from samjax.model.config import SamConfig
 from samjax.model.params import digest
-from samjax.model.sam import sam_config
-from samjax.training import checkpoints
 
 
-class EvalModel(NamedTuple):
-    """What is evaluated."""
+@dataclasses.dataclass(frozen=True)
+class EvalModel:
+    """The model under evaluation, and the options of its evaluation."""
 
-    config: ConfigDict
-    workdir: Path
+    sam: SamConfig
+    dtype: str  # of activations
+    config: EvalConfig
+    data: EvalData
+    seed: int
     step: int
     digest: str  # of the parameters
-    predictors: list[Predictor]  # one for each device
+    predictors: list[Predictor]  # for each device
+
+    @classmethod
+    def from_params(cls, config: ConfigDict, params, buffers, step: int, params_digest: str) -> EvalModel:
+        """The model with these parameters, with the options of `config`."""
+        sam, _, runtime = model_config.from_options(**config.model)
+        eval_config, data = EvalConfig(**config.eval), EvalData.from_config(config)
+        predictors = on_devices(sam, runtime.dtype, params, buffers, eval_config.devices)
+        return cls(sam, runtime.dtype, eval_config, data, config.seed, step, params_digest, predictors)
 
     @property
-    def stamp(self) -> dict:
-        """What its answers depend on, for a journal."""
-        return {'checkpoint': self.digest, 'model': json.loads(self.config.model.to_json())}
+    def fingerprint(self) -> dict:
+        """What its predictions depend on, for a journal."""
+        return {'checkpoint': self.digest, 'model': dataclasses.asdict(self.sam), 'dtype': self.dtype}
 
 
 def open_eval_model(workdir: str, config: ConfigDict) -> EvalModel:
     """Raises SamjaxError if there is no checkpoint that fits the config."""
-    params, buffers, step = checkpoints.restore_params(workdir, config)
-    return EvalModel(config, Path(workdir), step, digest(params), on_devices(config, params, buffers))
+    params, buffers, step = run.restore_params(workdir, config)
+    return EvalModel.from_params(config, params, buffers, step, digest(params))
 
 
-def on_devices(config: ConfigDict, params, buffers) -> list[Predictor]:
-    """A predictor on each of the first `config.eval.devices` devices of this process; 0 is all."""
-    model, devices = sam_config(**config.model), jax.local_devices()[: config.eval.devices or None]
-    return [Predictor(model, *jax.device_put((params, buffers), device)) for device in devices]
+def on_devices(sam: SamConfig, dtype: str, params, buffers, count: int) -> list[Predictor]:
+    """A predictor on each of the first `count` devices of this process; 0 is all."""
+    devices = jax.local_devices()[: count or None]
+    return [Predictor(sam, *jax.device_put((params, buffers), device), dtype) for device in devices]

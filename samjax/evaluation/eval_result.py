@@ -1,4 +1,4 @@
-"""What a task of the evaluation finds, before anything is written about it."""
+"""What the command line asks of a task of the evaluation, and what the task returns, before anything is written."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from samjax.evaluation.report.html import Figure, Gallery, Table
 
 
 class EvalOptions(NamedTuple):
-    """What the command line says about an evaluation beside the config."""
+    """Options of an evaluation that are not in the config."""
 
-    others: tuple[str, ...] = ()  # to be evaluated too: 'untrained', 'flood', 'grabcut'
+    baselines: tuple[str, ...] = ()  # evaluated as well: 'untrained', 'flood', 'grabcut'
     max_images: int = 0  # a fixed random choice; 0 is all
     max_objects: int = 0  # the same for the objects of an image
     boxes: str = ''  # a detector's boxes in COCO's results form, for the task instances
     ground_truth: str = ''  # folder with .mat files of BSDS500, for the task edges
-    suite: ConfigDict | None = None  # the sets of the task suite: configs/suite.py
+    suite: ConfigDict | None = None  # the data sets of the task suite, as samjax.evaluation.tasks.suite_sets
 
 
 class EvalResult(NamedTuple):
-    """Numbers, and what to show of them."""
+    """Scores, and how to show them."""
 
-    data: dict  # what was evaluated on: path and digest
+    data: dict  # the data evaluated on: path and digest
     scores: dict  # for JSON
     tables: list[Table]
     figures: list[Figure]
@@ -34,6 +34,6 @@ class EvalResult(NamedTuple):
         return [*self.tables, *self.figures, *self.galleries]
 
 
-def pictures_of(folder: Path) -> list[tuple[str, Path]]:
+def png_files(folder: Path) -> list[tuple[str, Path]]:
     """Name and path of the PNG files of a folder."""
     return [(file.stem, file) for file in sorted(folder.glob('*.png'))]

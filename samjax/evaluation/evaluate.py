@@ -1,8 +1,8 @@
-"""`eval.py`: one task of the paper's evaluation on one model, and what is left of it.
+"""`samjax eval`: a task of the paper's evaluation on the newest checkpoint of a run, and its files.
 
 folder/results.json   scores, config, digests of checkpoint and data, software
 folder/table.md       the tables
-folder/report.html    tables, figures and pictures in one page that needs no other file
+folder/report.html    tables, figures and images in a file that needs no other file
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from samjax.evaluation.tasks.instances import instances
 from samjax.evaluation.tasks.interactive import file_name, interactive
 from samjax.evaluation.tasks.proposals import proposals
 from samjax.evaluation.tasks.suite import suite
+from samjax.storage.atomic import write_text
 
 TASKS = {
-    'interactive': interactive,  # clicks on the objects of one set
-    'suite': suite,  # the same on the 23 sets of the paper
+    'interactive': interactive,  # clicks on the objects of a data set
+    'suite': suite,  # the same on the 23 data sets of the paper
     'edges': edges,  # BSDS500's boundary benchmark
     'proposals': proposals,  # AR@1000 on COCO or LVIS
     'instances': instances,  # AP on COCO or LVIS, from a detector's boxes
@@ -39,22 +40,22 @@ PACKAGES = ('jax', 'flax', 'orbax-checkpoint', 'numpy', 'scipy', 'pillow', 'pyco
 
 
 def evaluate(config: ConfigDict, workdir: str, task: str, options: EvalOptions) -> tuple[str, Path]:
-    """Runs a task on the newest checkpoint in `workdir`; goes on if the same was interrupted.
+    """Runs a task on the newest checkpoint in `workdir`; continues if the same evaluation was interrupted.
 
     Returns the tables as text and the folder of the files.
-    Raises SamjaxError if the task is unknown, or the checkpoint or what the task needs is not there.
+    Raises SamjaxError if the task is unknown, or the checkpoint or an input of the task is missing.
     """
     if task not in TASKS:
         raise SamjaxError(f'--task={task} is unknown: choose one of {", ".join(TASKS)}')
     eval_model = open_eval_model(workdir, config)
-    folder = folder_of(config, workdir, task)
-    found = TASKS[task](eval_model, options, folder)
-    text = html.markdown(found.tables)
+    folder = output_folder(workdir, task, eval_model.data.path)
+    result = TASKS[task](eval_model, options, folder)
+    text = html.markdown(result.tables)
     if jax.process_index() == 0:
         facts = {
             'task': task,
-            'scores': found.scores,
-            'data': found.data,
+            'scores': result.scores,
+            'data': result.data,
             'step': eval_model.step,
             'checkpoint': eval_model.digest,
             'max_images': options.max_images,
@@ -65,28 +66,28 @@ def evaluate(config: ConfigDict, workdir: str, task: str, options: EvalOptions) 
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind} of {jax.process_count()} processes',
         }
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'results.json').write_text(json.dumps(_plain(facts), indent=2) + '\n')
-        (folder / 'table.md').write_text(text)
+        write_text(folder / 'results.json', json.dumps(_without_nan(facts), indent=2) + '\n')
+        write_text(folder / 'table.md', text)
         title, subtitle = f'{task}: {workdir}', f'step {eval_model.step}, checkpoint {eval_model.digest}'
-        rest = html.Facts('Facts', {name: value for name, value in facts.items() if name != 'scores'})
-        html.write(folder / 'report.html', title, subtitle, [*found.sections(), rest])
+        other_facts = html.Facts('Facts', {name: value for name, value in facts.items() if name != 'scores'})
+        html.write(folder / 'report.html', title, subtitle, [*result.sections(), other_facts])
         for unfinished in folder.rglob(UNFINISHED):
             shutil.rmtree(unfinished)
     return text, folder
 
 
-def folder_of(config: ConfigDict, workdir: str, task: str) -> Path:
-    """Where the files of a task lie."""
+def output_folder(workdir: str, task: str, data_path: str) -> Path:
+    """The folder of the files of a task."""
     if task == 'suite':
         return Path(workdir) / 'eval' / 'suite'
-    data = file_name('_'.join(Path(config.data.eval_path).parts[-2:]))
+    data = file_name('_'.join(Path(data_path).parts[-2:]))
     return Path(workdir) / 'eval' / (data if task == 'interactive' else f'{task}_{data}')
 
 
-def _plain(value):
-    """JSON has no NaN: null stands for what cannot be said."""
+def _without_nan(value):
+    """JSON has no NaN: null stands for a number that is not finite."""
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import zipfile
 import zlib
@@ -17,25 +16,25 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from samjax.convert import convert, files, weights
 from samjax.errors import SamjaxError
-from samjax.inference.predictor import Embedding, Predictor
-from samjax.jobs import output_folder as outputs
+from samjax.inference.predictor import Embedding
 from samjax.jobs.image_collection import LoadedImage, find_images
-from samjax.jobs.output_folder import OutputFolder, ProcessImage, Report
-from samjax.model.params import digest
+from samjax.jobs.model import JobModel
+from samjax.jobs.output_folder import ImageReport, OutputFolder, ProcessImage, process_images
+from samjax.storage import atomic
 
 DTYPES = ('float32', 'float16')
+SIZES = ('original', 'size', 'frame')  # arrays of an .npz: height and width in px
 
 
 def write(path: Path, embedding: Embedding) -> None:
-    """Raises SamjaxError if there is something at `path`, or no room."""
-    with files.whole(Path(path)) as unfinished:
+    """Writes an .npz.  Raises SamjaxError if there is something at `path`, or the disk is full."""
+    with atomic.new_path(Path(path)) as unfinished:
         unfinished.write_bytes(_npz(embedding))
 
 
 def read(path: Path) -> Embedding:
-    """What `write` or `embed` wrote as npz.
+    """Reads an .npz of `write` or `write_embeddings`.
 
     Raises:
         SamjaxError: it is not there, not whole, or something else.
@@ -50,9 +49,8 @@ def read(path: Path) -> Embedding:
         raise SamjaxError(f'{path} is no .npz: name one of `samjax embed`')
     try:
         with np.load(io.BytesIO(data)) as file:
-            arrays = {field.name: file[field.name] for field in dataclasses.fields(Embedding)}
-        embed_hwC, model = arrays.pop('embed_hwC'), arrays.pop('model')
-        sizes = {name: tuple(map(int, array)) for name, array in arrays.items()}
+            embed_hwC, model = file['embed_hwC'], str(file['model'])
+            sizes = {name: tuple(map(int, file[name])) for name in SIZES}
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SamjaxError(f'{path} is no whole .npz of `samjax embed` ({error}): embed the image again') from None
     if embed_hwC.dtype not in DTYPES or embed_hwC.ndim != 3 or any(len(s) != 2 or min(s) < 1 for s in sizes.values()):
@@ -60,54 +58,66 @@ def read(path: Path) -> Embedding:
             f'{path} holds {embed_hwC.dtype} {embed_hwC.shape} and sizes {sizes}, not what `samjax embed` writes: '
             'embed the image again'
         )
-    return Embedding(embed_hwC, model=str(model), **sizes)
+    return Embedding(embed_hwC, model=model, **sizes)
 
 
-def embed(
-    inputs: Sequence[str], model: str, out: Path, form: str = 'npz', dtype: str = 'float32', devices: int = 0
-) -> Report:
-    """Writes out/NAME.npz or .npy for each image and a report; goes on where an earlier call stopped.
+def write_embeddings(
+    inputs: Sequence[str],
+    model: str,
+    out: Path,
+    output_format: str = 'npz',
+    dtype: str = 'float32',
+    devices: int = 0,
+) -> ImageReport:
+    """Writes out/NAME.npz or .npy for each image, and a report; resumes an earlier call that was interrupted.
 
-    inputs: see `find_images`; model: what `samjax convert` reads; form: one of `FORMATS`; dtype: one of `DTYPES`, of
-    what is stored; devices: of each process, 0 is all.
+    inputs: see `find_images`; model: path of what `samjax convert` reads; output_format: one of `FORMATS`; dtype: of
+    the stored array, one of `DTYPES`; devices: number for each process, 0 for all.
     Images that cannot be read are left out and named in the report.
 
     Raises:
-        SamjaxError: an input or the model cannot be read, no image is good, `out` holds something else, another process
-            writes to it, the disk is full, or the embedding of an image does not fit float16.
+        SamjaxError: an input or the model cannot be read, no image is valid, `out` holds something else, another
+            process writes to it, the disk is full, or the embedding of an image exceeds the range of float16.
     """
-    for name, value, known in (('format', form, FORMATS), ('dtype', dtype, DTYPES)):
+    for name, value, known in (('format', output_format, FORMATS), ('dtype', dtype, DTYPES)):
         if value not in known:
             raise SamjaxError(f'the {name} {value!r} is not known: choose one of {", ".join(known)}')
-    if form == 'npy' and dtype != 'float32':
+    if output_format == 'npy' and dtype != 'float32':
         raise SamjaxError(f'.npy files are float32, as others expect them, not {dtype}: leave --dtype out')
-    images = find_images(inputs)
-    arrays, config, _ = convert.read(Path(model), force=False)
-    states = convert.to_states(arrays, config)
-    model_digest = digest(states[0])
-    size = [weights.size_name(config), *config.image_size]
-    stamp = {'images': images.digest, 'model': {'size': size, 'digest': model_digest}, 'format': form, 'dtype': dtype}
+    images, job_model = find_images(inputs), JobModel.read(Path(model))
+    fingerprint = {
+        'images': images.digest,
+        'model': job_model.fingerprint,
+        'format': output_format,
+        'dtype': dtype,
+    }
 
-    def look_on(device: jax.Device, output: OutputFolder) -> ProcessImage:
-        predictor = Predictor(config, *jax.device_put(states, device))
+    def prepare_device(device: jax.Device, output: OutputFolder) -> ProcessImage:
+        predictor = job_model.predictor(device)
 
-        def look(place: int, loaded: LoadedImage) -> dict:
-            [frame], embed_1hwC = predictor.encode([loaded.image_HW3])
-            embed_hwC = _stored(np.asarray(embed_1hwC)[0], dtype, images.place(place))
-            embedding = Embedding(embed_hwC, frame.original, frame.size, config.image_size, model_digest)
-            output.put(f'{loaded.name}.{form}', FORMATS[form](embedding))
+        def encode(index: int, image: LoadedImage) -> dict:
+            [frame], embed_BhwC = predictor.encode([image.image_HW3])
+            embed_hwC = _as_dtype(np.asarray(embed_BhwC)[0], dtype, images.location(index))
+            sizes = frame.original_size, frame.input_size, job_model.config.image_size
+            embedding = Embedding(embed_hwC, *sizes, job_model.digest)
+            output.write_file(f'{image.name}.{output_format}', FORMATS[output_format](embedding))
             return {}
 
-        return look
+        return encode
 
-    return outputs.process_images(Path(out), images, stamp, look_on, 'embeddings', Report, devices)
+    return process_images(Path(out), images, fingerprint, prepare_device, 'embeddings', ImageReport, devices)
 
 
-def _stored(embed_hwC: np.ndarray, dtype: str, place: str) -> np.ndarray:
+def _as_dtype(embed_hwC: np.ndarray, dtype: str, location: str) -> np.ndarray:
     largest = np.abs(embed_hwC).max()
     if not largest <= np.finfo(dtype).max:
-        raise SamjaxError(f'the embedding of {place} has values up to {largest:g}, too large for {dtype}: give float32')
+        raise SamjaxError(
+            f'the embedding of {location} has values up to {largest:g}, too large for {dtype}: give float32'
+        )
     return embed_hwC.astype(dtype)
+
+
+# ---- formats ---------------------------------------------------------------------------------------
 
 
 def _npz(embedding: Embedding) -> bytes:

@@ -1,93 +1,92 @@
-"""Masks of everything in many images, in files: shared out over devices and processes, and resumable."""
+"""Automatic masks of many images, in files: distributed over devices and processes, and resumable."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 
-from samjax.convert import convert, weights
 from samjax.errors import SamjaxError
 from samjax.inference.automatic.generator import AmgConfig, AutomaticMaskGenerator
-from samjax.inference.predictor import Predictor
 from samjax.jobs import mask_formats
-from samjax.jobs import output_folder as outputs
-from samjax.jobs.image_collection import ImageCollection, LoadedImage, find_images
+from samjax.jobs.image_collection import LoadedImage, find_images
 from samjax.jobs.mask_formats import FORMATS
-from samjax.jobs.output_folder import OutputFolder, ProcessImage
-from samjax.model.params import digest
+from samjax.jobs.model import JobModel
+from samjax.jobs.output_folder import ImageReport, OutputFolder, ProcessImage, process_images
 
 
 @dataclasses.dataclass(frozen=True)
-class Report(outputs.Report):
-    """What became of the images, and what was found in them."""
+class MaskReport(ImageReport):
+    """What a command did with its images, and the masks in them."""
 
-    without: int  # images in which no mask was found
-    masks: int
+    num_without_masks: int  # valid images
+    num_masks: int
+
+    KEYS: ClassVar[Mapping[str, str]] = {
+        **ImageReport.KEYS,
+        'num_without_masks': 'without',
+        'num_masks': 'masks',
+    }
 
     @classmethod
-    def figures(cls, answers: Sequence[dict]) -> dict:
-        counts = [answer['masks'] for answer in answers]
-        return {'without': counts.count(0), 'masks': sum(counts)}
+    def counts(cls, results: Sequence[dict]) -> dict:
+        counts = [result['masks'] for result in results]
+        return {'num_without_masks': counts.count(0), 'num_masks': sum(counts)}
 
 
-def masks(inputs: Sequence[str], model: str, out: Path, form: str, settings: AmgConfig, devices: int = 0) -> Report:
-    """Writes the masks of all images as `form`, one of `FORMATS`, and a report; goes on where an earlier call stopped.
+def generate_masks(
+    inputs: Sequence[str], model: str, out: Path, output_format: str, config: AmgConfig, devices: int = 0
+) -> MaskReport:
+    """Writes the automatic masks of all images, and a report; resumes an earlier call that was interrupted.
 
-    inputs: see `find_images`; model: what `samjax convert` reads; devices: of each process, 0 is all.
+    inputs: see `find_images`; model: path of what `samjax convert` reads; output_format: one of `FORMATS`; devices:
+    number for each process, 0 for all.
     Images that cannot be read are left out and named in the report.
 
     Raises:
-        SamjaxError: an input or the model cannot be read, no image is good, `out` holds something else or lies within
-            an input, another process writes to it, or the disk or the device's memory is full.
+        SamjaxError: an input or the model cannot be read, no image is valid, `out` holds something else or is within
+            an input, another process writes to it, or the disk or the memory of a device is full.
     """
-    if form not in FORMATS:
-        raise SamjaxError(f'the format {form!r} is not known: choose one of {", ".join(FORMATS)}')
+    if output_format not in FORMATS:
+        raise SamjaxError(f'the format {output_format!r} is not known: choose one of {", ".join(FORMATS)}')
     images = find_images(inputs)
     for text in inputs:
         if Path(out).resolve().is_relative_to(Path(text).expanduser().resolve()):
-            raise SamjaxError(f'{out} lies in {text}, where the images are: choose another folder for --out')
-    arrays, config, _ = convert.read(Path(model), force=False)
-    states = convert.to_states(arrays, config)
-    size = [weights.size_name(config), *config.image_size]
-    stamp = _stamp(images, {'size': size, 'digest': digest(states[0])}, settings, form)
+            raise SamjaxError(f'{out} is within {text}, where the images are: choose another folder for --out')
+    job_model = JobModel.read(Path(model))
+    settings = dataclasses.asdict(config)
+    del settings['points_per_batch']  # does not change the masks, and may be lowered if memory is short
+    fingerprint = {
+        'images': images.digest,
+        'model': job_model.fingerprint,
+        'settings': settings,
+        'format': output_format,
+    }
 
-    def look_on(device: jax.Device, output: OutputFolder) -> ProcessImage:
-        predictor = Predictor(config, *jax.device_put(states, device))
-        return _looker(images, AutomaticMaskGenerator(predictor, settings, output_mode='coco_rle'), form, output)
+    def prepare_device(device: jax.Device, output: OutputFolder) -> ProcessImage:
+        generator = AutomaticMaskGenerator(job_model.predictor(device), config, output_mode='coco_rle')
 
-    return outputs.process_images(
-        Path(out), images, stamp, look_on, 'masks', Report, devices, _finish if form == 'coco' else None
-    )
+        def generate(index: int, image: LoadedImage) -> dict:
+            try:
+                records = generator.generate(image.image_HW3)
+            except jax.errors.JaxRuntimeError as error:
+                if 'RESOURCE_EXHAUSTED' not in str(error):
+                    raise
+                raise SamjaxError(
+                    f'{images.location(index)}: the memory of the device is full: give fewer --points-per-batch than '
+                    f'{config.points_per_batch}, and the same command goes on'
+                ) from error
+            file = mask_formats.write(output_format, output, index, image, records)
+            return {'file': file, 'size': image.image_HW3.shape[:2], 'masks': len(records)}
+
+        return generate
+
+    finish = _write_instances if output_format == 'coco' else None
+    return process_images(Path(out), images, fingerprint, prepare_device, 'masks', MaskReport, devices, finish)
 
 
-def _finish(output: OutputFolder, answers: Sequence[dict]) -> None:
-    mask_formats.write_instances(output, [None if 'cause' in answer else answer for answer in answers])
-
-
-def _stamp(images: ImageCollection, model: dict, settings: AmgConfig, form: str) -> dict:
-    """What the files depend on."""
-    chosen = dataclasses.asdict(settings)
-    del chosen['points_per_batch']  # may be lowered in between, if memory is short
-    return {'images': images.digest, 'model': model, 'settings': chosen, 'format': form}
-
-
-def _looker(
-    images: ImageCollection, generator: AutomaticMaskGenerator, form: str, output: OutputFolder
-) -> ProcessImage:
-    def look(place: int, loaded: LoadedImage) -> dict:
-        try:
-            records = generator.generate(loaded.image_HW3)
-        except jax.errors.JaxRuntimeError as error:
-            if 'RESOURCE_EXHAUSTED' not in str(error):
-                raise
-            raise SamjaxError(
-                f'{images.place(place)}: the memory of the device is full: give fewer --points-per-batch than '
-                f'{generator.settings.points_per_batch}, and the same command goes on'
-            ) from error
-        file = mask_formats.write(form, output, place, loaded, records)
-        return {'file': file, 'size': loaded.image_HW3.shape[:2], 'masks': len(records)}
-
-    return look
+def _write_instances(output: OutputFolder, results: Sequence[dict]) -> None:
+    mask_formats.write_instances(output, [None if 'cause' in result else result for result in results])

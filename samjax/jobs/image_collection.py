@@ -1,9 +1,8 @@
-"""Images as they come, without masks: files, folders, tar files and prepared sets, under names that files can have."""
+"""Images of any origin, without masks: files, folders, tar files and prepared data sets, under usable file names."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import tarfile
 from collections import Counter
@@ -14,14 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from samjax.data.formats.dataset_index import InvalidExample
-from samjax.data.formats.sa1b import Part, list_files
+from samjax.data.formats.tar import ByteRange, list_members
 from samjax.data.records.builder import SPLIT
-from samjax.data.records.prepare import NAMES, Report
-from samjax.data.records.record import STORED, open_image
-from samjax.data.records.source import prepared
-from samjax.errors import SamjaxError
-from samjax.images.encoded_image import SYMMETRY, apply_symmetry
+from samjax.data.records.prepare import NAMES, PreparationReport
+from samjax.data.records.source import prepared_folder
+from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.encoded_image import STORED_FORMATS
+from samjax.images.open import open_image, upright_rgb
+from samjax.storage import digest
+from samjax.storage.walk import has_suffix, list_files
 
 IMAGE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 TAR = '.tar'
@@ -29,17 +29,17 @@ SUFFIX = {'JPEG': '.jpg', 'MPO': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'BMP': 
 
 
 class LoadedImage(NamedTuple):
-    """One image."""
+    """An image in memory."""
 
     name: str
     data: bytes  # the file as it is
-    suffix: str  # of such a file, by what it holds: '.jpg', '.png', ..
+    suffix: str  # that fits the content of the file: '.jpg', '.png', ..
     image_HW3: np.ndarray  # uint8 RGB, upright
-    as_stored: bool  # whether `data` is a JPEG or PNG that shows just this, so that the bytes may be copied
+    as_stored: bool  # whether `data` is a JPEG or PNG of just these pixels, so that the bytes may be copied
 
 
 class ImageCollection(Sequence):
-    """The images of some inputs in a fixed order, decoded when asked for; goes to other processes."""
+    """The images of some inputs in a fixed order, decoded at access; can be sent to other processes."""
 
     def __init__(self, names: list[str], items: list[_Item], digest: str):
         self.names = names  # unique, and none is a folder of another: relative paths without suffix or '..'
@@ -50,19 +50,19 @@ class ImageCollection(Sequence):
         return len(self.names)
 
     def __getitem__(self, index: int) -> LoadedImage:
-        """Raises InvalidExample if it is no whole image, or one that nobody but its owner knows how to show."""
+        """Raises InvalidExample, see `samjax.images.open.open_image`."""
         return self._items[index].load(self.names[index])
 
-    def place(self, index: int) -> str:
-        """Where an image lies, for people."""
-        return self._items[index].place
+    def location(self, index: int) -> str:
+        """Where an image is stored, for messages."""
+        return self._items[index].location
 
 
 def find_images(inputs: Sequence[str]) -> ImageCollection:
     """The images of image files, of folders and tar files, and of folders that `samjax data prepare` wrote.
 
-    Names are paths below the folder or inside the tar.  If two inputs share one, all names begin with the folder's or
-    the tar's own name.  A name that is still taken, or that is also a folder of another, gets _2, _3, ..
+    Names are paths below the folder or inside the tar file.  If two inputs share one, all names begin with the name of
+    the folder or tar file.  A name that is still taken, or that is also a folder of another, gets _2, _3, ..
 
     Raises:
         SamjaxError: an input is not there, cannot be read, or holds no image.
@@ -74,30 +74,28 @@ def find_images(inputs: Sequence[str]) -> ImageCollection:
             raise SamjaxError(f'{text} does not exist: name an image, a folder or a .tar file')
         is_root = path.is_dir() or path.suffix.lower() == TAR
         root = path.resolve() if is_root else path.parent.resolve()
-        found = {(root, item.inner): item for item in _items(path)}
-        if not found:
+        of_input = {(root, item.path): item for item in _items(path)}
+        if not of_input:
             kinds = ' '.join(IMAGE)
             raise SamjaxError(f'{text} holds no image: name a file that ends in {kinds}, or a folder or .tar of such')
-        items |= found
-    digest = hashlib.sha256()
-    for item in items.values():
-        digest.update(os.fsencode(f'\0{item.inner}\0{item.mark}'))
-    names = _unique([(root, _clean(inner)) for root, inner in items])
-    return ImageCollection(names, list(items.values()), digest.hexdigest()[:32])
+        items |= of_input
+    states = [string for item in items.values() for string in (item.path, item.state)]
+    names = _unique([(root, _clean(path)) for root, path in items])
+    return ImageCollection(names, list(items.values()), digest.of_strings(['', *states]))
 
 
 # ---- names -----------------------------------------------------------------------------------------
 
 
-def _clean(inner: str) -> str:
+def _clean(path: str) -> str:
     """A relative path without suffix, hidden parts or '..'."""
-    stem, suffix = os.path.splitext(inner)
-    parts = [part.lstrip('.') for part in (stem if suffix.lower() in IMAGE else inner).split('/')]
+    stem, suffix = os.path.splitext(path)
+    parts = [part.lstrip('.') for part in (stem if suffix.lower() in IMAGE else path).split('/')]
     return '/'.join(part for part in parts if part) or 'image'
 
 
 def _unique(names: list[tuple[Path, str]]) -> list[str]:
-    """Of a root and a name below it each."""
+    """Unique names from a root and a name below it each."""
     counts = Counter(name for _, name in set(names))
     if max(counts.values(), default=0) > 1:
         roots = list(dict.fromkeys(root for root, _ in names))
@@ -109,48 +107,48 @@ def _unique(names: list[tuple[Path, str]]) -> list[str]:
 
 def _numbered(names: list[str]) -> list[str]:
     """Each name as it is, or with the first of _2, _3, .. that makes it unlike all others and no folder of them."""
-    folders = {folder for name in names for folder in _above(name)}
+    folders = {folder for name in names for folder in _ancestors(name)}
     wanted, taken, unique = folders.union(names), set(folders), []
     for name in names:
-        number, found = 1, name
-        while found in taken or (number > 1 and found in wanted):
+        number, candidate = 1, name
+        while candidate in taken or (number > 1 and candidate in wanted):
             number += 1
-            found = f'{name}_{number}'
-        taken.add(found)
-        unique.append(found)
+            candidate = f'{name}_{number}'
+        taken.add(candidate)
+        unique.append(candidate)
     return unique
 
 
-def _above(name: str) -> Iterator[str]:
+def _ancestors(name: str) -> Iterator[str]:
     while name := name.rpartition('/')[0]:
         yield name
 
 
-# ---- what there is ---------------------------------------------------------------------------------
+# ---- items: images that have not been read yet -----------------------------------------------------
 
 
 class _File(NamedTuple):
     """An image file, or a member of a tar file."""
 
-    inner: str  # path below the folder or inside the tar
-    place: str
-    mark: str  # changes when the image does
-    part: Part
+    path: str  # below the folder or inside the tar file
+    location: str
+    state: str  # changes when the image does
+    content: ByteRange
 
     def load(self, name: str) -> LoadedImage:
         try:
-            data = self.part.read()
+            data = self.content.read()
         except OSError as error:
             raise InvalidExample('unreadable image', str(error)) from error
-        return _loaded(name, data)
+        return _load(name, data)
 
 
 class _Record(NamedTuple):
-    """An image of a prepared set."""
+    """An image of a prepared data set."""
 
-    inner: str
-    place: str
-    mark: str
+    path: str
+    location: str
+    state: str
     folder: str
     index: int
 
@@ -159,15 +157,15 @@ class _Record(NamedTuple):
             record = _records(self.folder)[self.index]
         except Exception as error:  # ArrayRecord raises what its C++ says
             raise InvalidExample('unreadable record', str(error)) from error
-        return _loaded(name, record['image'], int(record['orientation']))
+        return _load(name, record['image'], int(record['orientation']))
 
 
-class _Bad(NamedTuple):
-    """Something that is known not to be whole."""
+class _Invalid(NamedTuple):
+    """A file that is known to be damaged."""
 
-    inner: str
-    place: str
-    mark: str
+    path: str
+    location: str
+    state: str
     cause: str
     detail: str
 
@@ -175,59 +173,53 @@ class _Bad(NamedTuple):
         raise InvalidExample(self.cause, self.detail)
 
 
-_Item = _File | _Record | _Bad
+_Item = _File | _Record | _Invalid
 
 
 def _items(path: Path) -> Iterator[_Item]:
     if not path.is_dir():
-        yield from _of_file(str(path), path.name, inside='')
+        yield from _of_file(str(path), path.name, prefix='')
         return
-    folder = prepared(path)
+    folder = prepared_folder(path)
     if folder is not None and (folder / 'dataset_info.json').is_file():
         yield from _of_prepared(folder, str(path))
         return
-    for file in list_files(path, (*IMAGE, TAR)):
-        inner = Path(file).relative_to(path).as_posix()
-        yield from _of_file(file, inner, f'{inner}/')
+    for file in list_files(path, has_suffix((*IMAGE, TAR))):
+        below = Path(file).relative_to(path).as_posix()
+        yield from _of_file(file, below, f'{below}/')
 
 
-def _of_file(file: str, inner: str, inside: str) -> Iterator[_Item]:
-    """An image, or those of a tar, whose paths are to begin with `inside`; nothing if it is neither."""
+def _of_file(file: str, path: str, prefix: str) -> Iterator[_Item]:
+    """An image, or those of a tar file, whose paths begin with `prefix`; nothing if it is neither."""
     suffix = os.path.splitext(file)[1].lower()
     if suffix not in (*IMAGE, TAR):
         return
     try:
         stat = os.stat(file)
-    except OSError as error:  # a link to nowhere
-        yield _Bad(inner, file, '', 'unreadable image', str(error))
+    except OSError as error:  # a broken link
+        yield _Invalid(path, file, '', 'unreadable image', str(error))
         return
-    mark = f'{stat.st_size}\0{stat.st_mtime_ns}'
+    state = f'{stat.st_size}\0{stat.st_mtime_ns}'
     if suffix == TAR:
-        yield from _of_tar(file, inner, inside, mark)
+        yield from _of_tar(file, path, prefix, state)
     else:
-        yield _File(inner, file, mark, Part(file, 0, stat.st_size))
+        yield _File(path, file, state, ByteRange(file, 0, stat.st_size))
 
 
-def _of_tar(file: str, inner: str, inside: str, mark: str) -> Iterator[_Item]:
-    """Images by where they lie in the tar; reads only headers."""
+def _of_tar(file: str, path: str, prefix: str, state: str) -> Iterator[_Item]:
     try:
-        with tarfile.open(file, 'r:') as tar:
-            for member in tar:
-                name = os.path.normpath(member.name).lstrip('/')
-                hidden = any(part.startswith('.') and part != '..' for part in name.split('/'))
-                if member.isfile() and not hidden and os.path.splitext(name)[1].lower() in IMAGE:
-                    part = Part(file, member.offset_data, member.size)
-                    yield _File(f'{inside}{name}', f'{file}/{name}', f'{member.size}\0{mark}', part)
-                tar.members = []  # a shard has tens of thousands; the module would keep them all
+        for name, content in list_members(file):
+            is_hidden = any(part.startswith('.') and part != '..' for part in name.split('/'))
+            if not is_hidden and os.path.splitext(name)[1].lower() in IMAGE:
+                yield _File(f'{prefix}{name}', f'{file}/{name}', f'{content.size}\0{state}', content)
     except (tarfile.TarError, EOFError, OSError) as error:
-        yield _Bad(inner, file, mark, 'damaged tar', str(error))
+        yield _Invalid(path, file, state, 'damaged tar', str(error))
 
 
-def _of_prepared(folder: Path, place: str) -> Iterator[_Item]:
-    report = Report.read(folder)
-    mark = f'{report.digest} {report.share:g}'
+def _of_prepared(folder: Path, location: str) -> Iterator[_Item]:
+    state = PreparationReport.read(folder).fingerprint
     for index, name in enumerate((folder / NAMES).read_text().split('\n')[:-1]):
-        yield _Record(name, f'{place}/{name}', mark, str(folder), index)
+        yield _Record(name, f'{location}/{name}', state, str(folder), index)
 
 
 @functools.lru_cache(8)
@@ -236,14 +228,10 @@ def _records(folder: str) -> Sequence[dict]:
     return reader.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
 
 
-# ---- from bytes to pixels --------------------------------------------------------------------------
-
-
-def _loaded(name: str, data: bytes, orientation: int | None = None) -> LoadedImage:
-    """orientation: as EXIF counts it; without one, EXIF's own.  What is refused is what `data prepare` refuses."""
+def _load(name: str, data: bytes, orientation: int | None = None) -> LoadedImage:
+    """orientation: EXIF's 1 .. 8; by default the one that the file states."""
     image, stated = open_image(data)
     orientation = orientation or stated
-    transparent = image.info.pop('transparency', None) is not None  # says how to show it; makes pillow warn
-    as_stored = image.format in STORED and image.mode == 'RGB' and not transparent and orientation == stated == 1
-    pixels_HW3 = apply_symmetry(np.asarray(image.convert('RGB')), SYMMETRY[orientation])
-    return LoadedImage(name, data, SUFFIX[image.format], np.ascontiguousarray(pixels_HW3), as_stored)
+    is_rgb = image.mode == 'RGB' and 'transparency' not in image.info
+    as_stored = image.format in STORED_FORMATS and is_rgb and orientation == stated == 1
+    return LoadedImage(name, data, SUFFIX[image.format], upright_rgb(image, orientation), as_stored)

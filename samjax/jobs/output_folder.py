@@ -1,224 +1,230 @@
-"""A folder of files about many images: each comes into it whole, from one command at a time, which can go on later."""
+"""A folder of files about many images: each file appears whole, one command writes at a time, and it can be resumed."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 
-from samjax.data.formats.dataset_index import InvalidExample
 from samjax.distributed import processes
 from samjax.distributed.map import UNFINISHED, ResultJournal, distributed_map
-from samjax.errors import SamjaxError
+from samjax.errors import InvalidExample, SamjaxError
 from samjax.jobs.image_collection import ImageCollection, LoadedImage
+from samjax.storage import atomic
+from samjax.storage.lock import try_lock
 
-# Hidden, and of a kind that no layout of images with masks looks at, so that neither is taken for a part of a set.
+# Hidden, so that no format of images with masks takes it for a part of a data set.
 HIDDEN = f'.{UNFINISHED}'
 REPORT = 'report.jsonl'
-FULL = errno.ENOSPC, errno.EDQUOT
+DISK_FULL = errno.ENOSPC, errno.EDQUOT
 
 
 class OutputFolder:
-    """A folder that files come into whole.
+    """A folder in which files and folders appear whole.
 
-    unfinished: a folder on the same disk for what is being written; goes when all is done.
+    unfinished: a folder on the same disk for what is being written; it is removed when everything is done.
     """
 
     def __init__(self, folder: Path, unfinished: Path):
         self.folder, self.unfinished = folder, unfinished
 
-    def put(self, file: str, data: bytes) -> None:
-        """A file, at a path below the folder."""
-        with self.part() as part:
-            part.write_bytes(data)
-            self._move(part, file)
+    def write_file(self, file: str, data: bytes) -> None:
+        """Writes `file`, a path below the folder."""
+        with self.replacing(file) as temporary:
+            temporary.write_bytes(data)
 
-    def put_folder(self, name: str, files: Mapping[str, bytes]) -> None:
-        """A folder with just these files."""
-        with self.part() as part:
-            part.mkdir()
+    def write_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Writes the folder `name`, which then holds just these files."""
+        with self.replacing(name) as temporary:
+            temporary.mkdir()
             for file, data in files.items():
-                (part / file).write_bytes(data)
-            shutil.rmtree(self.folder / name, ignore_errors=True)  # of someone who was killed
-            self._move(part, name)
+                (temporary / file).write_bytes(data)
 
     @contextlib.contextmanager
-    def part(self) -> Iterator[Path]:
-        """A path of one's own for something unfinished."""
-        part = self.unfinished / 'parts' / uuid.uuid4().hex
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-        except BaseException:
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
-            raise
-
-    def _move(self, part: Path, file: str) -> None:
-        target = self.folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(part, target)
+    def replacing(self, name: str) -> Iterator[Path]:
+        """Yields a path to write a file or folder at, which becomes `name` below the folder at the end."""
+        target, parts = self.folder / name, self.unfinished / 'parts'
+        for folder in (target.parent, parts):
+            folder.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(target, parts) as temporary:
+            yield temporary
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What became of the images."""
+class ImageReport:
+    """What a command did with its images.
 
-    found: int  # images
-    bad: dict[str, list[str]]  # cause -> places of images with details
-    stamp: dict  # what the files depend on
+    The first line of its file is a JSON object of the fields, each under its key of `KEYS`; each further line names an
+    invalid image.
+    """
 
-    @classmethod
-    def of(cls, answers: Sequence[dict], stamp: dict) -> Self:
-        bad = {}
-        for answer in answers:
-            if 'cause' in answer:
-                bad.setdefault(answer['cause'], []).append(answer['detail'])
-        return cls(len(answers), bad, stamp, **cls.figures([answer for answer in answers if 'cause' not in answer]))
+    num_images: int  # valid or not
+    invalid: dict[str, list[str]]  # cause -> locations of images with details; the first line has their number
+    fingerprint: dict  # what the files depend on
+
+    KEYS: ClassVar[Mapping[str, str]] = {'num_images': 'found', 'invalid': 'bad', 'fingerprint': 'stamp'}
 
     @classmethod
-    def figures(cls, answers: Sequence[dict]) -> dict:
-        """What a kind of report says besides, of the images that were good."""
+    def from_results(cls, results: Sequence[dict], fingerprint: dict) -> Self:
+        """Of the results of all images; those of invalid ones have a cause and a detail."""
+        invalid = {}
+        for result in results:
+            if 'cause' in result:
+                invalid.setdefault(result['cause'], []).append(result['detail'])
+        counts = cls.counts([result for result in results if 'cause' not in result])
+        return cls(len(results), invalid, fingerprint, **counts)
+
+    @classmethod
+    def counts(cls, results: Sequence[dict]) -> dict:
+        """The fields that a subclass adds, from the results of the valid images."""
         return {}
 
     @property
-    def images(self) -> int:
-        """That were good."""
-        return self.found - sum(map(len, self.bad.values()))
+    def num_valid(self) -> int:
+        return self.num_images - self.num_invalid
+
+    @property
+    def num_invalid(self) -> int:
+        return sum(map(len, self.invalid.values()))
 
     @classmethod
     def read(cls, file: Path) -> Self | None:
-        """None if there is no such file, or it is something else."""
+        """None if there is no such file, or if it is something else."""
         try:
-            head, *lines = map(json.loads, file.read_text().splitlines())
-            report = cls(**{**head, 'bad': {cause: [] for cause in head['bad']}})
-            for line in lines:
-                report.bad[line['cause']].append(line['image'])
+            first, *others = map(json.loads, file.read_text().splitlines())
+            if set(first) != set(cls.KEYS.values()):
+                return None
+            report = cls(**{field: first[key] for field, key in cls.KEYS.items()})
+            invalid = {cause: [] for cause in report.invalid}
+            for line in others:
+                invalid[line['cause']].append(line['image'])
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
-        return report
+        return dataclasses.replace(report, invalid=invalid)
 
     def lines(self) -> Iterator[str]:
-        """JSON: the figures, then each bad image."""
-        yield json.dumps({**vars(self), 'bad': {cause: len(places) for cause, places in self.bad.items()}})
-        for cause, places in self.bad.items():
-            yield from (json.dumps({'cause': cause, 'image': place}) for place in places)
+        """The lines of the file."""
+        counts = {cause: len(locations) for cause, locations in self.invalid.items()}
+        fields = vars(self) | {'invalid': counts}
+        yield json.dumps({key: fields[field] for field, key in self.KEYS.items()})
+        for cause, locations in self.invalid.items():
+            yield from (json.dumps({'cause': cause, 'image': location}) for location in locations)
 
     def summary(self) -> str:
-        """Of the bad images, such as '2 unreadable image, 1 not 8 bits'."""
-        return ', '.join(f'{len(places)} {cause}' for cause, places in self.bad.items())
+        """The numbers of invalid images, such as '2 unreadable image, 1 not 8 bits'."""
+        return ', '.join(f'{len(locations)} {cause}' for cause, locations in self.invalid.items())
 
 
-ProcessImage = Callable[
-    [int, LoadedImage], dict
-]  # writes the files of an image, by its number, and says what there is to count
+# Writes the files of an image, given its index, and returns its result, which JSON can hold: what a report counts.
+ProcessImage = Callable[[int, LoadedImage], dict]
 
 
 def process_images(
     out: Path,
     images: ImageCollection,
-    stamp: dict,
-    look_on: Callable[[jax.Device, OutputFolder], ProcessImage],
+    fingerprint: dict,
+    prepare_device: Callable[[jax.Device, OutputFolder], ProcessImage],
     title: str,
-    kind: type[Report],
+    report_class: type[ImageReport],
     devices: int = 0,
     finish: Callable[[OutputFolder, Sequence[dict]], None] | None = None,
-) -> Report:
-    """Files about all images in folder `out`, and a report; goes on where an earlier call with this stamp stopped.
+) -> ImageReport:
+    """Writes files about all images to the folder `out`, and a report; resumes an earlier run of this fingerprint.
 
-    look_on: gives what does an image on a device; title: what the files are; kind: of the report; devices: of each
-    process, 0 is all; finish: writes what is about all images, from all answers.
-    Images that cannot be read are left out and named in the report; their answers have a cause.
+    fingerprint: what the files depend on, for JSON; prepare_device: makes the function that processes images on a
+    device; title: names the files in messages; devices: number for each process, 0 for all; finish: writes what is
+    about all images, given all results.
+    Images that cannot be read are left out and named in the report; their results have a cause and a detail.
 
     Raises:
-        SamjaxError: no image is good, `out` holds something else, another process writes to it, or the disk is full.
+        SamjaxError: no image is valid, `out` holds something else, another process writes to it, or the disk is full.
     """
-    _check_agreement(stamp)
+    _check_same_fingerprint(fingerprint)
     output, is_first = OutputFolder(out, out / HIDDEN), jax.process_index() == 0
-    with contextlib.ExitStack() as stack, _full_disk_said(out):
-        begun = processes.all_gather_objects(_begin(output, stamp, title, kind, stack) if is_first else None)[0]
-        if isinstance(begun, str):
-            raise SamjaxError(begun)
-        if begun is not None:
-            return begun
-        journal = ResultJournal(output.unfinished, stamp)
+    with contextlib.ExitStack() as stack, _disk_full_as_samjax_error(out):
+        state = _open(output, fingerprint, title, report_class, stack) if is_first else None
+        state = processes.all_gather_objects(state)[0]
+        if isinstance(state, str):
+            raise SamjaxError(state)
+        if state is not None:
+            return state
+        journal = ResultJournal(output.unfinished, fingerprint)
         workers = []
         for device in jax.local_devices()[: devices or None]:
             # While one image is on the device the host decodes the next and writes the last; a CPU is the host.
-            workers += [_worker(images, look_on(device, output))] * (1 if device.platform == 'cpu' else 2)
-        answers = distributed_map(len(images), workers, title, journal)
-        report = kind.of(answers, stamp)
-        if not report.images:
-            cause, [first, *_] = next(iter(report.bad.items()))
+            workers += [_worker(images, prepare_device(device, output))] * (1 if device.platform == 'cpu' else 2)
+        results = distributed_map(len(images), workers, title, journal)
+        report = report_class.from_results(results, fingerprint)
+        if not report.num_valid:
+            cause, [first, *_] = next(iter(report.invalid.items()))
             if is_first:
                 shutil.rmtree(output.unfinished)
             raise SamjaxError(
-                f'none of the {report.found} images can be used ({report.summary()}), the first is {first} ({cause}): '
-                'name others'
+                f'none of the {report.num_images} images can be used ({report.summary()}), the first is {first} '
+                f'({cause}): name others'
             )
         if is_first:
             if finish:
-                finish(output, answers)
-            output.put(REPORT, ''.join(f'{line}\n' for line in report.lines()).encode())
+                finish(output, results)
+            output.write_file(REPORT, ''.join(f'{line}\n' for line in report.lines()).encode())
             shutil.rmtree(output.unfinished)
     return report
 
 
-def _worker(images: ImageCollection, look: ProcessImage) -> Callable[[int], dict]:
-    def ask(place: int) -> dict:
+def _worker(images: ImageCollection, process_image: ProcessImage) -> Callable[[int], dict]:
+    def process(index: int) -> dict:
         try:
-            loaded = images[place]
-        except InvalidExample as why:
-            return {'cause': why.cause, 'detail': f'{images.place(place)}: {why.detail}'}
-        return look(place, loaded)
+            image = images[index]
+        except InvalidExample as error:
+            return {'cause': error.cause, 'detail': f'{images.location(index)}: {error.detail}'}
+        return process_image(index, image)
 
-    return ask
-
-
-def _differing(one: dict, other: dict) -> str:
-    return ' and '.join(key for key in one if one[key] != other.get(key))
+    return process
 
 
-def _check_agreement(stamp: dict) -> None:
-    stamps = processes.all_gather_objects(stamp)
-    for process, other in enumerate(stamps):
-        if differing := _differing(stamps[0], other):
+def _differing_keys(first: dict, second: dict) -> str:
+    return ' and '.join(key for key in first if first[key] != second.get(key))
+
+
+def _check_same_fingerprint(fingerprint: dict) -> None:
+    fingerprints = processes.all_gather_objects(fingerprint)
+    for process, other in enumerate(fingerprints):
+        if differing := _differing_keys(fingerprints[0], other):
             raise SamjaxError(
                 f'process {process} has other {differing} than process 0: give all the same command, with paths on a '
                 'disk that all machines see'
             )
 
 
-def _begin(
-    output: OutputFolder, stamp: dict, title: str, kind: type[Report], stack: contextlib.ExitStack
-) -> Report | str | None:
-    """The report if all was done before, what is wrong with the folder, or None if there is work to do.
+def _open(
+    output: OutputFolder, fingerprint: dict, title: str, report_class: type[ImageReport], stack: contextlib.ExitStack
+) -> ImageReport | str | None:
+    """The report if everything is done already, what is wrong with the folder, or None if there is work to do.
 
-    Keeps others out of the folder as long as the stack stands.
+    Locks the folder until the stack is closed.
     """
     out = output.folder
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not stack.enter_context(only_one(out)):
+        if not stack.enter_context(try_lock(out)):
             return f'another process writes to {out}: wait for it, or choose another --out'
-        report, here = kind.read(out / REPORT), sorted(os.listdir(out))
-        begun = report.stamp if report else _read_stamp(output.unfinished)
-        if begun is not None and (differing := _differing(begun, stamp)):
+        report, names = report_class.read(out / REPORT), sorted(os.listdir(out))
+        earlier = report.fingerprint if report else ResultJournal.read_fingerprint(output.unfinished)
+        if earlier is not None and (differing := _differing_keys(earlier, fingerprint)):
             which = title if report else 'an unfinished run'
             return f'{out} holds {which} of other {differing}: choose another --out, or remove that folder'
         if report:
             shutil.rmtree(output.unfinished, ignore_errors=True)
-        elif begun is None and set(here) - {HIDDEN}:
-            return f'{out} is not empty, it holds {here[-1]}: choose another --out'
+        elif earlier is None and set(names) - {HIDDEN}:
+            return f'{out} is not empty, it holds {names[-1]}: choose another --out'
         else:
             shutil.rmtree(output.unfinished / 'parts', ignore_errors=True)
     except OSError as error:
@@ -226,36 +232,12 @@ def _begin(
     return report
 
 
-def _read_stamp(unfinished: Path) -> dict | None:
-    try:
-        return json.loads((unfinished / 'stamp.json').read_text())
-    except (FileNotFoundError, ValueError):  # killed at once
-        return None
-
-
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[bool]:
-    """Whether nobody else holds the folder; a disk without locks is taken at its word."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass
-        yield True
-    finally:
-        os.close(opened)
-
-
-@contextlib.contextmanager
-def _full_disk_said(out: Path) -> Iterator[None]:
+def _disk_full_as_samjax_error(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise SamjaxError(
             f'{out} cannot be written ({error.strerror}): free some space, and the same command goes on'

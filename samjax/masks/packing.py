@@ -1,4 +1,4 @@
-"""How masks travel: as what is not 0 from a data worker to the training process, eight rows in a byte to the device."""
+"""Compact forms of mask arrays: non-zero words between processes, eight rows in a byte between host and device."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class Sparse(NamedTuple):
-    """An array that is mostly 0."""
+class SparseArray(NamedTuple):
+    """A uint8 array of which most is 0."""
 
     shape: tuple[int, ...]
-    places: np.ndarray  # of the words that are not 0
-    words: np.ndarray  # the same, as uint64, or as bytes if there are not eight of them
+    index: np.ndarray  # uint32, of each word that is not 0 in the flattened array
+    words: np.ndarray  # these words: uint64, or uint8 if the size of the array is no multiple of 8
 
 
-def to_sparse(packed: np.ndarray) -> Sparse:
-    """Of a uint8 array in C order; the copy between processes is what it spares."""
+def to_sparse(packed: np.ndarray) -> SparseArray:
+    """Of a uint8 array in C order.  It makes the copy from a data worker to the training process small."""
     words = packed.reshape(-1).view(np.uint8 if packed.size % 8 else np.uint64)
-    places = np.flatnonzero(words).astype(np.uint32)
-    return Sparse(packed.shape, places, words[places])
+    index = np.flatnonzero(words).astype(np.uint32)
+    return SparseArray(packed.shape, index, words[index])
 
 
-def to_dense(sparse: Sparse) -> np.ndarray:
-    """uint8, what `to_sparse` was given."""
+def to_dense(sparse: SparseArray) -> np.ndarray:
+    """The uint8 array that `to_sparse` was given."""
     packed = np.zeros(sparse.shape, np.uint8)
-    packed.reshape(-1).view(sparse.words.dtype)[sparse.places] = sparse.words
+    packed.reshape(-1).view(sparse.words.dtype)[sparse.index] = sparse.words
     return packed
 
 
@@ -37,8 +37,11 @@ def pack_rows(masks_HW: np.ndarray) -> np.ndarray:
 
 
 def unpack_rows(packed_VW: jax.Array, height: int) -> jax.Array:
-    """uint8 (..., V, W) -> bool (..., height, W).  Rows, not columns, lie in a byte: lanes stay lanes on a TPU."""
+    """uint8 (..., V, W) -> bool (..., height, W).
+
+    A byte holds rows, not columns, so that the last axis, which lies in the lanes of a TPU, need not be reshaped.
+    """
     *lead, v, w = packed_VW.shape
-    places = jnp.arange(8, dtype=jnp.uint8).reshape(*[1] * (len(lead) + 1), 8, 1)
-    bits_V8W = packed_VW[..., None, :] >> places & 1
+    shifts = jnp.arange(8, dtype=jnp.uint8).reshape(*[1] * (len(lead) + 1), 8, 1)
+    bits_V8W = packed_VW[..., None, :] >> shifts & 1
     return bits_V8W.reshape(*lead, 8 * v, w)[..., :height, :].astype(bool)

@@ -1,4 +1,4 @@
-"""Layers shared by the encoder and the decoder, initialised as PyTorch does (the reference has no own scheme)."""
+"""Layers of both encoder and decoder, initialized as in PyTorch (the reference code has no scheme of its own)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def einsum_f32(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """jnp.einsum of two arrays of one type, summed and returned in float32; so are the products of its gradient.
 
     On CPUs only such products of bfloat16 use the units for it (AVX-512 BF16, AMX): XLA widens the operands of one that
-    returns bfloat16.  Each letter of `spec` stands in two of its three terms at least, with the same length.
+    returns bfloat16.  Each letter of `spec` occurs in at least two of its three terms, with the same length.
     """
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
@@ -74,7 +74,7 @@ class Linear(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Linear layers with `activation` between them; `widths` names every width from input to output."""
+    """Linear layers with `activation` between them; `widths` are all widths from input to output."""
 
     def __init__(self, widths: tuple[int, ...], activation, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.layers = nnx.List([Linear(i, o, dtype, rngs) for i, o in zip(widths, widths[1:], strict=False)])
@@ -145,7 +145,7 @@ class PatchDeconv(nnx.Module):
 def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x), the exact GELU of the reference, by erf in float32; the gradient is computed from x alone.
 
-    JAX's default is the tanh approximation, and its exact one goes by erfc, which takes twice as many operations.
+    JAX's default is the tanh approximation, and its exact version uses erfc, which takes twice as many operations.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
@@ -175,19 +175,19 @@ def _softmax(logits, axes, dtype):
     return weights.astype(dtype), (weights, jnp.zeros((), logits.dtype))
 
 
-def _softmax_gradient(axes, dtype, kept, g):
-    weights, like = kept
-    moved = weights * g.astype(jnp.float32)
-    return ((moved - weights * moved.sum(axes, keepdims=True)).astype(like.dtype),)
+def _softmax_gradient(axes, dtype, residuals, g):
+    weights, like = residuals
+    weighted = weights * g.astype(jnp.float32)
+    return ((weighted - weights * weighted.sum(axes, keepdims=True)).astype(like.dtype),)
 
 
 softmax.defvjp(_softmax, _softmax_gradient)
 
 
 def dropout(x_B: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of the entries and scales up the rest; each image (first axis) draws with its own key.
+    """Zeroes a fraction `rate` of the entries and scales up the rest; each image (first axis) draws with its own key.
 
-    So what is drawn does not depend on how images are shared out over devices.  The identity without keys.
+    So what is drawn does not depend on how images are distributed over devices.  The identity without keys.
     """
     if keys_B is None or rate == 0:
         return x_B
@@ -196,7 +196,7 @@ def dropout(x_B: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
 
 
 def drop_path(x_BhwD: jax.Array, rate: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-    """Zeroes a residual branch for a share `rate` of the images (stochastic depth)."""
+    """Zeroes a residual branch for a fraction `rate` of the images (stochastic depth)."""
     if keys_B is None:
         return x_BhwD
     keep_B = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys_B)
@@ -204,5 +204,5 @@ def drop_path(x_BhwD: jax.Array, rate: jax.Array, keys_B: jax.Array | None) -> j
 
 
 def split_keys(keys_B: jax.Array | None, count: int):
-    """(count, B) keys from one for each image, or that many times None."""
+    """`count` keys from the key of each image, (count, B), or a list of `count` None without keys."""
     return [None] * count if keys_B is None else jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys_B)

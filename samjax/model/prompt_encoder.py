@@ -8,27 +8,48 @@ import numpy as np
 from flax import nnx
 
 from samjax.model.layers import Buffer, LayerNorm, PatchConv, gelu, normal
+from samjax.model.param_rules import CONV, ParamRule
 from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, NOT_A_POINT, Prompts
+
+# The rules of the parameters, and of the fixed Fourier matrix, which like them is on every device.
+PARAM_RULES = (
+    ParamRule('fourier_2F'),
+    ParamRule('label_embed_4C'),
+    ParamRule('not_a_point_C'),
+    ParamRule('no_mask_C'),
+    ParamRule('mask_conv[123]/kernel', CONV),
+    ParamRule('mask_conv[123]/bias'),
+    ParamRule('mask_norm[12]/(scale|bias)'),
+)
 
 
 class PromptEncoder(nnx.Module):
     """Prompts -> sparse_BNPC tokens, which of them are present (BNP), and a dense_BNhwC map."""
 
-    def __init__(self, config, rngs: nnx.Rngs):
-        c = config.channels
+    def __init__(
+        self,
+        embed_dim: int,
+        image_size: tuple[int, int],
+        embedding_size: tuple[int, int],
+        mask_in_chans: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """embed_dim: C; image_size: (H, W) in px; embedding_size: (h, w); mask_in_chans: see `SamConfig`."""
+        c = embed_dim
         self.fourier_2F = Buffer(jax.random.normal(rngs.params(), (2, c // 2), jnp.float32))
         # negative point, positive point, box top left, box bottom right: the label is the row
         self.label_embed_4C = normal(rngs, (4, c))
         self.not_a_point_C = normal(rngs, (c,))
         self.no_mask_C = normal(rngs, (c,))
-        self.mask_conv1 = PatchConv(2, 1, config.mask_channels // 4, config.dtype, rngs)
-        self.mask_norm1 = LayerNorm(config.mask_channels // 4, 1e-6, config.dtype)
-        self.mask_conv2 = PatchConv(2, config.mask_channels // 4, config.mask_channels, config.dtype, rngs)
-        self.mask_norm2 = LayerNorm(config.mask_channels, 1e-6, config.dtype)
-        self.mask_conv3 = PatchConv(1, config.mask_channels, c, config.dtype, rngs)
-        self.image_size = config.image_size
-        self.grid = config.grid
-        self.dtype = config.dtype
+        self.mask_conv1 = PatchConv(2, 1, mask_in_chans // 4, dtype, rngs)
+        self.mask_norm1 = LayerNorm(mask_in_chans // 4, 1e-6, dtype)
+        self.mask_conv2 = PatchConv(2, mask_in_chans // 4, mask_in_chans, dtype, rngs)
+        self.mask_norm2 = LayerNorm(mask_in_chans, 1e-6, dtype)
+        self.mask_conv3 = PatchConv(1, mask_in_chans, c, dtype, rngs)
+        self.image_size = image_size
+        self.embedding_size = embedding_size
+        self.dtype = dtype
 
     def __call__(self, prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Without mask prompts the map is the same for all objects and cells: N, h and w are 1."""
@@ -56,8 +77,8 @@ class PromptEncoder(nnx.Module):
         return self.mask_conv3(x)
 
     def grid_positions(self) -> jax.Array:
-        """Fourier features of the centres of the embedding grid's cells, (h, w, C) float32."""
-        h, w = self.grid
+        """Fourier features of the centres of the cells of the embedding, (h, w, C) float32."""
+        h, w = self.embedding_size
         y_hw, x_hw = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing='ij')
         return self.fourier(jnp.asarray(np.stack([x_hw, y_hw], -1), jnp.float32))
 

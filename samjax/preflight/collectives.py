@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its optimised HLO text (`compiled.as_text()`).
+"""Collectives of a compiled program, read from its optimized HLO text (`compiled.as_text()`).
 
 HLO is a list of computations, which are lists of instructions, some of which run other computations:
 
@@ -15,8 +15,8 @@ import math
 import re
 from typing import NamedTuple
 
-OTHER_SLICES = 'other-slices'  # a kind of its own: what comes over the network of the data centre, which is slower
-# Bytes that each of n devices receives for a byte that it hands in.
+OTHER_SLICES = 'other-slices'  # a kind of its own: over the network of the data centre, which is slower
+# Bytes that each of n devices receives for each byte of its operand.
 RECEIVED = {
     'all-gather': lambda n: n - 1,
     'all-reduce': lambda n: 2 * (n - 1) / n,  # a reduce-scatter and an all-gather of the sums
@@ -27,8 +27,8 @@ RECEIVED = {
 }
 
 
-class Sent(NamedTuple):
-    """What the collectives of one kind do while a program runs once."""
+class Collective(NamedTuple):
+    """All collectives of a kind, while a program runs once."""
 
     kind: str  # a key of RECEIVED
     count: int  # how many are run
@@ -59,8 +59,8 @@ class Instruction(NamedTuple):
 Computation = dict[str, Instruction]  # by name
 
 
-def read(hlo: str) -> list[Sent]:
-    """One row for each kind that occurs.  All branches of a conditional count as run."""
+def read(hlo: str) -> list[Collective]:
+    """A row for each kind that occurs.  All branches of a conditional count as run."""
     computations = parse(hlo)
     devices = math.prod(map(int, re.findall(r'(?:num_partitions|replica_count)=(\d+)', hlo.partition('\n')[0])))
     counts, received = collections.Counter(), collections.Counter()
@@ -87,7 +87,9 @@ def read(hlo: str) -> list[Sent]:
                     run(called, times, unknown_loops)
 
     run('ENTRY', 1, frozenset())
-    return [Sent(kind, counts[kind], round(received[kind]), len(unknown[kind])) for kind in RECEIVED if counts[kind]]
+    return [
+        Collective(kind, counts[kind], round(received[kind]), len(unknown[kind])) for kind in RECEIVED if counts[kind]
+    ]
 
 
 def parse(hlo: str) -> dict[str, Computation]:
@@ -155,23 +157,23 @@ def trip_count(loop: Instruction, around: Computation, condition: Computation, b
     if (state.op, test.op, next_state.op) != ('tuple', 'compare', 'tuple') or 'direction=LT' not in test.attributes:
         return None
     i, stop = (source(condition, operand) for operand in test.operands)
-    place = index(i)
-    if place is None:
+    position = index(i)
+    if position is None:
         return None
-    start, next_i = source(around, state.operands[place]), source(body, next_state.operands[place])
+    start, next_i = source(around, state.operands[position]), source(body, next_state.operands[position])
     if next_i.op != 'add':
         return None
     same_i, step = (source(body, operand) for operand in next_i.operands)
     numbers = start, stop, step
-    if index(same_i) != place or not all(n.op == 'constant' and re.fullmatch(r'-?\d+', n.inside) for n in numbers):
+    if index(same_i) != position or not all(n.op == 'constant' and re.fullmatch(r'-?\d+', n.inside) for n in numbers):
         return None
     return len(range(*(int(n.inside) for n in numbers)))
 
 
 def index(instruction: Instruction) -> int | None:
     """Which element of a tuple an instruction takes, if it does."""
-    found = re.match(r', index=(\d+)', instruction.attributes)
-    return int(found[1]) if found and instruction.op == 'get-tuple-element' else None
+    match = re.match(r', index=(\d+)', instruction.attributes)
+    return int(match[1]) if match and instruction.op == 'get-tuple-element' else None
 
 
 def root(computation: Computation) -> Instruction:

@@ -1,6 +1,6 @@
-"""Preflight: compiles the training step of a config for TPUs that are not there, and says what it would take.
+"""Preflight: compiles the training step of a config for described TPUs, and reports memory, network and time.
 
-TPU's compiler runs on any machine (`pip install "jax[tpu]"`); its verdict about memory is the one the pod would give.
+TPU's compiler runs on any machine (`pip install "jax[tpu]"`); its verdict about memory is the one of the pod itself.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ import jax.numpy as jnp
 from jax.experimental import serialize_executable, topologies
 from ml_collections import ConfigDict
 
-from samjax.distributed import sharding
+from samjax.distributed import hardware, sharding
 from samjax.errors import SamjaxError
 from samjax.model import flops
 from samjax.preflight import collectives
+from samjax.storage.progress import format_duration
 from samjax.structs import Batch
 from samjax.training.compiled_step import CompiledTrainStep, build
-from samjax.training.metric_logger import duration
 
-UTILISATIONS = (0.3, 0.4, 0.5)
+UTILIZATIONS = (0.3, 0.4, 0.5)
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What one device of a pod would need for the training step, per step unless said otherwise."""
+class PreflightReport:
+    """What the training step needs of each device of a pod, per step unless stated otherwise."""
 
-    chip: str  # as the hardware calls itself
+    chip: str  # jax's `device_kind`
     chips: int
     mesh: dict[str, int]
-    images: int  # on a chip, or on the chips along `tensor` together
+    images: int  # on a chip, or on the group of chips along the mesh axis 'tensor'
     parameters: int
     compile_seconds: float
     arguments: int  # bytes: parameters, optimiser state and batch
-    peak: int | None  # bytes of memory in use at most, arguments included; None: the compiler gave up before it knew
-    refusal: str | None  # what the compiler said, if the program does not fit
+    peak: int | None  # bytes of memory at most, arguments included; None: unknown, as the program does not fit
+    refusal: str | None  # the compiler's message, if the program does not fit
     step_flops: float  # of all chips
-    sent: list[collectives.Sent]
+    sent: list[collectives.Collective]
     steps: int  # of the whole run
     remat: str
-    turns: int
+    grad_accum_steps: int
     objects_per_chunk: int
 
     def lines(self) -> list[str]:
         """The report in words."""
-        spec = flops.CHIPS[self.chip]
-        together = 'chip' if self.mesh['tensor'] == 1 else f'{self.mesh["tensor"]} chips'
+        spec = hardware.CHIPS[self.chip]
+        group = 'chip' if self.mesh['tensor'] == 1 else f'{self.mesh["tensor"]} chips'
         per_chip = self.step_flops / self.chips
         floor = per_chip / spec.peak
         bytes_sent = sum(row.bytes for row in self.sent if row.kind != collectives.OTHER_SLICES)
         lines = [
             f'{self.chips} x {self.chip}, mesh {" x ".join(f"{k} {v}" for k, v in self.mesh.items())}, '
-            f'{self.images} image(s) per {together}, compiled in {self.compile_seconds:.0f} s',
+            f'{self.images} image(s) per {group}, compiled in {self.compile_seconds:.0f} s',
             f'parameters   {self.parameters:,}',
         ]
         if self.refusal is None:
@@ -78,7 +78,9 @@ class Report:
             f'computation  {self.step_flops / 1e12:.0f} TFLOP per step, {per_chip / 1e12:.1f} per chip: '
             f'{floor:.3f} s at peak'
         )
-        hours = ', '.join(f'{duration(floor / share * self.steps)} at {share:.0%}' for share in UTILISATIONS)
+        hours = ', '.join(
+            f'{format_duration(floor / fraction * self.steps)} at {fraction:.0%}' for fraction in UTILIZATIONS
+        )
         lines.append(f'whole run    {self.steps:,} steps: {hours} utilisation')
         lines.append(self.verdict())
         return lines
@@ -87,25 +89,25 @@ class Report:
         """Whether it fits, and what to change."""
         if self.refusal is None:
             return 'fits'
-        mends = []
+        remedies = []
         if self.remat != 'full':
-            mends.append("--config.model.remat='full'")
+            remedies.append("--config.model.remat='full'")
         if self.objects_per_chunk > 1:
-            mends.append(f'--config.prompts.objects_per_chunk={self.objects_per_chunk // 2}')
-        if self.images > self.turns:
-            mends.append(f'--config.train.grad_accum_steps={self.images}')
+            remedies.append(f'--config.prompts.objects_per_chunk={self.objects_per_chunk // 2}')
+        if self.images > self.grad_accum_steps:
+            remedies.append(f'--config.train.grad_accum_steps={self.images}')
         if self.images > 1:
-            mends.append(
+            remedies.append(
                 f'--config.train.batch_size={self.images * self.chips // self.mesh["tensor"] // 2} (or more chips)'
             )
-        mends = mends or ['a chip with more memory']
-        return f'DOES NOT FIT ({self.refusal}): try {", then ".join(mends)}'
+        remedies = remedies or ['a chip with more memory']
+        return f'DOES NOT FIT ({self.refusal}): try {", then ".join(remedies)}'
 
 
-def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) -> Report:
+def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) -> PreflightReport:
     """Compiles the training step of `config` for `slices` of `topology`, such as 'v5e:16x16'.
 
-    save: a file for the compiled program; what can load it is JAX of the same version.
+    save: a file for the compiled program, which JAX of the same version can load.
 
     Raises:
         SamjaxError: the topology is not known, or the config does not fit it.
@@ -133,7 +135,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
                 pickle.dump(serialize_executable.serialize(compiled), file)
     images = config.train.batch_size * compiled.mesh.shape['tensor'] // compiled.mesh.size
     per_image = flops.train_flops(compiled.model, config.data.max_objects, config.prompts.rounds)
-    return Report(
+    return PreflightReport(
         chip=devices[0].device_kind,
         chips=compiled.mesh.size,
         mesh=dict(compiled.mesh.shape),
@@ -147,7 +149,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
         sent=sent,
         steps=config.train.num_steps,
         remat=config.model.remat,
-        turns=config.train.grad_accum_steps,
+        grad_accum_steps=config.train.grad_accum_steps,
         objects_per_chunk=config.prompts.objects_per_chunk,
     )
 
@@ -190,8 +192,8 @@ def bytes_per_device(tree) -> int:
 
 
 def out_of_memory(message: str) -> str | None:
-    """'18.0G of 15.7G' from the compiler's message, None if it is about something else."""
+    """'18.0G of 15.7G' from the compiler's message, None if it is about something else than memory."""
     if 'RESOURCE_EXHAUSTED' not in message:
         return None
-    found = re.search(r'Used ([\d.]+\w) of ([\d.]+\w)|\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)', message)
-    return f'{found[1] or found[3]} of {found[2] or found[4]}' if found else message.strip().split('\n')[0]
+    match = re.search(r'Used ([\d.]+\w) of ([\d.]+\w)|\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)', message)
+    return f'{match[1] or match[3]} of {match[2] or match[4]}' if match else message.strip().split('\n')[0]

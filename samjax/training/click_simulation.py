@@ -1,6 +1,6 @@
-"""Prompt simulation: masks become the clicks and boxes a user would give, inside jit (paper §A; spec §3.3).
+"""Click simulation: masks become the clicks and boxes a user would give, inside jit (paper §A).
 
-Each image draws with a key of its own (`keys_B`), so what is drawn does not depend on how a batch is shared out.
+Each image draws with a key of its own (`keys_B`), so what is drawn does not depend on how a batch is distributed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT
 
 @dataclasses.dataclass(frozen=True)
 class ClickSimulation:
-    """How a user is simulated; the section `prompts` of a config."""
+    """How a user is simulated: the section `prompts` of samjax.config, which explains the fields."""
 
     rounds: int
     box_probability: float
     box_noise: str  # 'gaussian' or 'uniform'
     box_noise_fraction: float  # of the box side
-    box_noise_max: float  # px of the model frame
+    box_noise_max: float  # px of the model input
     stop_mask_gradient: bool
     objects_per_chunk: int
 
@@ -42,8 +42,8 @@ class ClickSimulation:
 def click_schedule(simulation: ClickSimulation, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """When clicks are added: (adds_K bool, slot_K int32), read after each of the K rounds.
 
-    The first round has the initial prompt and the last never has a new one.  Of the rounds between, one, drawn
-    uniformly, has none either: it only sees its own refreshed mask.
+    The first round has the initial prompt and the last never has a new one.  A round between, drawn uniformly, has no
+    new prompt either: it only refines its own mask.
     """
     rounds_K = jnp.arange(simulation.rounds)
     pause = jax.random.randint(key, (), 0, simulation.clicks + 1)
@@ -52,11 +52,11 @@ def click_schedule(simulation: ClickSimulation, key: jax.Array) -> tuple[jax.Arr
 
 
 def first_prompts(
-    simulation: ClickSimulation, masks_BNHW: jax.Array, low_size: tuple[int, int], size_B2, keys_B
+    simulation: ClickSimulation, masks_BNHW: jax.Array, low_res_size: tuple[int, int], size_B2, keys_B
 ) -> Prompts:
     """A uniform foreground point, or the bounding box with noise, for each object; no mask prompt.
 
-    Slots 0 and 1 hold (point, not-a-point) or the two box corners, the rest waits for clicks.
+    Slots 0 and 1 hold (point, not-a-point) or the two box corners, the others are for clicks.
     """
     kind_keys_B, point_keys_B, noise_keys_B = split_keys(keys_B, 3)
     b, n = masks_BNHW.shape[:2]
@@ -73,49 +73,49 @@ def first_prompts(
     return Prompts(
         points_BNP2=jnp.pad(pair_BN22, ((0, 0), (0, 0), (0, clicks), (0, 0))),
         labels_BNP=jnp.pad(pair_BN2, ((0, 0), (0, 0), (0, clicks)), constant_values=ABSENT),
-        mask_BNyx=jnp.zeros((b, n, *low_size), jnp.float32),
+        mask_BNyx=jnp.zeros((b, n, *low_res_size), jnp.float32),
         has_mask_BN=jnp.zeros((b, n), bool),
     )
 
 
 def next_prompts(
     prompts: Prompts,
-    low_BNyx: jax.Array,
-    answer_BNHW: jax.Array,
+    low_res_BNyx: jax.Array,
+    predicted_BNHW: jax.Array,
     masks_BNHW: jax.Array,
-    inside_BHW: jax.Array,
+    content_BHW: jax.Array,
     adds: jax.Array,
     slot: jax.Array,
     keys_B: jax.Array,
 ) -> Prompts:
-    """The earlier prompts, the answer as mask prompt and, if `adds`, a click on an error of the answer in `slot`.
+    """The earlier prompts, the predicted mask as mask prompt and, if `adds`, a click on an error of it in `slot`.
 
     Args:
-      low_BNyx: logits of the answer, fed back as they are.
-      answer_BNHW: the mask they make in the model frame.
-      masks_BNHW: the truth.
-      inside_BHW: where the image is; clicks never fall on padding.
+      low_res_BNyx: logits of the predicted mask, fed back as they are.
+      predicted_BNHW: this mask at the size of the model input.
+      masks_BNHW: the true mask.
+      content_BHW: True on the image; clicks never fall on padding.
     """
-    click_BN2, label_BN = error_click(answer_BNHW, masks_BNHW, inside_BHW, keys_B)
+    click_BN2, label_BN = error_click(predicted_BNHW, masks_BNHW, content_BHW, keys_B)
     # A slot outside the array (after the last click) matches nothing.
-    here_P = adds & (jnp.arange(prompts.labels_BNP.shape[2]) == slot)
+    added_P = adds & (jnp.arange(prompts.labels_BNP.shape[2]) == slot)
     return Prompts(
-        points_BNP2=jnp.where(here_P[None, None, :, None], click_BN2[:, :, None], prompts.points_BNP2),
-        labels_BNP=jnp.where(here_P[None, None], label_BN[:, :, None], prompts.labels_BNP),
-        mask_BNyx=low_BNyx,
+        points_BNP2=jnp.where(added_P[None, None, :, None], click_BN2[:, :, None], prompts.points_BNP2),
+        labels_BNP=jnp.where(added_P[None, None], label_BN[:, :, None], prompts.labels_BNP),
+        mask_BNyx=low_res_BNyx,
         has_mask_BN=jnp.ones_like(prompts.has_mask_BN),
     )
 
 
-def error_click(predicted_BNHW, masks_BNHW, inside_BHW, keys_B) -> tuple[jax.Array, jax.Array]:
+def error_click(predicted_BNHW, masks_BNHW, content_BHW, keys_B) -> tuple[jax.Array, jax.Array]:
     """A pixel drawn uniformly from the errors, (x, y) float32, and its true label.
 
     Without errors it is a background pixel, hence a negative click.
     """
-    inside_BNHW = jnp.broadcast_to(inside_BHW[:, None], masks_BNHW.shape)
-    errors_BNHW = (predicted_BNHW != masks_BNHW) & inside_BNHW
+    content_BNHW = jnp.broadcast_to(content_BHW[:, None], masks_BNHW.shape)
+    errors_BNHW = (predicted_BNHW != masks_BNHW) & content_BNHW
     any_BN = errors_BNHW.any((2, 3))
-    candidates_BNHW = jnp.where(any_BN[..., None, None], errors_BNHW, ~masks_BNHW & inside_BNHW)
+    candidates_BNHW = jnp.where(any_BN[..., None, None], errors_BNHW, ~masks_BNHW & content_BNHW)
     click_BN2 = sample_pixel(candidates_BNHW, keys_B)
     x_BN, y_BN = click_BN2[..., 0].astype(int), click_BN2[..., 1].astype(int)
     b_B1, n_1N = jnp.ogrid[: masks_BNHW.shape[0], : masks_BNHW.shape[1]]
@@ -157,7 +157,7 @@ def bounding_box(masks_BNHW: jax.Array) -> jax.Array:
 
 
 def noisy_box(simulation: ClickSimulation, box_BN22: jax.Array, size_B2: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """Shifts each coordinate by noise in proportion to its side (paper: 10 %, at most 20 px), kept on the image."""
+    """Adds noise in proportion to the side to each coordinate (paper: 10 %, at most 20 px), clipped to the image."""
     side_BN12 = box_BN22[:, :, 1:] - box_BN22[:, :, :1] + 1
     scale_BN12 = simulation.box_noise_fraction * side_BN12
     limit = simulation.box_noise_max

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from samjax.distributed import sharding
-from samjax.model.params import abstract_state
-from samjax.model.sam import SamConfig, sam_config
+from samjax.model import config as model_config
+from samjax.model.config import SamConfig
+from samjax.model.params import ParamRules, abstract_state
 from samjax.training import optimizer
 from samjax.training.click_simulation import ClickSimulation
 from samjax.training.losses import LossConfig
@@ -28,37 +29,41 @@ class CompiledTrainStep:
     rate: Callable  # step -> learning rate
     state: TrainState  # shapes, dtypes and shardings
     init: Callable[[], TrainState]
-    step: Callable  # (state, batch) -> (state, metrics); takes the memory of the old state
+    step: Callable  # (state, batch) -> (state, metrics); donates the old state
 
 
 def build(config: ConfigDict, devices=None) -> CompiledTrainStep:
-    """The program of `config` on `devices`, by default all of the job; nothing is compiled yet.
+    """The training step of `config` on `devices`, by default all of the job; compiled at its first call.
 
     Raises:
         SamjaxError: an option is wrong, or the batch or the mesh does not fit the devices.
     """
-    model = sam_config(**config.model)
-    mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), model.width, model.heads, devices)
+    model, regularization, runtime = model_config.from_options(**config.model)
+    encoder, mesh_config = model.encoder, sharding.MeshConfig(**config.mesh)
+    mesh = sharding.make_mesh(mesh_config, encoder.width, encoder.num_heads, devices)
     sharding.check_batch(config.train.batch_size, config.train.grad_accum_steps, mesh)
-    model = dataclasses.replace(model, attend=sharding.attention(mesh))
-    graphdef, params, _ = abstract_state(model)
+    runtime = dataclasses.replace(runtime, attention=sharding.attention(mesh))
+    graphdef, params, _ = abstract_state(model, regularization, runtime)
 
-    options, loss = optimizer.OptimizerConfig(**config.optimizer), LossConfig(**config.loss)
-    tx = optimizer.make_optimizer(options, params, model)
+    optimizer_config, loss, rules = (
+        optimizer.OptimizerConfig(**config.optimizer),
+        LossConfig(**config.loss),
+        ParamRules(model),
+    )
+    tx = optimizer.make_optimizer(optimizer_config, params, rules)
     init = functools.partial(init_state, model, tx, config.seed)
     shapes = jax.eval_shape(init)
-    shardings = sharding.state_shardings(shapes, mesh)
-    sums = functools.partial(
+    shardings = sharding.state_shardings(shapes, mesh, rules)
+    gradients = functools.partial(
         summed_gradients, graphdef=graphdef, simulation=ClickSimulation(**config.prompts), loss=loss
     )
-    shared = sharding.data_parallel(
-        accumulate_gradients(sums, config.train.grad_accum_steps), params, mesh, model.dtype
-    )
-    step = functools.partial(train_step, summed_gradients=shared, tx=tx, loss=loss, seed=config.seed)
+    gradients = accumulate_gradients(gradients, config.train.grad_accum_steps)
+    gradients = sharding.data_parallel(gradients, params, mesh, rules, runtime.dtype)
+    step = functools.partial(train_step, summed_gradients=gradients, tx=tx, loss=loss, seed=config.seed)
     return CompiledTrainStep(
         mesh=mesh,
         model=model,
-        rate=optimizer.schedule(options),
+        rate=optimizer.schedule(optimizer_config),
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(

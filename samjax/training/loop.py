@@ -1,4 +1,4 @@
-"""The training loop: restore or initialise, then evaluate -> save -> next batch -> step -> log until done."""
+"""The training loop: restore or initialize, then evaluate -> save -> next batch -> step -> log until done."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from samjax.checkpoints import run
 from samjax.data import pipeline
-from samjax.distributed import sharding
+from samjax.distributed import hardware, sharding
 from samjax.errors import SamjaxError
-from samjax.evaluation.eval_model import on_devices
-from samjax.evaluation.eval_result import EvalOptions
-from samjax.evaluation.tasks import interactive
 from samjax.model import flops
-from samjax.training import checkpoints
-from samjax.training import metric_logger as logs
+from samjax.training import metric_logger
 from samjax.training.checkpoints import Checkpoints
 from samjax.training.compiled_step import CompiledTrainStep, build
+from samjax.training.metric_logger import MetricLogger
 from samjax.training.step import TrainState
-from samjax.visualization import pictures
 
-# What a run that was asked to stop exits with: the number of the signal says who asked.
+# Exit codes of a run that was asked to stop, by signal.
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 75}  # Ctrl-C; preemption: "try again" of sysexits.h
+
+# (config, workdir, mesh) -> scores of a state by name
+OpenEvaluation = Callable[[ConfigDict, str, Mesh], Callable[[TrainState], dict[str, float]]]
 
 
 class Stopped(Exception):
@@ -41,72 +41,82 @@ class Stopped(Exception):
         self.code = code
 
 
-def train(config: ConfigDict, workdir: str) -> TrainState:
+def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> TrainState:
     """Trains until update `config.train.num_steps` and returns the last state; the same call continues a stopped run.
 
-    Files: see `samjax.training.checkpoints` and `samjax.training.metric_logger`; pictures of each evaluation in workdir/pictures.
+    open_evaluation: makes the evaluation during training, such as
+    `samjax.evaluation.during_training.TrainingEvaluation`.
+    Files: see `samjax.training.checkpoints` and `samjax.training.metric_logger`.
 
     Raises:
-        SamjaxError: a setting or file is wrong, too many steps had no finite loss, or the disk is full.
+        SamjaxError: an option or file is wrong, too many steps had no finite loss, or the disk is full.
         Stopped: Ctrl-C was pressed or SIGTERM sent, to any process of the job; the state is saved.
     """
     begun = time.perf_counter()
     compiled = build(config)
-    mesh, steps = compiled.mesh, config.train.num_steps
+    mesh, num_steps = compiled.mesh, config.train.num_steps
     batches = open_batches(config)
-    evaluation = Evaluation(config, workdir, mesh)
+    evaluate = open_evaluation(config, workdir, mesh)
     checkpoints = Checkpoints(workdir, config.train.max_to_keep, config)
 
-    # Restore or initialise.
+    # Restore or initialize.
     if checkpoints.latest is None:
         state = initial_state(config, compiled)
     else:
         state = checkpoints.restore(compiled.state, batches)
     start = int(state.step)
-    every, batch = config.train.log_every, config.train.batch_size
-    log = logs.Log(workdir, start, steps, every, batch, compiled.rate, begun, utilisation(config, compiled))
-    log.say(logs.parameter_table(state.params))
-    log.say(f'{logs.device_line(mesh)}; {config.train.batch_size} images per step')
-    log.say(f'{"continues" if start else "starts"} at step {start} of {steps} in {workdir}; the first step compiles')
+    every, batch_size = config.train.log_every, config.train.batch_size
+    mfu = utilization(config, compiled)
+    log = MetricLogger(workdir, start, num_steps, every, batch_size, compiled.rate, begun, mfu)
+    log.print(metric_logger.parameter_table(state.params))
+    log.print(f'{metric_logger.device_line(mesh)}; {batch_size} images per step')
+    verb = 'continues' if start else 'starts'
+    log.print(f'{verb} at step {start} of {num_steps} in {workdir}; the first step compiles')
 
-    # Contract.  `done` updates lie behind the state.  Before the next batch is taken, the scores of this state are in
-    # the log and the state is on its way to the disk, if they are due; so what a restored run finds is what it would
-    # have made.  Metrics of a step, and whether a process was asked to stop, are read after the next one is dispatched,
-    # so all processes know it before the same step; then time may be short, and nothing is evaluated.  Between batch
-    # and dispatch nothing moves between host and device unless it says so.
+    # Contract.  `done` updates made this state.  Before the next batch is taken, the scores of this state are logged
+    # and its checkpoint is being written, if they are due: a restored run finds what it would have made.  Metrics of a
+    # step, and whether a process was asked to stop, are read after the next step is dispatched, so that all processes
+    # know it before the same step; then time may be short, and nothing is evaluated.  Between batch and dispatch there
+    # are only explicit transfers between host and device.
     intervals = config.train.eval_every, config.train.save_every
-    pending = Pending(log, config.train.max_skipped, checkpoints)
-    trace = Trace(config.train.profile_steps, workdir)
-    with contextlib.closing(log), contextlib.closing(batches), contextlib.closing(checkpoints), _signals() as asked:
-        for done in range(start, steps):
+    pending = PendingStep(log, config.train.max_skipped, checkpoints)
+    profiler = ProfilerTrace(config.train.profile_steps, workdir)
+    with (
+        contextlib.closing(log),
+        contextlib.closing(batches),
+        contextlib.closing(checkpoints),
+        _stop_signals() as stop_signal,
+    ):
+        for done in range(start, num_steps):
             due_evaluation, due_save = (done > start and done % every == 0 for every in intervals)
             if due_evaluation or due_save:
                 pending.settle()
-            if pending.asked:
+            if pending.stop_signal:
                 checkpoints.save(state, batches)
                 checkpoints.wait()
-                raise Stopped(f'stopped and saved at step {done}; the same command continues', EXIT[pending.asked])
+                code = EXIT[pending.stop_signal]
+                raise Stopped(f'stopped and saved at step {done}; the same command continues', code)
             if due_evaluation:
-                with log.spends('evaluation'):
-                    log.values(done, evaluation(state))
+                with log.time_of('evaluation'):
+                    log.values(done, evaluate(state))
             if due_save:
-                with log.spends('saving'):
+                with log.time_of('saving'):
                     checkpoints.save(state, batches)
-            trace.before(done + 1, pending)
+            profiler.before(done + 1, pending)
             with jax.transfer_guard('disallow'):
-                with log.waits(pending.is_computed):
+                with log.waiting(pending.is_computed):
                     batch = next(batches)
                 batch = sharding.to_global(batch, mesh)
                 state, metrics = compiled.step(state, batch)
-                vote = sharding.global_max(asked(), mesh)
+                stop_anywhere = sharding.global_max(stop_signal(), mesh)
             pending.settle()
-            pending.add(done + 1, metrics, vote)
+            pending.add(done + 1, metrics, stop_anywhere)
         pending.settle()
-        trace.close()
-        if start < steps:
-            with log.spends('evaluation'):
-                log.values(steps, evaluation(state))
-            with log.spends('saving'):
+        profiler.close()
+        if start < num_steps:
+            with log.time_of('evaluation'):
+                log.values(num_steps, evaluate(state))
+            with log.time_of('saving'):
                 checkpoints.save(state, batches)
                 checkpoints.wait()
         log.finish()
@@ -114,7 +124,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
 
 def initial_state(config: ConfigDict, compiled: CompiledTrainStep) -> TrainState:
-    """A fresh state, with the parameters of the checkpoint that `config.train.init_from` names, if it does.
+    """A new state, with the parameters of the checkpoint at `config.train.init_from`, if there is one.
 
     Raises:
         SamjaxError: there is no checkpoint, or one of a model of another size.
@@ -122,67 +132,67 @@ def initial_state(config: ConfigDict, compiled: CompiledTrainStep) -> TrainState
     state = compiled.init()
     if not config.train.init_from:
         return state
-    wanted = compiled.state.params, compiled.state.buffers
-    params, buffers, _ = checkpoints.restore_params(config.train.init_from, config, wanted)
+    shapes = compiled.state.params, compiled.state.buffers
+    params, buffers, _ = run.restore_params(config.train.init_from, config, shapes)
     return dataclasses.replace(state, params=params, buffers=buffers)
 
 
-def utilisation(config: ConfigDict, compiled: CompiledTrainStep) -> Callable[[float], float]:
-    """Images per second -> share of the peak of all devices (MFU), NaN if that is not known."""
-    peak = flops.peak(compiled.mesh.devices.flat[0].device_kind) or math.nan
+def utilization(config: ConfigDict, compiled: CompiledTrainStep) -> Callable[[float], float]:
+    """Images per second -> fraction of the peak of all devices (MFU), NaN if the peak is unknown."""
+    peak = hardware.peak(compiled.mesh.devices.flat[0].device_kind) or math.nan
     per_image = flops.train_flops(compiled.model, config.data.max_objects, config.prompts.rounds)
     return lambda images_per_second: images_per_second * per_image / (compiled.mesh.size * peak)
 
 
-class Pending:
-    """What the last dispatched step will say: its metrics, and whether a process was asked to stop."""
+class PendingStep:
+    """The results of the last dispatched step: its metrics, and whether a process was asked to stop."""
 
-    def __init__(self, log: logs.Log, max_skipped: int, checkpoints: Checkpoints):
+    def __init__(self, log: MetricLogger, max_skipped: int, checkpoints: Checkpoints):
         self._log, self._max_skipped, self._checkpoints = log, max_skipped, checkpoints
-        self._step, self._metrics, self._vote = 0, None, None
-        self.asked = 0  # the signal that a process of the job got, as of the last step that was settled
+        self._step, self._metrics, self._stop_anywhere = 0, None, None
+        self.stop_signal = 0  # the signal that a process of the job got, as of the last settled step
 
-    def add(self, step: int, metrics: dict[str, jax.Array], vote: jax.Array) -> None:
-        """Takes what update `step` says, which may still be computed."""
-        self._step, self._metrics, self._vote = step, metrics, vote
+    def add(self, step: int, metrics: dict[str, jax.Array], stop_anywhere: jax.Array) -> None:
+        """Takes the results of update `step`, which may still be being computed."""
+        self._step, self._metrics, self._stop_anywhere = step, metrics, stop_anywhere
 
     def is_computed(self) -> bool:
-        """Whether the devices are done with the step, so that they have nothing to do."""
+        """Whether the devices have finished the step, so that they are idle."""
         return self._metrics is None or self._metrics['loss'].is_ready()
 
     def settle(self) -> None:
-        """Waits for it and logs it.
+        """Waits for the results and logs them.
 
         Raises:
-            SamjaxError: loss or gradient were not finite in too many steps in a row.
+            SamjaxError: loss or gradient were not finite in too many consecutive steps.
         """
         if self._metrics is None:
             return
         metrics = {name: float(value) for name, value in jax.device_get(self._metrics).items()}
-        self.asked = int(jax.device_get(self._vote))
+        self.stop_signal = int(jax.device_get(self._stop_anywhere))
         self._metrics = None
         if metrics['skipped']:
-            bad = next(name for name in ('loss', 'grad_norm') if not math.isfinite(metrics[name]))
-            said = f'{bad} is {metrics[bad]} at step {self._step}'
+            name = next(name for name in ('loss', 'grad_norm') if not math.isfinite(metrics[name]))
+            event = f'{name} is {metrics[name]} at step {self._step}'
             if metrics['skipped'] > self._max_skipped:
                 last = self._checkpoints.latest
                 kept = 'no checkpoint exists yet' if last is None else f'the last good checkpoint is step {last}'
                 raise SamjaxError(
-                    f'{said}, training stops ({kept}): lower --config.optimizer.lr or set --config.optimizer.clip_norm'
+                    f'{event}, training stops ({kept}): lower --config.optimizer.lr or set --config.optimizer.clip_norm'
                 )
-            self._log.say(f'{said}: the step is skipped')
+            self._log.print(f'{event}: the step is skipped')
         self._log.step(self._step, metrics)
 
 
-class Trace:
-    """A profiler trace of steps `first` to `last` in workdir/profile; see it with `xprof --logdir`."""
+class ProfilerTrace:
+    """A profiler trace of steps `first` to `last` in workdir/profile; view it with `xprof --logdir`."""
 
     def __init__(self, steps: tuple[int, int], workdir: str):
         self._first, self._last = steps
         self._folder = str(pathlib.Path(workdir) / 'profile')
         self._running = False
 
-    def before(self, step: int, pending: Pending) -> None:
+    def before(self, step: int, pending: PendingStep) -> None:
         """To be called before update `step` begins."""
         if step == self._first:
             pending.settle()
@@ -198,33 +208,14 @@ class Trace:
         self._running = False
 
 
-class Evaluation:
-    """Scores of a state on the evaluation images; draws workdir/pictures/step_<step>.png."""
-
-    def __init__(self, config: ConfigDict, workdir: str, mesh: Mesh):
-        self._config, self._mesh = config, mesh
-        limits = EvalOptions(max_images=config.eval.max_images, max_objects=config.eval.max_objects)
-        self._interactive = interactive.open_interactive(config, interactive.open_source(config), limits)
-        self._folder = pathlib.Path(workdir) / 'pictures'
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        model = sharding.local_copy((state.params, state.buffers), self._mesh)
-        segmenters = interactive.sam_segmenters('sam', self._config, on_devices(self._config, *model))
-        outcome = self._interactive.measure(segmenters)
-        if outcome.pictures and jax.process_index() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            pictures.mask_grid(self._folder / f'step_{int(state.step):06d}.png', outcome.pictures)
-        return {f'eval/{name}': value for name, value in outcome.values() if math.isfinite(value)}
-
-
 def open_batches(config: ConfigDict) -> pipeline.Batches:
-    """This process's share of the training batches, from the first one on."""
+    """The rows of this process of all training batches, from the first batch on."""
     frame = tuple(config.model.image_size)
     mix = [(config.data.path, 1.0), *config.data.mix]
-    if not all(isinstance(one, tuple) and len(one) == 2 for one in mix):
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in mix):
         raise SamjaxError(f"data.mix {config.data.mix} is not like (('/data/more', 10.0),): pairs of path and weight")
-    open_set = functools.partial(
-        pipeline.open_set,
+    open_dataset = functools.partial(
+        pipeline.open_dataset,
         seed=config.seed,
         image_size=frame,
         length=config.data.synthetic_train_images,
@@ -232,32 +223,32 @@ def open_batches(config: ConfigDict) -> pipeline.Batches:
         max_invalid_fraction=config.data.max_invalid_fraction,
     )
     return pipeline.train_loader(
-        [(open_set(path), weight) for path, weight in mix],
+        [(open_dataset(path), weight) for path, weight in mix],
         seed=config.seed,
         frame=frame,
-        batch=config.train.batch_size,
+        batch_size=config.train.batch_size,
         max_objects=config.data.max_objects,
-        max_area=config.data.max_area_fraction,
+        max_area_fraction=config.data.max_area_fraction,
         flip=config.data.flip,
-        jitter=config.data.scale_jitter,
-        workers=config.data.num_workers,
+        scale_jitter=config.data.scale_jitter,
+        num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
     )
 
 
 @contextlib.contextmanager
-def _signals():
-    """Yields a function that says which signal of `EXIT` came, 0 for none; one that comes again acts at once."""
-    came = []
+def _stop_signals():
+    """Yields a function that gives the signal of `EXIT` that came, 0 for none; a second signal acts at once."""
+    received = []
 
     def note(number, frame):
-        came.append(number)
+        received.append(number)
         signal.signal(number, before[number])
-        print(f'{signal.Signals(number).name}: saves after this step; once more stops at once', flush=True)
+        print(f'{signal.Signals(number).name}: saves after this step; a second signal stops at once', flush=True)
 
     before = {number: signal.signal(number, note) for number in EXIT}
     try:
-        yield lambda: max(came, default=0)
+        yield lambda: max(received, default=0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

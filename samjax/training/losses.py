@@ -1,4 +1,4 @@
-"""Losses: focal + dice on the best of the answered masks, and regression of its IoU (paper §3, §A; spec §3.1)."""
+"""Losses: focal + dice on the best of the predicted masks, and regression of its IoU (paper §3 and §A)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from samjax.errors import SamjaxError
+from samjax.masks.iou import mask_iou
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights and choices; the section `loss` of a config."""
+    """The section `loss` of samjax.config, which explains the fields."""
 
     focal: float
     dice: float
@@ -35,60 +36,60 @@ class LossConfig:
 
 
 def sam_loss(
-    options: LossConfig,
-    low_BNMyx: jax.Array,
+    config: LossConfig,
+    low_res_BNMyx: jax.Array,
     iou_BNM: jax.Array,
     masks_BNHW: jax.Array,
     area_BHW: jax.Array,
     upscale: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
-    """The three loss parts of each object, unweighted, and the IoU its best mask has: each (B, N).
+    """The three loss terms of each object, unweighted, and the IoU of its best mask: each (B, N).
 
-    Of the M candidates the one with the lowest weighted focal + dice loss counts, and only its gradient flows.  So they
-    are judged one after the other without gradient, and the best once more with it: one is at full size at a time.
+    Of the M predicted masks the one with the lowest weighted focal + dice loss counts, and only its gradient flows.  So
+    each is scored without gradient, one after another, and the best again with it: one mask is at full size at a time.
 
     Args:
-      low_BNMyx: logits of the candidate masks, float32.
-      iou_BNM: the IoU the model expects of each.
-      masks_BNHW: the truth, bool.
+      low_res_BNMyx: logits of the predicted masks, float32.
+      iou_BNM: their predicted IoU.
+      masks_BNHW: the true masks, bool.
       area_BHW: bool, pixels that count.
-      upscale: from the size of the logits to that of the truth, a mask of each object.
+      upscale: logits of a mask of each object, from their size to that of the true masks.
     """
     weight_B1HW, truth_BNHW = area_BHW[:, None].astype(jnp.float32), masks_BNHW.astype(jnp.float32)
 
-    def score_masks(low_BNyx):
+    def score_masks(low_res_BNyx):
         """Focal loss, dice loss and IoU of a mask of each object."""
-        logits_BNHW = upscale(low_BNyx)
-        focal_BN = focal_loss(logits_BNHW, truth_BNHW, weight_B1HW, options.focal_alpha, options.focal_gamma)
-        actual_BN = mask_iou(logits_BNHW > 0, masks_BNHW, area_BHW[:, None])
-        return focal_BN, dice_loss(logits_BNHW, truth_BNHW, weight_B1HW), actual_BN
+        logits_BNHW = upscale(low_res_BNyx)
+        focal_BN = focal_loss(logits_BNHW, truth_BNHW, weight_B1HW, config.focal_alpha, config.focal_gamma)
+        mask_iou_BN = mask_iou(logits_BNHW > 0, masks_BNHW, area_BHW[:, None])
+        return focal_BN, dice_loss(logits_BNHW, truth_BNHW, weight_B1HW), mask_iou_BN
 
-    if low_BNMyx.shape[2] == 1:
-        best_BN1 = jnp.zeros((*low_BNMyx.shape[:2], 1), jnp.int32)
-        focal_BN, dice_BN, actual_BN = score_masks(low_BNMyx[:, :, 0])
-        actual_BNM = actual_BN[..., None]
+    if low_res_BNMyx.shape[2] == 1:
+        best_BN1 = jnp.zeros((*low_res_BNMyx.shape[:2], 1), jnp.int32)
+        focal_BN, dice_BN, mask_iou_BN = score_masks(low_res_BNMyx[:, :, 0])
+        mask_iou_BNM = mask_iou_BN[..., None]
     else:
-        low_MBNyx = jnp.moveaxis(jax.lax.stop_gradient(low_BNMyx), 2, 0)
-        focal_BNM, dice_BNM, actual_BNM = (jnp.moveaxis(x, 0, -1) for x in jax.lax.map(score_masks, low_MBNyx))
-        best_BN1 = jnp.argmin(options.focal * focal_BNM + options.dice * dice_BNM, -1)[..., None]
-        focal_BN, dice_BN, actual_BN = score_masks(take_mask(low_BNMyx, best_BN1))
+        low_res_MBNyx = jnp.moveaxis(jax.lax.stop_gradient(low_res_BNMyx), 2, 0)
+        focal_BNM, dice_BNM, mask_iou_BNM = (jnp.moveaxis(x, 0, -1) for x in jax.lax.map(score_masks, low_res_MBNyx))
+        best_BN1 = jnp.argmin(config.focal * focal_BNM + config.dice * dice_BNM, -1)[..., None]
+        focal_BN, dice_BN, mask_iou_BN = score_masks(take_mask(low_res_BNMyx, best_BN1))
 
-    square_BNM = jnp.square(iou_BNM - actual_BNM)
-    if options.iou_supervision == 'selected':
+    square_BNM = jnp.square(iou_BNM - mask_iou_BNM)
+    if config.iou_supervision == 'selected':
         iou_loss_BN = jnp.take_along_axis(square_BNM, best_BN1, -1)[..., 0]
     else:
         iou_loss_BN = square_BNM.mean(-1)
-    return {'focal': focal_BN, 'dice': dice_BN, 'iou': iou_loss_BN, 'mask_iou': actual_BN}
+    return {'focal': focal_BN, 'dice': dice_BN, 'iou': iou_loss_BN, 'mask_iou': mask_iou_BN}
 
 
 def take_mask(logits_BNMyx: jax.Array, index_BN1: jax.Array) -> jax.Array:
-    """The mask of each object that its index names."""
+    """The mask of each object at its index."""
     return jnp.take_along_axis(logits_BNMyx, index_BN1[..., None, None], 2)[:, :, 0]
 
 
-def total(options: LossConfig, parts: dict[str, jax.Array]) -> jax.Array:
-    """20 focal + dice + IoU, by the weights of `options`."""
-    return options.focal * parts['focal'] + options.dice * parts['dice'] + options.iou * parts['iou']
+def total(config: LossConfig, terms: dict[str, jax.Array]) -> jax.Array:
+    """The weighted sum of the terms, by default 20 focal + dice + IoU."""
+    return config.focal * terms['focal'] + config.dice * terms['dice'] + config.iou * terms['iou']
 
 
 def focal_loss(logits: jax.Array, truth: jax.Array, weight: jax.Array, alpha: float, gamma: float) -> jax.Array:
@@ -111,10 +112,3 @@ def dice_loss(logits: jax.Array, truth: jax.Array, weight: jax.Array) -> jax.Arr
     t = truth * weight
     overlap = (p * t).sum((-2, -1))
     return 1 - (2 * overlap + 1) / (p.sum((-2, -1)) + t.sum((-2, -1)) + 1)
-
-
-def mask_iou(predicted: jax.Array, truth: jax.Array, area: jax.Array) -> jax.Array:
-    """Intersection over union of bool masks over the last two axes, on the pixels of `area`; 0 if both are empty."""
-    intersection = (predicted & truth & area).sum((-2, -1))
-    union = ((predicted | truth) & area).sum((-2, -1))
-    return intersection / jnp.maximum(union, 1)

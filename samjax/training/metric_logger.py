@@ -1,10 +1,10 @@
-"""What a run tells: one progress line per interval, metrics.jsonl, TensorBoard events, and curves at the end.
+"""Logs of a training run: a progress line per interval, metrics.jsonl, TensorBoard events, and curves at the end.
 
-    workdir/metrics.jsonl         one JSON object per line: step and whatever was measured after that many updates
+    workdir/metrics.jsonl         one JSON object per line: step and the values measured after that many updates
     workdir/tensorboard/          the same as events
-    workdir/pictures/curves.png   loss parts and evaluation scores against the step
+    workdir/pictures/curves.png   loss terms and evaluation scores against the step
 
-In a job of several processes only the first one tells anything.
+In a job of several processes only the first one logs.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ import optax
 import tensorboardX
 from jax.sharding import Mesh
 
-from samjax.training import checkpoints
+from samjax.storage import atomic
+from samjax.storage.progress import format_duration
 
 LOSSES = ('loss', 'focal', 'dice', 'iou')
-SLOW_DATA = 0.05  # share of the time, from which on waiting for data is worth a line
+SLOW_DATA = 0.05  # fraction of the time from which on waiting for data is reported
 
 
-class Log:
-    """Collects the metrics of each step and tells their means once per interval."""
+class MetricLogger:
+    """Collects the metrics of each step and logs their means once per interval."""
 
     def __init__(
         self,
         workdir: str,
         start: int,
-        steps: int,
+        num_steps: int,
         every: int,
-        batch: int,
+        batch_size: int,
         rate: optax.Schedule,
         begun: float,
-        utilisation: Callable[[float], float],
+        utilization: Callable[[float], float],
     ):
-        """Continues after update `start` of `steps`: what the files hold of later steps is dropped.
+        """Continues after update `start` of `num_steps`: what the files hold of later steps is dropped.
 
-        A line is told every `every` steps; `batch` is the number of images per step, `rate` the learning rate, `begun`
-        when the process began to prepare for them (time.perf_counter) and `utilisation` makes images per second a
-        share of what the devices could do, NaN where that is not known.
+        every: steps per interval; batch_size: images per step; rate: the learning rate; begun: time.perf_counter() at
+        the start of the process; utilization: images per second -> fraction of the devices' peak (MFU), or NaN.
         """
-        self._speaks = jax.process_index() == 0
-        self._steps, self._every, self._batch, self._rate = steps, every, batch, rate
-        self._utilisation = utilisation
+        self._is_first_process = jax.process_index() == 0
+        self._num_steps, self._every, self._batch_size, self._rate = num_steps, every, batch_size, rate
+        self._utilization = utilization
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._count = 0
         self._timed = 0  # steps since `_since`
@@ -59,16 +59,16 @@ class Log:
         self._begun = begun
         self._spent: dict[str, float] = collections.defaultdict(float)  # s, by what else than steps
         self._waited = 0.0  # s, for data since `_since`
-        if self._speaks:
+        if self._is_first_process:
             self._workdir, folder = workdir, pathlib.Path(workdir)
             folder.mkdir(parents=True, exist_ok=True)
             lines = [line for line in read_metrics(workdir) if line['step'] <= start]
             self._path = folder / 'metrics.jsonl'
-            checkpoints.write(self._path, ''.join(json.dumps(line) + '\n' for line in lines))
+            atomic.write_text(self._path, ''.join(json.dumps(line) + '\n' for line in lines))
             self._events = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics of update `step`; at the end of an interval tells their means since the last line."""
+        """Takes the metrics of update `step`; at the end of an interval logs their means since the last line."""
         for name, value in metrics.items():
             self._sums[name] += value
         self._count += 1
@@ -77,12 +77,12 @@ class Log:
             self._spent['start'] = self._since - self._begun - sum(self._spent.values())
         else:
             self._timed += 1
-        if step % self._every == 0 or step == self._steps:
-            self._tell(step)
+        if step % self._every == 0 or step == self._num_steps:
+            self._log_means(step)
 
     def values(self, step: int, values: dict[str, float]) -> None:
         """Writes values measured after `step` updates to the files."""
-        if not self._speaks:
+        if not self._is_first_process:
             return
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step} | values) + '\n')
@@ -90,39 +90,39 @@ class Log:
             self._events.add_scalar(name.replace('@', '_'), value, step)  # TensorBoard allows no @
         self._events.flush()
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Prints a line."""
-        if self._speaks:
+        if self._is_first_process:
             print(line, flush=True)
 
     @contextlib.contextmanager
-    def spends(self, on: str):
-        """What happens inside is not training: it counts as time spent `on` something else."""
+    def time_of(self, activity: str):
+        """The time inside is not training: it counts as that of another `activity`."""
         begun = time.perf_counter()
         yield
         spent = time.perf_counter() - begun
         self._since += spent
-        self._spent[on] += spent
+        self._spent[activity] += spent
 
     @contextlib.contextmanager
-    def waits(self, is_idle: Callable[[], bool]):
-        """Waiting for data inside is lost time if the devices were idle at its end, as `is_idle` says."""
+    def waiting(self, is_idle: Callable[[], bool]):
+        """The time inside is waiting for data, and is lost if the devices were idle at its end, as `is_idle` says."""
         begun = time.perf_counter()
         yield
         if is_idle() and not math.isnan(self._since):
             self._waited += time.perf_counter() - begun
 
     def finish(self) -> None:
-        """Says how the time of this process was used, and draws the curves of the whole run."""
-        if self._speaks:
-            self.say(goodput(time.perf_counter() - self._begun, self._spent))
-            self.say(f'done: {draw_curves(self._workdir)}')
+        """Reports how the time of this process was used, and draws the curves of the whole run."""
+        if self._is_first_process:
+            self.print(goodput(time.perf_counter() - self._begun, self._spent))
+            self.print(f'done: {draw_curves(self._workdir)}')
 
     def close(self) -> None:
-        if self._speaks:
+        if self._is_first_process:
             self._events.close()
 
-    def _tell(self, step: int) -> None:
+    def _log_means(self, step: int) -> None:
         means = {name: total / self._count for name, total in self._sums.items()}
         lr = float(self._rate(step - 1))
         now = time.perf_counter()
@@ -131,48 +131,39 @@ class Log:
         self._spent['data'] += self._waited
         self._sums.clear()
         self._count, self._timed, self._since, self._waited = 0, 0, now, 0.0
-        used = self._utilisation(per_second * self._batch)
-        speed = {'images_per_second': per_second * self._batch, 'mfu': used, 'data_wait': waited}
+        mfu = self._utilization(per_second * self._batch_size)
+        speed = {'images_per_second': per_second * self._batch_size, 'mfu': mfu, 'data_wait': waited}
         known = {name: value for name, value in speed.items() if not math.isnan(per_second + value)}
         self.values(step, {f'train/{name}': value for name, value in ({'lr': lr} | means | known).items()})
-        self.say(progress(step, self._steps, means, lr, per_second, self._batch, used))
+        self.print(progress(step, self._num_steps, means, lr, per_second, self._batch_size, mfu))
         if waited > SLOW_DATA:
-            self.say(f'the devices waited {waited:.0%} of the time for data: raise --config.data.num_workers')
+            self.print(f'the devices waited {waited:.0%} of the time for data: raise --config.data.num_workers')
 
 
 def progress(
-    step: int, steps: int, means: dict[str, float], lr: float, per_second: float, batch: int, used: float
+    step: int, num_steps: int, means: dict[str, float], lr: float, per_second: float, batch_size: int, mfu: float
 ) -> str:
-    """One line: where the run stands, how fast (steps per second; NaN: not known yet) and when it ends."""
-    parts = ', '.join(f'{name} {means[name]:.4f}' for name in LOSSES[1:])
+    """One line: step, speed (steps per second; NaN: not known yet), losses and time left."""
+    terms = ', '.join(f'{name} {means[name]:.4f}' for name in LOSSES[1:])
     known = not math.isnan(per_second)
-    speed = f'{per_second * batch:.1f} images/s' if known else '- images/s'
-    speed += '' if math.isnan(used) else f' (MFU {used:.0%})'
-    left = duration((steps - step) / per_second) if known else '-'
+    speed = f'{per_second * batch_size:.1f} images/s' if known else '- images/s'
+    speed += '' if math.isnan(mfu) else f' (MFU {mfu:.0%})'
+    left = format_duration((num_steps - step) / per_second) if known else '-'
     return (
-        f'step {step}/{steps} | {speed} | loss {means["loss"]:.4f} ({parts}) | '
+        f'step {step}/{num_steps} | {speed} | loss {means["loss"]:.4f} ({terms}) | '
         f'mask IoU {means["mask_iou_first"]:.3f} to {means["mask_iou_last"]:.3f} | lr {lr:.2e} | ETA {left}'
     )
 
 
-def duration(seconds: float) -> str:
-    """3723 s -> '1 h 02 min'; 62 s -> '1 min 02 s'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f'{hours} h {minutes_left:02d} min'
-    return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
-
-
 def goodput(seconds: float, spent: dict[str, float]) -> str:
-    """One line: the share of `seconds` that was training, and what else took time."""
-    others = ', '.join(f'{on} {duration(s)}' for on, s in spent.items() if s >= 0.5)
-    share = 1 - sum(spent.values()) / seconds
-    return f'goodput {share:.1%} of {duration(seconds)}' + (f' (else: {others})' if others else '')
+    """One line: the fraction of `seconds` that was training, and what else took time."""
+    others = ', '.join(f'{activity} {format_duration(s)}' for activity, s in spent.items() if s >= 0.5)
+    fraction = 1 - sum(spent.values()) / seconds
+    return f'goodput {fraction:.1%} of {format_duration(seconds)}' + (f' (else: {others})' if others else '')
 
 
 def parameter_table(params) -> str:
-    """Parameters by module: the first two parts of each path, their count, and the total."""
+    """Counts of parameters by module, the first two names of each path, and their total."""
     counts: dict[str, int] = collections.defaultdict(int)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
@@ -183,7 +174,7 @@ def parameter_table(params) -> str:
 
 
 def device_line(mesh: Mesh) -> str:
-    """What the run computes on."""
+    """Devices, processes and mesh of the run."""
     first = mesh.devices.flat[0]
     shape = ' x '.join(f'{name} {side}' for name, side in mesh.shape.items())
     return f'{mesh.size} x {first.device_kind} ({first.platform}) in {jax.process_count()} process(es), mesh {shape}'
@@ -207,7 +198,7 @@ def draw_curves(workdir: str) -> pathlib.Path:
     figure = Figure(figsize=(12, 4.5), layout='constrained')
     left, right = figure.subplots(1, 2)
     for axes, names, title in (
-        (left, [f'train/{name}' for name in LOSSES], 'loss, and its parts without their weights'),
+        (left, [f'train/{name}' for name in LOSSES], 'loss, and its terms without their weights'),
         (right, scores, 'mean IoU'),
     ):
         for name in names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,27 +12,20 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from samjax.errors import SamjaxError
-from samjax.model.params import path_names
-from samjax.model.sam import SamConfig
+from samjax.model.param_rules import LAST_LAYER, MatrixAxes, ParamRule
+from samjax.model.params import ParamRules, path_names
 
 EPSILON = 1e-8
-# Muon's update of a matrix has orthonormal rows or columns; this share of sqrt(longer side) gives it the root mean
+# Muon's update of a matrix has orthonormal rows or columns; this fraction of sqrt(longer side) gives it the root mean
 # square that Adam's has, so that both take the same learning rate (arXiv 2502.16982, section 2.2).
 MUON_RMS = 0.2
 MUON_MOMENTUM = 0.95
-# How many first axes of the encoder's blocks number the blocks.
-STACKED = {'windowed_blocks': 2, 'global_blocks': 1}
-# Names (last part of the path) of the parameters that weight decay pulls at.  'kernels' are the weights of matrix
-# products and convolutions: no norms, biases, tokens, embeddings and positions.
-DECAYED = {
-    'kernels': re.compile(r'kernel|w_\w+|project_DC|smooth_33CC'),
-    'all': re.compile(r'\w+'),
-}
+WEIGHT_DECAY_ON = ('kernels', 'all')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The section `optimizer` of configs/default.py, which explains the fields."""
+    """The section `optimizer` of samjax.config, which explains the fields."""
 
     name: str
     lr: float
@@ -49,125 +41,100 @@ class OptimizerConfig:
     clip_norm: float
 
 
-def make_optimizer(options: OptimizerConfig, params, model: SamConfig) -> optax.GradientTransformation:
-    """The update rule for `params`, an nnx.State of arrays or shapes, of a `model`.
+def make_optimizer(config: OptimizerConfig, params, rules: ParamRules) -> optax.GradientTransformation:
+    """The update rule for `params`, an nnx.State of arrays or shapes.
 
-    The layer's factor multiplies the weight decay too, as parameter groups do in the original lineage.
+    The layer's factor multiplies the weight decay too, as parameter groups do in the code of MAE and ViTDet.
 
     Raises:
-        SamjaxError: `options.name` or `options.weight_decay_on` is not known, or the cooldown ends before it begins.
+        SamjaxError: `config.name` or `config.weight_decay_on` is unknown, or the cooldown ends before it begins.
     """
-    rules = {'adamw': scale_by_adam, 'muon': scale_by_muon_or_adam}
-    if options.name not in rules:
-        raise SamjaxError(f'optimizer.name={options.name!r} is not known: set it to one of {", ".join(rules)}')
-    clip = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm > 0 else []
-    rate = schedule(options)
+    scale_by = {'adamw': scale_by_adam, 'muon': scale_by_muon_or_adam}
+    if config.name not in scale_by:
+        raise SamjaxError(f'optimizer.name={config.name!r} is unknown: set it to one of {", ".join(scale_by)}')
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
     return optax.chain(
         *clip,
-        rules[options.name](options, params),
-        optax.add_decayed_weights(options.weight_decay, mask=decay_mask(params, options.weight_decay_on)),
-        _scale_each(layer_factors(params, model, options.layer_decay)),
-        optax.scale_by_learning_rate(rate),
+        scale_by[config.name](config, params, rules),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask(params, rules, config.weight_decay_on)),
+        _scale_each(layer_factors(params, rules, config.layer_decay)),
+        optax.scale_by_learning_rate(schedule(config)),
     )
 
 
-def scale_by_adam(options: OptimizerConfig, params) -> optax.GradientTransformation:
-    del params  # all are treated alike
-    return optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=EPSILON)
+def scale_by_adam(config: OptimizerConfig, params, rules: ParamRules) -> optax.GradientTransformation:
+    del params, rules  # all parameters are treated alike
+    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=EPSILON)
 
 
-def scale_by_muon_or_adam(options: OptimizerConfig, params) -> optax.GradientTransformation:
+def scale_by_muon_or_adam(config: OptimizerConfig, params, rules: ParamRules) -> optax.GradientTransformation:
     """Muon (arXiv 2502.16982) for the matrices of linear layers and convolutions, Adam for everything else."""
 
-    def axes(tree):
-        return jax.tree_util.tree_map_with_path(lambda path, p: matrix_axes(path_names(path), p.ndim), tree)
+    def axes(matrices):
+        return _map_rules(lambda rule, p: muon_axes(rule.matrix, p.ndim), rules, matrices)
 
-    def rms_factor(path, p) -> float:
-        if not is_matrix(path_names(path)):
+    def rms_factor(rule: ParamRule, p) -> float:
+        if rule.matrix is None:
             return 1.0
-        rule = matrix_axes(path_names(path), p.ndim)
-        sides = (math.prod(p.shape[i] for i in side) for side in (rule.reduction_axis, rule.output_axis))
+        sides = (math.prod(p.shape[axis] for axis in axes) for axes in rule.matrix)
         return MUON_RMS * max(sides) ** 0.5
 
-    labels = jax.tree_util.tree_map_with_path(lambda path, _: 'muon' if is_matrix(path_names(path)) else 'adam', params)
+    labels = _map_rules(lambda rule, p: 'adam' if rule.matrix is None else 'muon', rules, params)
     muon = scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=axes)
-    adam = scale_by_adam(options, params)
+    adam = scale_by_adam(config, params, rules)
     return optax.chain(
-        optax.partition({'muon': muon, 'adam': adam}, labels),
-        _scale_each(jax.tree_util.tree_map_with_path(rms_factor, params)),
+        optax.partition({'muon': muon, 'adam': adam}, labels), _scale_each(_map_rules(rms_factor, rules, params))
     )
 
 
-def is_matrix(names: tuple[str, ...]) -> bool:
-    """Whether the parameter is the weight of a matrix product or convolution."""
-    return bool(DECAYED['kernels'].fullmatch(names[-1]))
+def muon_axes(matrix: MatrixAxes, ndim: int) -> MuonDimensionNumbers:
+    """The same axes counted from the first, as optax wants them."""
+    return MuonDimensionNumbers(*(tuple(ndim + axis for axis in axes) for axes in matrix))
 
 
-def matrix_axes(names: tuple[str, ...], ndim: int) -> MuonDimensionNumbers:
-    """Which axes of such a weight its inputs lie along, and which its outputs; queries, keys and values are apart.
-
-    Encoder blocks are stacked along the first axes, which belong to neither.
-    """
-    lead = STACKED.get(names[1], 0) if len(names) > 1 else 0
-    match names:
-        case (*_, 'w_qkv_DsAE'):
-            return MuonDimensionNumbers((lead,), (lead + 2, lead + 3))
-        case (*_, 'w_q_CAE' | 'w_k_CAE' | 'w_v_CAE'):
-            return MuonDimensionNumbers((0,), (1, 2))
-        case (*_, 'upscale1' | 'upscale2', 'kernel'):
-            return MuonDimensionNumbers((2,), (0, 1, 3))
-        case _:
-            return MuonDimensionNumbers(tuple(range(lead, ndim - 1)), (ndim - 1,))
-
-
-def schedule(options: OptimizerConfig) -> optax.Schedule:
-    """Updates done so far -> learning rate.
+def schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Updates done -> learning rate.
 
     Linear up to `lr`; then a tenth after each milestone, or with a timescale t 1 / sqrt(1 + n / t) after n steps more
     (arXiv 2106.04560, appendix B); at last linear down to 0.
     """
-    first, last = options.cooldown
+    first, last = config.cooldown
     if last < first:
-        raise SamjaxError(f'optimizer.cooldown={options.cooldown} ends before it begins: give (first, last) step')
+        raise SamjaxError(f'optimizer.cooldown={config.cooldown} ends before it begins: give (first, last) step')
 
     def rate(count):
-        warm = jnp.minimum(1.0, (count + 1) / max(options.warmup_steps, 1))
-        passed = jnp.sum(count >= jnp.asarray(options.milestones, jnp.int32))
-        long = jnp.maximum(count - options.warmup_steps, 0) / options.timescale if options.timescale else 0.0
+        warm = jnp.minimum(1.0, (count + 1) / max(config.warmup_steps, 1))
+        passed = jnp.sum(count >= jnp.asarray(config.milestones, jnp.int32))
+        long = jnp.maximum(count - config.warmup_steps, 0) / config.timescale if config.timescale else 0.0
         left = jnp.clip((last - count) / (last - first), 0, 1) if last > first else 1.0
-        return options.lr * warm * 0.1**passed * (1 + long) ** -0.5 * left
+        return config.lr * warm * 0.1**passed * (1 + long) ** -0.5 * left
 
     return rate
 
 
-def decay_mask(params, decay: str):
-    """`params` with True where weight decay pulls at the parameter; `decay` is a row of `DECAYED`."""
-    if decay not in DECAYED:
-        raise SamjaxError(f'optimizer.weight_decay_on={decay!r} is not known: set it to one of {", ".join(DECAYED)}')
-    pulled = DECAYED[decay].fullmatch
-    return jax.tree_util.tree_map_with_path(lambda path, _: bool(pulled(path_names(path)[-1])), params)
+def decay_mask(params, rules: ParamRules, weight_decay_on: str):
+    """`params` with True where weight decay pulls: on 'kernels', the weights of matrix products, or on 'all'."""
+    if weight_decay_on not in WEIGHT_DECAY_ON:
+        known = ', '.join(WEIGHT_DECAY_ON)
+        raise SamjaxError(f'optimizer.weight_decay_on={weight_decay_on!r} is unknown: set it to one of {known}')
+    return _map_rules(lambda rule, p: weight_decay_on == 'all' or rule.matrix is not None, rules, params)
 
 
-def layer_factors(params, model: SamConfig, layer_decay: float):
-    """`params` with layer_decay^(depth + 1 - layer): embeddings are layer 0, block i is i + 1, the rest depth + 1.
+def layer_factors(params, rules: ParamRules, layer_decay: float):
+    """`params` with layer_decay^(last layer - layer); an array, along stacked axes, for stacked blocks."""
+    last = rules.num_layers - 1
 
-    A number for most parameters, and for the encoder's blocks an array that has one for each block.
-    """
-    layer_Sn = 1 + np.arange(model.depth).reshape(model.stages, -1)
+    def factor(rule: ParamRule, p):
+        layer = np.asarray(last if rule.layer is LAST_LAYER else rule.layer)
+        layer = layer.reshape(*layer.shape, *[1] * (p.ndim - layer.ndim)) if layer.ndim else layer
+        return np.float32(layer_decay ** (float(last) - layer))
 
-    def factor(path, p):
-        match path_names(path):
-            case ('image_encoder', 'pos_embed' | 'patch_embed', *_):
-                layer = 0
-            case ('image_encoder', 'windowed_blocks', *_):
-                layer = layer_Sn[:, :-1].reshape(*p.shape[:2], *[1] * (p.ndim - 2))
-            case ('image_encoder', 'global_blocks', *_):
-                layer = layer_Sn[:, -1].reshape(*p.shape[:1], *[1] * (p.ndim - 1))
-            case _:
-                layer = model.depth + 1
-        return np.float32(layer_decay ** (model.depth + 1.0 - layer))
+    return _map_rules(factor, rules, params)
 
-    return jax.tree_util.tree_map_with_path(factor, params)
+
+def _map_rules(function, rules: ParamRules, params):
+    """`params` with `function` of its rule and itself in place of each parameter."""
+    return jax.tree_util.tree_map_with_path(lambda path, p: function(rules.of(path_names(path)), p), params)
 
 
 def _scale_each(factors) -> optax.GradientTransformation:

@@ -1,0 +1,1 @@
+"""Drawing of masks, clicks and boxes over images."""

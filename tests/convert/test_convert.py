@@ -14,14 +14,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from samjax import __main__ as command
-from samjax.config import get_config
+from samjax.checkpoints import run
+from samjax.cli import main as command
 from samjax.convert import key_map, torch_file, weights
 from samjax.convert.convert import convert, read_torch
 from samjax.errors import SamjaxError
 from samjax.masks import resize
-from samjax.model.sam import SIZES
-from samjax.training import checkpoints
+from samjax.model.config import SIZES
+from samjax.model.encoders import vit_checkpoints
 
 CONFIG = dataclasses.replace(SIZES['test'], image_size=(48, 48))
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,8 +39,8 @@ def pth(sam, tmp_path):
     return path
 
 
-def run(source, target, form=None, image_size=None, force=False):
-    return convert(str(source), str(target), form, image_size, force, get_config())
+def convert_to(source, target, form=None, image_size=None, force=False):
+    return convert(str(source), str(target), form, image_size, force)
 
 
 def assert_equal(a, b):
@@ -54,9 +54,9 @@ def assert_equal(a, b):
 
 
 def test_to_a_run_and_back_is_bit_equal(sam, pth, tmp_path):
-    said = run(pth, tmp_path / 'run')
+    said = convert_to(pth, tmp_path / 'run')
     assert said.endswith(f'{tmp_path}/run (samjax): test, 48 x 48 px, 24,136 numbers')
-    run(tmp_path / 'run', tmp_path / 'back.pth')
+    convert_to(tmp_path / 'run', tmp_path / 'back.pth')
     assert_equal(torch.load(tmp_path / 'back.pth', weights_only=True), sam.state_dict())
 
 
@@ -64,14 +64,14 @@ def test_to_a_run_and_back_is_bit_equal(sam, pth, tmp_path):
 def test_through_other_files_and_back_is_bit_equal(sam, pth, tmp_path, chain):
     source = pth
     for name in chain:
-        run(source, tmp_path / name, 'huggingface' if name == 'hf' else None)
+        convert_to(source, tmp_path / name, 'huggingface' if name == 'hf' else None)
         source = tmp_path / name
     assert_equal(torch.load(source, weights_only=True), sam.state_dict())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(['sam.pth', *chain])  # nothing else is left
 
 
 def test_safetensors_are_readable_by_torch(sam, pth, tmp_path):
-    run(pth, tmp_path / 'sam.safetensors')
+    convert_to(pth, tmp_path / 'sam.safetensors')
     assert_equal(load_file(tmp_path / 'sam.safetensors'), sam.state_dict())
 
 
@@ -80,18 +80,18 @@ def test_table_has_every_array_of_the_real_models_once(size):
     """Names and shapes of Meta's own modules, built without memory, are those of the table."""
     with torch.device('meta'):
         state = oracle.build(SIZES[size]).state_dict()
-    rows, shapes = key_map.table(SIZES[size]), weights.our_shapes(SIZES[size])
-    assert {row.meta: weights.torch_shape(row, shapes) for row in rows} == {k: tuple(v.shape) for k, v in state.items()}
-    assert len({row.meta for row in rows}) == len({row.hugging_face for row in rows}) == len(rows)
-    assert {row.ours for row in rows} == shapes.keys()
+    keys, shapes = key_map.checkpoint_keys(SIZES[size]), weights.our_shapes(SIZES[size])
+    assert {key.meta: weights.torch_shape(key, shapes) for key in keys} == {k: tuple(v.shape) for k, v in state.items()}
+    assert len({key.meta for key in keys}) == len({key.hugging_face for key in keys}) == len(keys)
+    assert {key.ours for key in keys} == shapes.keys()
 
 
-def test_layouts_are_their_own_inverses():
+def test_orders_of_axes_are_inverted():
     shapes = weights.our_shapes(CONFIG)
-    for row in key_map.table(CONFIG):
-        shape = shapes[row.ours][len(row.place) :]
+    for key in key_map.checkpoint_keys(CONFIG):
+        shape = shapes[key.ours][len(key.index) :]
         ours = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-        np.testing.assert_array_equal(row.layout.to_ours(row.layout.to_torch(ours), shape), ours, err_msg=row.ours)
+        np.testing.assert_array_equal(key.axes.to_ours(key.axes.to_torch(ours), shape), ours, err_msg=key.ours)
 
 
 # ---- what is out there -----------------------------------------------------------------------------
@@ -147,12 +147,12 @@ def mae_state(config, grid):
         if key.startswith('image_encoder.') and 'neck' not in key and 'rel_pos' not in key
     }
     return state | {
-        'pos_embed': torch.randn(1, 1 + grid * grid, config.width),
-        'cls_token': torch.zeros(1, 1, config.width),
+        'pos_embed': torch.randn(1, 1 + grid * grid, config.encoder.width),
+        'cls_token': torch.zeros(1, 1, config.encoder.width),
         'mask_token': torch.zeros(1, 1, 8),
-        'norm.weight': torch.ones(config.width),
-        'norm.bias': torch.zeros(config.width),
-        'decoder_embed.weight': torch.zeros(8, config.width),
+        'norm.weight': torch.ones(config.encoder.width),
+        'norm.bias': torch.zeros(config.encoder.width),
+        'decoder_embed.weight': torch.zeros(8, config.encoder.width),
     }
 
 
@@ -165,7 +165,7 @@ def test_mae_gives_the_encoder_and_resizes_positions_as_torch_does(tmp_path):
     assert found in (SIZES['vit_xs'], config)
     assert 'MAE' in origin
     square = state['pos_embed'][:, 1:].reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
-    expected = torch.nn.functional.interpolate(square, found.grid, mode='bicubic', align_corners=False)
+    expected = torch.nn.functional.interpolate(square, found.embedding_size, mode='bicubic', align_corners=False)
     np.testing.assert_allclose(arrays['image_encoder/pos_embed'], expected[0].permute(1, 2, 0), atol=2e-6)
     assert (arrays['image_encoder/global_blocks/attention/rel_h_RE'] == 0).all()
     fc1 = arrays['image_encoder/windowed_blocks/mlp/layers/0/kernel']
@@ -176,7 +176,7 @@ def test_mae_gives_the_encoder_and_resizes_positions_as_torch_does(tmp_path):
 def test_mae_patches_of_14_px_become_16_as_torch_does_it():
     kernel = torch.randn(5, 3, 14, 14)
     expected = torch.nn.functional.interpolate(kernel, (16, 16), mode='bicubic', align_corners=False)
-    np.testing.assert_allclose(weights.mae_patches(kernel.numpy(), 16), expected, atol=2e-6)
+    np.testing.assert_allclose(vit_checkpoints.mae_patches(kernel.numpy(), 16), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(('n_in', 'n_out'), [(5, 12), (12, 5), (7, 7), (1, 4)])
@@ -188,12 +188,12 @@ def test_cubic_matrix_is_torchs_bicubic(n_in, n_out):
 
 
 def test_another_image_size_resizes_both_position_tables(pth, tmp_path):
-    said = run(pth, tmp_path / 'run', image_size=(32, 64))
+    said = convert_to(pth, tmp_path / 'run', image_size=(32, 64))
     assert 'position tables resized from 48 x 48 px to 32 x 64 px' in said
     before, config, _ = read_torch(pth, force=False)
-    options = checkpoints.read_config(str(tmp_path / 'run'))
+    options = run.read_config(str(tmp_path / 'run'))
     assert options.model.image_size == (32, 64)
-    params, buffers, _ = checkpoints.restore_params(str(tmp_path / 'run'), options)
+    params, buffers, _ = run.restore_params(str(tmp_path / 'run'), options)
     after = weights.flat(params, buffers)
     table = torch.tensor(before['image_encoder/pos_embed']).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(table, (4, 8), mode='bilinear', align_corners=False)[0].permute(1, 2, 0)
@@ -219,7 +219,7 @@ def test_code_in_a_pickle_is_refused_by_name_and_never_runs(sam, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     torch.save(sam.state_dict() | {'x': Malicious()}, 'sam.pth')
     with pytest.raises(SamjaxError, match=r'sam.pth asks to run (posix|os).system, and only tensors and plain'):
-        run('sam.pth', 'run')
+        convert_to('sam.pth', 'run')
     assert [path.name for path in tmp_path.iterdir()] == ['sam.pth']
 
 
@@ -269,7 +269,7 @@ def other_zip(path):
 def test_broken_files_are_one_sentence(pth, tmp_path, spoil, message):
     spoil(pth)
     with pytest.raises(SamjaxError, match=message) as raised:
-        run(pth, tmp_path / 'run')
+        convert_to(pth, tmp_path / 'run')
     assert '\n' not in str(raised.value)
     assert not (tmp_path / 'run').exists()
 
@@ -278,7 +278,7 @@ def test_cut_safetensors_is_one_sentence(sam, tmp_path):
     save_file(sam.state_dict(), tmp_path / 'sam.safetensors')
     cut(tmp_path / 'sam.safetensors')
     with pytest.raises(SamjaxError, match='sam.safetensors is not a whole safetensors file'):
-        run(tmp_path / 'sam.safetensors', tmp_path / 'run')
+        convert_to(tmp_path / 'sam.safetensors', tmp_path / 'run')
 
 
 def test_all_wrong_tensors_are_named_at_once(sam, tmp_path):
@@ -288,7 +288,7 @@ def test_all_wrong_tensors_are_named_at_once(sam, tmp_path):
     state['image_encoder.neck.3.bias'] = torch.zeros(16, dtype=torch.int64)
     torch.save(state, tmp_path / 'sam.pth')
     with pytest.raises(SamjaxError) as raised:
-        run(tmp_path / 'sam.pth', tmp_path / 'run')
+        convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
     for part in (
         'mask_decoder.iou_token.weight is missing',
         'mask_decoder.extra is unknown',
@@ -303,29 +303,29 @@ def test_weights_that_are_not_finite_are_refused_unless_forced(sam, tmp_path):
     state['image_encoder.neck.1.bias'] = torch.full((16,), torch.nan)
     torch.save(state, tmp_path / 'sam.pth')
     with pytest.raises(SamjaxError, match='neck.1.bias is not finite: give --force'):
-        run(tmp_path / 'sam.pth', tmp_path / 'run')
-    run(tmp_path / 'sam.pth', tmp_path / 'back.pth', force=True)
+        convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
+    convert_to(tmp_path / 'sam.pth', tmp_path / 'back.pth', force=True)
     assert torch.load(tmp_path / 'back.pth')['image_encoder.neck.1.bias'].isnan().all()
 
 
 def test_unknown_architecture_is_described(tmp_path):
-    odd = dataclasses.replace(CONFIG, width=24, heads=2)
+    odd = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, width=24))
     torch.save(oracle.build(odd).state_dict(), tmp_path / 'sam.pth')
-    with pytest.raises(SamjaxError, match='unknown architecture .width 24, depth 2, patch 8, channels 16, heads 2'):
-        run(tmp_path / 'sam.pth', tmp_path / 'run')
+    with pytest.raises(SamjaxError, match='architecture .width 24, depth 2, patch_size 8, embed_dim 16, num_heads 2'):
+        convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
 
 
 def test_two_models_in_one_file_are_refused(sam, tmp_path):
     torch.save({'student': sam.state_dict(), 'teacher': sam.state_dict()}, tmp_path / 'sam.pth')
     with pytest.raises(SamjaxError, match="holds 2 models .'student/', 'teacher/'"):
-        run(tmp_path / 'sam.pth', tmp_path / 'run')
+        convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
 
 
 def test_output_that_exists_is_kept(pth, tmp_path):
     for name in ('run', 'out.pth'):
         (tmp_path / name).write_text('mine')
         with pytest.raises(SamjaxError, match=f'{name} exists: choose another name'):
-            run(pth, tmp_path / name)
+            convert_to(pth, tmp_path / name)
         assert (tmp_path / name).read_text() == 'mine'
 
 
@@ -336,7 +336,7 @@ def test_full_disk_leaves_nothing(pth, tmp_path, name, form):
     """No file may grow beyond 4 kB: the system refuses the write as it does on a full disk."""
     code = (
         'import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));'
-        'from samjax.__main__ import main; main(sys.argv[1:])'
+        'from samjax.cli.main import main; main(sys.argv[1:])'
     )
     arguments = ['convert', str(pth), str(tmp_path / name), '--to', form]
     process = subprocess.run([sys.executable, '-c', code, *arguments], capture_output=True, text=True, cwd=ROOT)
@@ -348,13 +348,13 @@ def test_full_disk_leaves_nothing(pth, tmp_path, name, form):
 
 
 def test_square_only_at_hugging_face(pth, tmp_path):
-    with pytest.raises(SamjaxError, match='Hugging Face knows square images only, not 32 x 64 px'):
-        run(pth, tmp_path / 'hf', 'huggingface', (32, 64))
+    with pytest.raises(SamjaxError, match='Hugging Face has only square images, not 32 x 64 px'):
+        convert_to(pth, tmp_path / 'hf', 'huggingface', (32, 64))
 
 
 def test_image_size_that_is_no_multiple_of_the_patch_is_named(pth, tmp_path):
     with pytest.raises(SamjaxError, match='must be multiples of the patch, 8 px'):
-        run(pth, tmp_path / 'run', image_size=(32, 60))
+        convert_to(pth, tmp_path / 'run', image_size=(32, 60))
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ def test_image_size_that_is_no_multiple_of_the_patch_is_named(pth, tmp_path):
 
 def test_hugging_face_loads_the_folder_and_answers_alike(sam, pth, tmp_path):
     """Its two-way transformer takes Meta's eps from our config.json, so that only rounding remains."""
-    run(pth, tmp_path / 'hf', 'huggingface')
+    convert_to(pth, tmp_path / 'hf', 'huggingface')
     theirs, report = transformers.SamModel.from_pretrained(tmp_path / 'hf', output_loading_info=True)
     assert not report['missing_keys']
     assert not report['unexpected_keys']
@@ -401,6 +401,7 @@ def test_importing_samjax_needs_no_torch():
         '    def find_spec(name, path=None, target=None):\n'
         '        if name in ("torch", "transformers", "segment_anything"): raise ImportError(name)\n'
         'sys.meta_path.insert(0, Refuse)\n'
-        'import samjax.__main__, samjax.jobs.predict, samjax.training.loop, samjax.evaluation.tasks.interactive, samjax.parity.verify'
+        'import samjax.cli.main, samjax.cli.predict, samjax.training.loop, samjax.evaluation.evaluate\n'
+        'import samjax.parity.verify'
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

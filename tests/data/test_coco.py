@@ -1,4 +1,4 @@
-"""COCO's JSON, instances and panoptic: masks as pycocotools has them, images wherever they lie, bad ones named."""
+"""COCO's JSON, instances and panoptic: masks as pycocotools has them, images in any folder, invalid ones named."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from samjax.data.formats import coco
-from samjax.data.formats.dataset_index import InvalidExample, InvalidItem
-from samjax.errors import SamjaxError
+from samjax.data.formats import coco, coco_json
+from samjax.data.formats.dataset_index import InvalidItem
+from samjax.errors import InvalidExample, SamjaxError
 
 HEIGHT, WIDTH = 6, 8
 
@@ -50,7 +50,7 @@ SEGMENTS_HW = [
 ]
 
 
-def picture(file, height=HEIGHT, width=WIDTH):
+def write_image(file, height=HEIGHT, width=WIDTH):
     """Writes an image of one colour; returns its bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new('RGB', (width, height), (200, 100, 50)).save(file)
@@ -68,24 +68,28 @@ def entry(number, file_name, **more):
 
 
 def items(file):
-    return [item for shard in coco.find(file).shards for item in shard.items()]
+    return [item for shard in coco.open_index(file).shards for item in shard.items()]
 
 
-def bad(file):
-    """Name and cause of each item that is known to be unusable."""
+def invalid(file):
+    """Name and cause of each item that is known to be invalid."""
     return [(item.name, item.cause) for item in items(file) if isinstance(item, InvalidItem)]
 
 
 def loaded(folder, *segmentations):
-    """What an image with these masks is read as."""
-    picture(folder / 'a.png')
-    annotations = [{'id': n, 'image_id': 1, 'segmentation': one} for n, one in enumerate(segmentations)]
+    """The annotated image with these masks."""
+    write_image(folder / 'a.png')
+    annotations = [
+        {'id': n, 'image_id': 1, 'segmentation': segmentation} for n, segmentation in enumerate(segmentations)
+    ]
     (item,) = items(write(folder / 'x.json', [entry(1, 'a.png')], annotations))
     return item.load()
 
 
-def decoded(found):
-    return [rle.decode(mask if isinstance(mask['counts'], (str, bytes)) else as_bytes(mask)) for mask in found.masks]
+def decoded(annotated):
+    return [
+        rle.decode(mask if isinstance(mask['counts'], (str, bytes)) else as_bytes(mask)) for mask in annotated.masks
+    ]
 
 
 def as_bytes(mask):
@@ -103,11 +107,11 @@ def cause_of(item):
 
 
 def test_polygon_by_hand(tmp_path):
-    found = loaded(tmp_path, [RECTANGLE])
-    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
-    assert found.size == (HEIGHT, WIDTH)
-    assert found.image == (tmp_path / 'a.png').read_bytes()
-    assert found.left_out == {}
+    annotated = loaded(tmp_path, [RECTANGLE])
+    np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
+    assert annotated.size == (HEIGHT, WIDTH)
+    assert annotated.image == (tmp_path / 'a.png').read_bytes()
+    assert annotated.skipped_masks == {}
 
 
 def test_polygons_of_one_annotation_are_one_mask(tmp_path):
@@ -116,9 +120,9 @@ def test_polygons_of_one_annotation_are_one_mask(tmp_path):
 
 def test_rle_goes_through_as_it_is(tmp_path):
     damaged = {'size': [6, 8], 'counts': 'not checked here'}
-    found = loaded(tmp_path, RUNS, COMPRESSED, damaged)
-    assert found.masks == [RUNS, COMPRESSED, damaged]
-    assert found.left_out == {}
+    annotated = loaded(tmp_path, RUNS, COMPRESSED, damaged)
+    assert annotated.masks == [RUNS, COMPRESSED, damaged]
+    assert annotated.skipped_masks == {}
     np.testing.assert_array_equal(rle.decode(COMPRESSED), RECTANGLE_HW)
     np.testing.assert_array_equal(rle.decode(as_bytes(RUNS)), RECTANGLE_HW)
 
@@ -126,9 +130,9 @@ def test_rle_goes_through_as_it_is(tmp_path):
 def test_polygons_as_pycocotools_has_them(tmp_path):
     rng = np.random.default_rng(0)
     polygons = [[rng.uniform(-3, 12, 2 * corners).round(2).tolist()] for corners in (3, 4, 7, 20, 50)]
-    found = loaded(tmp_path, *polygons)
-    assert len(found.masks) == len(polygons)
-    for mask, polygon in zip(found.masks, polygons, strict=True):
+    annotated = loaded(tmp_path, *polygons)
+    assert len(annotated.masks) == len(polygons)
+    for mask, polygon in zip(annotated.masks, polygons, strict=True):
         assert mask == rle.merge(rle.frPyObjects(polygon, HEIGHT, WIDTH))
 
 
@@ -151,10 +155,10 @@ def test_polygons_as_pycocotools_has_them(tmp_path):
         {},
     ],
 )
-def test_bad_polygon_is_left_out(polygon, tmp_path):
-    found = loaded(tmp_path, [polygon], [polygon, RECTANGLE])
-    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
-    assert found.left_out == {'bad polygon': 1}
+def test_invalid_polygon_is_left_out(polygon, tmp_path):
+    annotated = loaded(tmp_path, [polygon], [polygon, RECTANGLE])
+    np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
+    assert annotated.skipped_masks == {'invalid polygon': 1}
 
 
 @pytest.mark.parametrize(
@@ -173,39 +177,39 @@ def test_bad_polygon_is_left_out(polygon, tmp_path):
     ],
 )
 def test_nonsense_is_no_mask(segmentation, tmp_path):
-    found = loaded(tmp_path, segmentation, [RECTANGLE])
-    assert len(found.masks) == 1
-    assert found.left_out == {'no mask': 1}
+    annotated = loaded(tmp_path, segmentation, [RECTANGLE])
+    assert len(annotated.masks) == 1
+    assert annotated.skipped_masks == {'no mask': 1}
 
 
 def test_boxes_and_keypoints_are_no_masks(tmp_path):
-    picture(tmp_path / 'a.png')
+    write_image(tmp_path / 'a.png')
     annotations = [{'id': 1, 'image_id': 1, 'bbox': [1, 1, 4, 3]}, {'id': 2, 'image_id': 1, 'keypoints': [1, 1, 2]}]
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], annotations))
-    found = item.load()
-    assert (found.masks, found.left_out) == ([], {'no mask': 2})
+    annotated = item.load()
+    assert (annotated.masks, annotated.skipped_masks) == ([], {'no mask': 2})
 
 
 @pytest.mark.parametrize('polygon', [[20, 20, 30, 20, 30, 30], [-9, -9, -5, -9, -5, -5], [3, 3, 3, 3, 3, 3]])
 def test_polygon_without_pixels_is_left_out(polygon, tmp_path):
-    found = loaded(tmp_path, [polygon])
-    assert (found.masks, found.left_out) == ([], {'no pixels': 1})
+    annotated = loaded(tmp_path, [polygon])
+    assert (annotated.masks, annotated.skipped_masks) == ([], {'no pixels': 1})
 
 
 def test_huge_coordinates_cover_what_they_enclose(tmp_path):
     far = 1e15
     around = [-far, -far, far, -far, far, far, -far, far]
     above = [-far, -far, far, -far, far, -1, -far, -1]
-    found = loaded(tmp_path, [around], [above])
-    np.testing.assert_array_equal(decoded(found), [np.ones((HEIGHT, WIDTH))])
-    assert found.left_out == {'no pixels': 1}
+    annotated = loaded(tmp_path, [around], [above])
+    np.testing.assert_array_equal(decoded(annotated), [np.ones((HEIGHT, WIDTH))])
+    assert annotated.skipped_masks == {'no pixels': 1}
 
 
 def test_endless_outline_takes_neither_time_nor_memory():
     far_and_back = np.random.default_rng(0).uniform(-1e12, 1e12, 400_000).tolist()
     start = time.monotonic()
     tracemalloc.start()
-    with pytest.raises(coco._LeftOut, match='bad polygon'):
+    with pytest.raises(coco._SkippedMask, match='invalid polygon'):
         coco._mask([far_and_back], False, 3000, 4000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -223,15 +227,15 @@ def test_long_outline_of_a_real_mask_is_kept():
 
 @pytest.mark.parametrize('segmentation', [[RECTANGLE], COMPRESSED, RUNS, None])
 def test_crowd_is_left_out(segmentation, tmp_path):
-    picture(tmp_path / 'a.png')
+    write_image(tmp_path / 'a.png')
     annotations = [
         {'id': 1, 'image_id': 1, 'iscrowd': 1, 'segmentation': segmentation},
         {'id': 2, 'image_id': 1, 'iscrowd': 0, 'segmentation': [RECTANGLE]},
     ]
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], annotations))
-    found = item.load()
-    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
-    assert found.left_out == {'crowd': 1}
+    annotated = item.load()
+    np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
+    assert annotated.skipped_masks == {'crowd': 1}
 
 
 # ---- images ----------------------------------------------------------------------------------------
@@ -239,7 +243,7 @@ def test_crowd_is_left_out(segmentation, tmp_path):
 
 def test_form_of_coco_itself(tmp_path):
     """annotations/instances_val2017.json beside val2017; masks go to their image, images keep their order."""
-    data = {name: picture(tmp_path / f'val2017/{name}.jpg', width=width) for name, width in [('b', 8), ('a', 9)]}
+    data = {name: write_image(tmp_path / f'val2017/{name}.jpg', width=width) for name, width in [('b', 8), ('a', 9)]}
     annotations = [
         {'id': 1, 'image_id': 20, 'segmentation': [CORNER]},
         {'id': 2, 'image_id': 10, 'segmentation': [RECTANGLE]},
@@ -247,9 +251,9 @@ def test_form_of_coco_itself(tmp_path):
     ]
     images = [entry(20, 'b.jpg'), entry(10, 'a.jpg', width=9)]
     file = write(tmp_path / 'annotations/instances_val2017.json', images, annotations)
-    found = coco.find(file)
-    assert found.layout == 'COCO instances'
-    (shard,) = found.shards
+    index = coco.open_index(file)
+    assert index.layout == 'COCO instances'
+    (shard,) = index.shards
     assert [item.name for item in shard.items()] == ['b', 'a']
     b, a = (item.load() for item in shard.items())
     assert (b.image, a.image) == (data['b'], data['a'])
@@ -259,7 +263,7 @@ def test_form_of_coco_itself(tmp_path):
 
 
 def test_image_without_annotations_has_no_masks(tmp_path):
-    picture(tmp_path / 'a.png')
+    write_image(tmp_path / 'a.png')
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], []))
     assert item.load().masks == []
 
@@ -283,22 +287,22 @@ def test_image_without_annotations_has_no_masks(tmp_path):
     ],
 )
 def test_image_is_found(json_at, image_at, file_name, tmp_path):
-    data = picture(tmp_path / image_at)
+    data = write_image(tmp_path / image_at)
     (item,) = items(write(tmp_path / json_at, [entry(1, file_name)], []))
     assert item.load().image == data
 
 
-def test_name_and_place(tmp_path):
-    picture(tmp_path / 'set/images/a.b.png')
-    picture(tmp_path / 'other/c.png')
+def test_name_and_location(tmp_path):
+    write_image(tmp_path / 'set/images/a.b.png')
+    write_image(tmp_path / 'other/c.png')
     file = write(tmp_path / 'set/x.json', [entry(1, 'images/a.b.png'), entry(2, '../other/c.png')], [])
     below, beside = items(file)
-    assert (below.name, below.place) == ('images/a.b', 'images/a.b.png')
-    assert (beside.name, beside.place) == ('../other/c', str(tmp_path / 'other/c.png'))
+    assert (below.name, below.location) == ('images/a.b', 'images/a.b.png')
+    assert (beside.name, beside.location) == ('../other/c', str(tmp_path / 'other/c.png'))
 
 
 def test_relative_path_works_from_another_folder(tmp_path, monkeypatch):
-    data = picture(tmp_path / 'set/a.png')
+    data = write_image(tmp_path / 'set/a.png')
     write(tmp_path / 'set/x.json', [entry(1, 'a.png')], [])
     monkeypatch.chdir(tmp_path / 'set')
     (item,) = items(Path('x.json'))
@@ -308,7 +312,7 @@ def test_relative_path_works_from_another_folder(tmp_path, monkeypatch):
 
 def test_whole_path_decides_between_equal_basenames(tmp_path):
     first, second = (
-        picture(tmp_path / f'set/deep/{part}/a.png', height=height) for part, height in [('p', 6), ('q', 7)]
+        write_image(tmp_path / f'set/deep/{part}/a.png', height=height) for part, height in [('p', 6), ('q', 7)]
     )
     file = write(tmp_path / 'set/x.json', [entry(1, 'q/a.png'), entry(2, 'p/a.png')], [])
     assert [item.load().image for item in items(file)] == [second, first]
@@ -316,7 +320,7 @@ def test_whole_path_decides_between_equal_basenames(tmp_path):
 
 def test_ambiguous_basename_names_both(tmp_path):
     for part in 'pq':
-        picture(tmp_path / f'set/{part}/a.png')
+        write_image(tmp_path / f'set/{part}/a.png')
     (item,) = items(write(tmp_path / 'set/x.json', [entry(1, 'a.png')], []))
     assert item.cause == 'no image'
     assert str(tmp_path / 'set/p/a.png') in item.detail
@@ -325,24 +329,24 @@ def test_ambiguous_basename_names_both(tmp_path):
 
 
 def test_one_file_is_not_taken_for_two_images(tmp_path):
-    picture(tmp_path / 'set/images/a.png')
+    write_image(tmp_path / 'set/images/a.png')
     file = write(tmp_path / 'set/x.json', [entry(1, 'p/a.png'), entry(2, 'q/a.png')], [])
-    assert bad(file) == [('p/a', 'no image'), ('q/a', 'no image')]
+    assert invalid(file) == [('p/a', 'no image'), ('q/a', 'no image')]
 
 
 def test_absent_image_is_named(tmp_path):
-    picture(tmp_path / 'set/a.png')
-    picture(tmp_path / 'b.png')
-    picture(tmp_path / 'other/c.png')  # a neighbour's: this folder has images of its own
-    picture(tmp_path / 'set/.hidden/d.png')
+    write_image(tmp_path / 'set/a.png')
+    write_image(tmp_path / 'b.png')
+    write_image(tmp_path / 'other/c.png')  # a neighbour's: this folder has images of its own
+    write_image(tmp_path / 'set/.hidden/d.png')
     file = write(tmp_path / 'set/x.json', [entry(n, f'{name}.png') for n, name in enumerate('abcd')], [])
-    assert bad(file) == [('c', 'no image'), ('d', 'no image')]
+    assert invalid(file) == [('c', 'no image'), ('d', 'no image')]
     assert 'c.png' in items(file)[2].detail
 
 
 def test_annotations_folder_may_hold_images(tmp_path):
-    picture(tmp_path / 'annotations/a.png')
-    data = picture(tmp_path / 'val/b.png')
+    write_image(tmp_path / 'annotations/a.png')
+    data = write_image(tmp_path / 'val/b.png')
     file = write(tmp_path / 'annotations/x.json', [entry(1, 'a.png'), entry(2, 'b.png')], [])
     assert [item.load().image for item in items(file)][1] == data
 
@@ -350,11 +354,11 @@ def test_annotations_folder_may_hold_images(tmp_path):
 def test_names_that_are_no_paths_are_absent(tmp_path):
     names = ['x' * 300, 'nul\0.png']
     file = write(tmp_path / 'set/x.json', [entry(n, name) for n, name in enumerate(names)], [])
-    assert [cause for _, cause in bad(file)] == ['no image'] * 2
+    assert [cause for _, cause in invalid(file)] == ['no image'] * 2
 
 
 def test_linked_folder_is_searched_once(tmp_path):
-    data = picture(tmp_path / 'store/a.png')
+    data = write_image(tmp_path / 'store/a.png')
     folder = tmp_path / 'mine/set'
     folder.mkdir(parents=True)
     for link in ('p', 'q'):
@@ -369,9 +373,9 @@ def test_walk_is_done_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'walk', lambda root, **more: walked.append(Path(root)) or walk(root, **more))
     names = [f'{n}.png' for n in range(9)]
     for name in names:
-        picture(tmp_path / 'val' / name)
+        write_image(tmp_path / 'val' / name)
     file = write(tmp_path / 'annotations/x.json', [entry(n, name) for n, name in enumerate(names)], [])
-    assert bad(file) == []
+    assert invalid(file) == []
     assert walked == [tmp_path / 'annotations', tmp_path]
 
 
@@ -385,7 +389,7 @@ def test_walk_is_done_once(tmp_path, monkeypatch):
     ],
 )
 def test_file_name_of_lvis(url, name, tmp_path):
-    data = picture(tmp_path / f'{name}.png')
+    data = write_image(tmp_path / f'{name}.png')
     image = {'id': 1, 'coco_url': url, 'height': HEIGHT, 'width': WIDTH, 'not_exhaustive_category_ids': []}
     annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
     (item,) = items(write(tmp_path / 'lvis_v1_val.json', [image], [annotation]))
@@ -394,7 +398,7 @@ def test_file_name_of_lvis(url, name, tmp_path):
 
 
 def test_lvis_finds_the_file_by_its_basename(tmp_path):
-    data = picture(tmp_path / 'images/a.png')
+    data = write_image(tmp_path / 'images/a.png')
     image = {'id': 1, 'coco_url': 'http://images.cocodataset.org/val2017/a.png'}
     (item,) = items(write(tmp_path / 'lvis_v1_val.json', [image], []))
     assert item.load().image == data
@@ -406,12 +410,12 @@ def test_lvis_finds_the_file_by_its_basename(tmp_path):
     + [{'height': 6.0, 'width': 8}, {'height': True, 'width': 8}, {'height': 10**9, 'width': 10**9}],
 )
 def test_size_comes_from_the_image_if_the_json_has_none(sides, tmp_path):
-    picture(tmp_path / 'a.png')
+    write_image(tmp_path / 'a.png')
     annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
     (item,) = items(write(tmp_path / 'x.json', [{'id': 1, 'file_name': 'a.png', **sides}], [annotation]))
-    found = item.load()
-    assert found.size == (HEIGHT, WIDTH)
-    np.testing.assert_array_equal(decoded(found), [RECTANGLE_HW])
+    annotated = item.load()
+    assert annotated.size == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
 
 
 def test_image_is_not_decoded_if_the_json_has_its_size(tmp_path):
@@ -426,7 +430,7 @@ def test_image_is_not_decoded_if_the_json_has_its_size(tmp_path):
 
 
 def test_vanished_image_is_unreadable(tmp_path):
-    picture(tmp_path / 'a.png')
+    write_image(tmp_path / 'a.png')
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], []))
     (tmp_path / 'a.png').unlink()
     assert cause_of(item) == 'unreadable image'
@@ -435,9 +439,9 @@ def test_vanished_image_is_unreadable(tmp_path):
 # ---- entries that contradict each other ------------------------------------------------------------
 
 
-def test_second_of_one_id_is_bad(tmp_path):
+def test_second_of_one_id_is_invalid(tmp_path):
     for name in 'ab':
-        picture(tmp_path / f'{name}.png')
+        write_image(tmp_path / f'{name}.png')
     annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
     first, second = items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(1, 'b.png')], [annotation]))
     assert len(first.load().masks) == 1
@@ -445,21 +449,21 @@ def test_second_of_one_id_is_bad(tmp_path):
 
 
 @pytest.mark.parametrize('again', ['a.png', './a.png', 'a.jpg'])
-def test_second_of_one_name_is_bad(again, tmp_path):
+def test_second_of_one_name_is_invalid(again, tmp_path):
     for name in ('a.png', 'a.jpg'):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     file = write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, again), entry(3, 'a.png')], [])
-    assert [cause for _, cause in bad(file)] == ['duplicate name'] * 2
+    assert [cause for _, cause in invalid(file)] == ['duplicate name'] * 2
     assert len({item.name for item in items(file)}) == 3
 
 
 def test_unknown_image_ids_are_named_once_each(tmp_path):
-    picture(tmp_path / 'a.png')
+    write_image(tmp_path / 'a.png')
     numbers = [1, 5, 5, 6, None, '1', [1], 5]
     annotations = [{'id': n, 'image_id': number, 'segmentation': [RECTANGLE]} for n, number in enumerate(numbers)]
     file = write(tmp_path / 'x.json', [entry(1, 'a.png')], [*annotations, 'nonsense', {'id': 0, 'image_id': 5}])
-    good, *unknown = items(file)
-    assert len(good.load().masks) == 1
+    valid, *unknown = items(file)
+    assert len(valid.load().masks) == 1
     assert [(item.name, item.cause) for item in unknown] == [
         ('image 5', 'unknown image id'),
         ('image 6', 'unknown image id'),
@@ -469,26 +473,26 @@ def test_unknown_image_ids_are_named_once_each(tmp_path):
 
 
 def test_unknown_image_id_has_a_name_of_its_own(tmp_path):
-    picture(tmp_path / 'image 5.png')
+    write_image(tmp_path / 'image 5.png')
     file = write(tmp_path / 'x.json', [entry(1, 'image 5.png')], [{'id': 1, 'image_id': 5}])
     assert len({item.name for item in items(file)}) == 2
 
 
-def test_annotations_of_a_bad_image_are_not_unknown(tmp_path):
+def test_annotations_of_an_invalid_image_are_not_unknown(tmp_path):
     file = write(
         tmp_path / 'set/x.json', [{'id': 1}, entry(2, 'absent.png')], [{'id': n, 'image_id': n} for n in (1, 2)]
     )
-    assert bad(file) == [('images[0]', 'missing key'), ('absent', 'no image')]
+    assert invalid(file) == [('images[0]', 'missing key'), ('absent', 'no image')]
 
 
 def test_images_without_id_are_not_those_of_annotations_without(tmp_path):
     file = write(tmp_path / 'set/x.json', [{'file_name': 'a.png'}], [{'id': 1}])
-    assert bad(file) == [('images[0]', 'missing key'), ('image None', 'unknown image id')]
+    assert invalid(file) == [('images[0]', 'missing key'), ('image None', 'unknown image id')]
 
 
 def test_second_of_one_annotation_id_is_left_out(tmp_path):
     for name in 'ab':
-        picture(tmp_path / f'{name}.png')
+        write_image(tmp_path / f'{name}.png')
     annotations = [
         {'id': number, 'image_id': image, 'segmentation': [polygon]}
         for number, image, polygon in [
@@ -504,9 +508,9 @@ def test_second_of_one_annotation_id_is_left_out(tmp_path):
         item.load() for item in items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, 'b.png')], annotations))
     )
     np.testing.assert_array_equal([mask_HW.sum() for mask_HW in decoded(a)], [12, 6])
-    assert a.left_out == {'duplicate id': 2}
+    assert a.skipped_masks == {'duplicate id': 2}
     np.testing.assert_array_equal(decoded(b), [RECTANGLE_HW] * 2)
-    assert b.left_out == {'duplicate id': 1}
+    assert b.skipped_masks == {'duplicate id': 1}
 
 
 @pytest.mark.parametrize(
@@ -523,11 +527,11 @@ def test_second_of_one_annotation_id_is_left_out(tmp_path):
     ]
     + [{'id': 1, 'coco_url': 'http://host/'}, {'id': True, 'file_name': 'a.png'}],
 )
-def test_entry_without_id_or_file_name_is_bad(image, tmp_path):
-    picture(tmp_path / 'b.png')
-    bad_one, good = items(write(tmp_path / 'x.json', [image, entry(7, 'b.png')], []))
-    assert (bad_one.name, cause_of(bad_one)) == ('images[0]', 'missing key')
-    assert good.load().masks == []
+def test_entry_without_id_or_file_name_is_invalid(image, tmp_path):
+    write_image(tmp_path / 'b.png')
+    invalid_item, valid = items(write(tmp_path / 'x.json', [image, entry(7, 'b.png')], []))
+    assert (invalid_item.name, cause_of(invalid_item)) == ('images[0]', 'missing key')
+    assert valid.load().masks == []
 
 
 # ---- panoptic --------------------------------------------------------------------------------------
@@ -547,7 +551,7 @@ def segment(number, crowd=0):
 
 def write_panoptic(folder, segments, file_name='a.png', **more):
     """A panoptic set of one image; returns the JSON."""
-    picture(folder / 'val/a.jpg')
+    write_image(folder / 'val/a.jpg')
     annotation = {'image_id': 1, 'file_name': file_name, 'segments_info': segments, **more}
     return write(folder / 'annotations/panoptic_val.json', [entry(1, 'a.jpg')], [annotation])
 
@@ -558,32 +562,32 @@ def test_panoptic_by_hand(tmp_path):
     write_segments(tmp_path / 'annotations/panoptic_val/a.png')
     with Image.open(tmp_path / 'annotations/panoptic_val/a.png') as image:
         assert image.getpixel((7, 5)) == (112, 17, 1)
-    assert coco.find(file).layout == 'COCO panoptic'
+    assert coco.open_index(file).layout == 'COCO panoptic'
     (item,) = items(file)
-    found = item.load()
-    assert found.image == (tmp_path / 'val/a.jpg').read_bytes()
-    np.testing.assert_array_equal(decoded(found), [np.equal(SEGMENTS_HW, 70000), np.equal(SEGMENTS_HW, 9)])
-    assert found.left_out == {'crowd': 1, 'no pixels': 1}
+    annotated = item.load()
+    assert annotated.image == (tmp_path / 'val/a.jpg').read_bytes()
+    np.testing.assert_array_equal(decoded(annotated), [np.equal(SEGMENTS_HW, 70000), np.equal(SEGMENTS_HW, 9)])
+    assert annotated.skipped_masks == {'crowd': 1, 'no pixels': 1}
 
 
-@pytest.mark.parametrize('place', ['annotations/a.png', 'segments/a.png', 'a.png', 'deep/er/a.png'])
-def test_segments_are_found(place, tmp_path):
+@pytest.mark.parametrize('path', ['annotations/a.png', 'segments/a.png', 'a.png', 'deep/er/a.png'])
+def test_segments_are_found(path, tmp_path):
     file = write_panoptic(tmp_path, [segment(7), segment(9), segment(70000)])
-    write_segments(tmp_path / place)
+    write_segments(tmp_path / path)
     (item,) = items(file)
     assert len(item.load().masks) == 3
 
 
-@pytest.mark.parametrize('place', ['set/panoptic/a.png', 'set/a.png'])
-def test_image_is_not_taken_for_its_segments_nor_they_for_it(place, tmp_path):
+@pytest.mark.parametrize('path', ['set/panoptic/a.png', 'set/a.png'])
+def test_image_is_not_taken_for_its_segments_nor_they_for_it(path, tmp_path):
     """Both are called a.png, somewhere below one folder."""
-    data = picture(tmp_path / 'set/images/a.png')
-    write_segments(tmp_path / place)
+    data = write_image(tmp_path / 'set/images/a.png')
+    write_segments(tmp_path / path)
     annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
     (item,) = items(write(tmp_path / 'set/panoptic.json', [entry(1, 'a.png')], [annotation]))
-    found = item.load()
-    assert found.image == data
-    assert len(found.masks) == 3
+    annotated = item.load()
+    assert annotated.image == data
+    assert len(annotated.masks) == 3
 
 
 def test_segments_that_are_not_listed_are_wrong(tmp_path):
@@ -640,28 +644,28 @@ def test_other_colour_pngs_are_read(mode, tmp_path):
 def test_segments_without_id_miss_a_key(segments, tmp_path):
     file = write_panoptic(tmp_path, segments)
     write_segments(tmp_path / 'annotations/a.png')
-    assert bad(file) == [('a', 'missing key')]
+    assert invalid(file) == [('a', 'missing key')]
 
 
 def test_panoptic_annotation_without_file_name_misses_a_key(tmp_path):
-    assert bad(write_panoptic(tmp_path, [segment(7)], file_name=None)) == [('a', 'missing key')]
+    assert invalid(write_panoptic(tmp_path, [segment(7)], file_name=None)) == [('a', 'missing key')]
 
 
 def test_duplicate_segments_are_left_out(tmp_path):
     """Of one id, and those of a second annotation of the same image."""
-    picture(tmp_path / 'a.jpg')
+    write_image(tmp_path / 'a.jpg')
     write_segments(tmp_path / 'x/a.png')
     listed = [[segment(7), segment(9), segment(7, crowd=1), segment(70000)], [segment(7), segment(9)]]
     annotations = [{'image_id': 1, 'file_name': 'a.png', 'segments_info': segments} for segments in listed]
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.jpg')], annotations))
-    found = item.load()
-    assert len(found.masks) == 3
-    assert found.left_out == {'duplicate id': 3}
+    annotated = item.load()
+    assert len(annotated.masks) == 3
+    assert annotated.skipped_masks == {'duplicate id': 3}
 
 
 def test_panoptic_image_without_annotation_has_no_masks(tmp_path):
     for name in 'ab':
-        picture(tmp_path / f'{name}.jpg')
+        write_image(tmp_path / f'{name}.jpg')
     write_segments(tmp_path / 'x/a.png')
     annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
     unknown = {'image_id': 3, 'file_name': 'c.png', 'segments_info': []}
@@ -671,11 +675,11 @@ def test_panoptic_image_without_annotation_has_no_masks(tmp_path):
     assert (c.name, c.cause) == ('image 3', 'unknown image id')
 
 
-# ---- the set ---------------------------------------------------------------------------------------
+# ---- the data set ---------------------------------------------------------------------------------------
 
 
 def test_items_go_to_other_processes(tmp_path):
-    picture(tmp_path / 'a.jpg')
+    write_image(tmp_path / 'a.jpg')
     write_segments(tmp_path / 'panoptic/a.png')
     annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
     files = [
@@ -689,21 +693,21 @@ def test_items_go_to_other_processes(tmp_path):
 
 def test_digest_changes_with_every_file(tmp_path):
     folder = tmp_path / 'set'
-    picture(folder / 'a.jpg')
+    write_image(folder / 'a.jpg')
     write_segments(folder / 'x/a.png')
     annotation = {'image_id': 1, 'file_name': 'a.png', 'segments_info': [segment(n) for n in (7, 9, 70000)]}
     images = [entry(1, 'a.jpg'), entry(2, 'b.jpg')]
     file = write(folder / 'x.json', images, [annotation])
-    digests = [coco.find(file).digest]
-    assert coco.find(file).digest == digests[0]
+    digests = [coco.open_index(file).digest]
+    assert coco.open_index(file).digest == digests[0]
     assert len(digests[0]) == 32
-    picture(folder / 'b.jpg')
-    digests.append(coco.find(file).digest)
+    write_image(folder / 'b.jpg')
+    digests.append(coco.open_index(file).digest)
     for changed in ('x.json', 'a.jpg', 'b.jpg', 'x/a.png'):
         os.utime(folder / changed, ns=(10**18, 10**18))
-        digests.append(coco.find(file).digest)
+        digests.append(coco.open_index(file).digest)
     folder.rename(tmp_path / 'moved')
-    digests.append(coco.find(tmp_path / 'moved/x.json').digest)
+    digests.append(coco.open_index(tmp_path / 'moved/x.json').digest)
     assert len(set(digests)) == len(digests)
 
 
@@ -712,9 +716,9 @@ def test_many_annotations_are_grouped_in_linear_time(tmp_path):
     annotations = [{'id': n, 'image_id': n % 3000, 'bbox': [1, 2, 3, 4]} for n in range(count)]
     file = write(tmp_path / 'set/x.json', [entry(n, f'{n}.png') for n in range(3000)], annotations)
     start = time.monotonic()
-    found = coco.find(file)
+    index = coco.open_index(file)
     assert time.monotonic() - start < 20  # s; a search of all annotations for each image takes minutes
-    assert [shard.weight for shard in found.shards] == [1024, 1024, 952]
+    assert [shard.weight for shard in index.shards] == [1024, 1024, 952]
 
 
 CONTENTS = {
@@ -737,11 +741,11 @@ def test_other_json_is_told_apart(text, wrong, tmp_path):
     assert coco.is_coco(file) == (not wrong)
     if wrong:
         with pytest.raises(SamjaxError, match=wrong) as raised:
-            coco.find(file)
+            coco.open_index(file)
         assert str(file) in str(raised.value)
         assert 'data.path must name' in str(raised.value)
     else:
-        assert coco.find(file).shards == []
+        assert coco.open_index(file).shards == []
 
 
 @pytest.mark.parametrize('name', ['absent.json', 'folder.json'])
@@ -749,7 +753,7 @@ def test_file_that_cannot_be_read_is_named(name, tmp_path):
     (tmp_path / 'folder.json').mkdir()
     assert not coco.is_coco(tmp_path / name)
     with pytest.raises(SamjaxError, match=f'{name} cannot be read'):
-        coco.find(tmp_path / name)
+        coco.open_index(tmp_path / name)
 
 
 def test_bytes_that_are_no_text_are_no_json(tmp_path):
@@ -757,14 +761,14 @@ def test_bytes_that_are_no_text_are_no_json(tmp_path):
     file.write_bytes(b'\xff"images" "annotations"')
     assert not coco.is_coco(file)
     with pytest.raises(SamjaxError, match='not valid JSON'):
-        coco.find(file)
+        coco.open_index(file)
 
 
 def test_json_of_sa1b_is_not_parsed(tmp_path, monkeypatch):
     file = tmp_path / 'sa_1.json'
     image = {'image_id': 1, 'width': WIDTH, 'height': HEIGHT, 'file_name': 'sa_1.jpg'}
     file.write_text(json.dumps({'image': image, 'annotations': [{'id': 1, 'segmentation': COMPRESSED}]}))
-    monkeypatch.setattr(coco.json, 'loads', lambda text: pytest.fail('parsed'))
+    monkeypatch.setattr(coco_json.json, 'loads', lambda text: pytest.fail('parsed'))
     assert not coco.is_coco(file)
 
 
@@ -779,15 +783,20 @@ def test_real_panoptic_and_instances_have_the_same_masks(real_data):
         ('panoptic_coco_detection_format.json', 'COCO instances'),
     ]:
         assert coco.is_coco(folder / file)
-        assert coco.find(folder / file).layout == layout
-        found = {item.name: item.load() for item in items(folder / file)}
-        assert found.keys() == {'000000142238', '000000439180'}
-        for name, one in found.items():
-            photo = folder / f'input_images/{name}.jpg'
-            assert one.image == photo.read_bytes()
-            with Image.open(photo) as image:
-                assert one.size == (image.height, image.width)
-        sets.append({name: {mask_HW.tobytes() for mask_HW in decoded(one)} for name, one in found.items()})
-        assert [(len(one.masks), one.left_out) for one in found.values()] == [(17, {'crowd': 1}), (30, {'crowd': 2})]
+        assert coco.open_index(folder / file).layout == layout
+        by_name = {item.name: item.load() for item in items(folder / file)}
+        assert by_name.keys() == {'000000142238', '000000439180'}
+        for name, annotated in by_name.items():
+            file = folder / f'input_images/{name}.jpg'
+            assert annotated.image == file.read_bytes()
+            with Image.open(file) as image:
+                assert annotated.size == (image.height, image.width)
+        sets.append(
+            {name: {mask_HW.tobytes() for mask_HW in decoded(annotated)} for name, annotated in by_name.items()}
+        )
+        assert [(len(item.masks), item.skipped_masks) for item in by_name.values()] == [
+            (17, {'crowd': 1}),
+            (30, {'crowd': 2}),
+        ]
     assert sets[0] == sets[1]
     assert [len(masks) for masks in sets[0].values()] == [17, 30]

@@ -1,4 +1,4 @@
-"""Folders of images with mask pictures: what belongs together is found, and values are read as the objects meant."""
+"""Folders of images and label images: masks are matched with their image, and values read as the right objects."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samjax.data.formats import folder
-from samjax.data.formats.dataset_index import InvalidExample, InvalidItem
-from samjax.errors import SamjaxError
+from samjax.data.formats.dataset_index import InvalidItem
+from samjax.errors import InvalidExample, SamjaxError
 
 BINARY = [[0, 1, 0], [0, 1, 1]]
 
 
 def put(path, values=BINARY, dtype=np.uint8, mode=None, palette=None, **options):
-    """A picture of literal values."""
+    """Writes an image of literal values."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.array(values, dtype))
     if palette:
@@ -33,7 +33,7 @@ def put_all(root, *files):
 
 
 def items(path):
-    return [item for shard in folder.find(path).shards for item in shard.items()]
+    return [item for shard in folder.open_index(path).shards for item in shard.items()]
 
 
 def matched(path):
@@ -46,8 +46,8 @@ def bare(path):
     return [item.name for item in items(path) if not isinstance(item, InvalidItem) and not item.masks]
 
 
-def bad(path):
-    return [(item.cause, item.name, item.place) for item in items(path) if isinstance(item, InvalidItem)]
+def invalid(path):
+    return [(item.cause, item.name, item.location) for item in items(path) if isinstance(item, InvalidItem)]
 
 
 def load(path):
@@ -55,23 +55,23 @@ def load(path):
     return item.load()
 
 
-def decoded(labelled):
-    for rle in labelled.masks:
-        assert rle['size'] == list(labelled.size)
-    return [coco.decode(rle).tolist() for rle in labelled.masks]
+def decoded(annotated):
+    for rle in annotated.masks:
+        assert rle['size'] == list(annotated.size)
+    return [coco.decode(rle).tolist() for rle in annotated.masks]
 
 
 def read(tmp_path, values, *more, suffix='.png', **how):
-    """What one mask picture, or several, is read as."""
+    """The annotated image with these mask files."""
     put(tmp_path / 'images/x.png')
-    for number, picture in enumerate((values, *more)):
-        put(tmp_path / f'masks/x_{number}{suffix}', picture, **how)
+    for number, values_HW in enumerate((values, *more)):
+        put(tmp_path / f'masks/x_{number}{suffix}', values_HW, **how)
     return load(tmp_path)
 
 
-def refused(tmp_path, *pictures, **how):
+def refused(tmp_path, *values, **how):
     with pytest.raises(InvalidExample) as error:
-        read(tmp_path, *pictures, **how)
+        read(tmp_path, *values, **how)
     return error.value
 
 
@@ -81,15 +81,15 @@ def refused(tmp_path, *pictures, **how):
 def test_images_beside_masks(tmp_path):
     put_all(tmp_path, 'images/a.jpg', 'masks/a.png', 'images/b.png', 'masks/b.png')
     assert matched(tmp_path) == {'a': ['masks/a.png'], 'b': ['masks/b.png']}
-    assert bad(tmp_path) == []
-    assert folder.find(tmp_path).layout == 'images and masks'
+    assert invalid(tmp_path) == []
+    assert folder.open_index(tmp_path).layout == 'images and masks'
     first = items(tmp_path)[0]
-    assert (first.name, first.place) == ('a', 'images/a.jpg')
-    labelled = pickle.loads(pickle.dumps(first)).load()
-    assert labelled.image == (tmp_path / 'images/a.jpg').read_bytes()
-    assert labelled.size == (2, 3)
-    assert decoded(labelled) == [[[0, 1, 0], [0, 1, 1]]]
-    assert labelled.left_out == {}
+    assert (first.name, first.location) == ('a', 'images/a.jpg')
+    annotated = pickle.loads(pickle.dumps(first)).load()
+    assert annotated.image == (tmp_path / 'images/a.jpg').read_bytes()
+    assert annotated.size == (2, 3)
+    assert decoded(annotated) == [[[0, 1, 0], [0, 1, 1]]]
+    assert annotated.skipped_masks == {}
 
 
 @pytest.mark.parametrize('images', ['images', 'image', 'imgs', 'img', 'input', 'inputs', 'JPEGImages', 'IMAGES'])
@@ -115,7 +115,7 @@ def test_voc_is_read_by_objects(tmp_path):
     (tmp_path / 'Annotations').mkdir()
     (tmp_path / 'Annotations/x.xml').touch()
     assert matched(tmp_path) == {'x': ['SegmentationObject/x.png']}
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
 def test_folders_at_any_depth_and_mirrored_subfolders(tmp_path):
@@ -126,7 +126,7 @@ def test_folders_at_any_depth_and_mirrored_subfolders(tmp_path):
         'd/val/x': ['d/val/masks/x.png'],
         'e/480p/bear/00000': ['e/Annotations/480p/bear/00000.png'],
     }
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
     assert matched(tmp_path / 'd/train') == {'x': ['masks/x.png']}
 
 
@@ -141,7 +141,7 @@ def test_one_file_per_object(tmp_path):
         'd': ['masks/d_mask.png'],
         'e': ['masks/e_seg.png'],
     }
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
 def test_longest_name_wins(tmp_path):
@@ -162,34 +162,34 @@ def test_masks_of_a_single_image_have_any_name(tmp_path):
         '00ae/00ae': ['00ae/masks/07a9.png', '00ae/masks/0e54.png'],
         '0121/0121': ['0121/masks/f7e3.png'],
     }
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
 def test_mask_of_any_name_is_not_one_of_two_images(tmp_path):
     put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/c.png', 'masks/b.png')
     assert matched(tmp_path) == {'b': ['masks/b.png']}
     assert bare(tmp_path) == ['a']
-    assert bad(tmp_path) == [('no image', 'masks/c.png', 'masks/c.png')]
+    assert invalid(tmp_path) == [('no image', 'masks/c.png', 'masks/c.png')]
 
 
 def test_masks_of_other_names_and_two_images(tmp_path):
     put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/c.png')
     assert bare(tmp_path) == ['a', 'b']
-    assert [cause for cause, *_ in bad(tmp_path)] == ['no image']
+    assert [cause for cause, *_ in invalid(tmp_path)] == ['no image']
 
 
 def test_mask_of_any_name_beside_masks_that_match(tmp_path):
     put_all(tmp_path, 'images/a.png', 'masks/c.png', 'masks/a_1.png')
     assert matched(tmp_path) == {'a': ['masks/a_1.png']}
-    assert bad(tmp_path) == [('no image', 'masks/c.png', 'masks/c.png')]
+    assert invalid(tmp_path) == [('no image', 'masks/c.png', 'masks/c.png')]
 
 
 def test_both_in_one_folder(tmp_path):
-    put_all(tmp_path, 'photo.jpg', 'photo.png', 'm.png', 'm_mask.png', 'ms.jpg', 'ms_masks.png', 'l.tif', 'l_label.png')
+    put_all(tmp_path, 'same.jpg', 'same.png', 'm.png', 'm_mask.png', 'ms.jpg', 'ms_masks.png', 'l.tif', 'l_label.png')
     put_all(tmp_path, 's.bmp', 's_seg.png', 'dash.webp', 'dash-mask.png', 'deep/n.png', 'deep/n_mask_0.png')
     put_all(tmp_path, 'deep/n_mask_1.png', 'deep/a.jpg', 'deep/a_1.jpg', 'deep/a_mask.png', 'deep/a_1_mask.png')
     assert matched(tmp_path) == {
-        'photo': ['photo.png'],
+        'same': ['same.png'],
         'm': ['m_mask.png'],
         'ms': ['ms_masks.png'],
         'l': ['l_label.png'],
@@ -199,7 +199,7 @@ def test_both_in_one_folder(tmp_path):
         'deep/a': ['deep/a_mask.png'],
         'deep/a_1': ['deep/a_1_mask.png'],
     }
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
 def test_in_one_folder_names_are_equal(tmp_path):
@@ -207,25 +207,25 @@ def test_in_one_folder_names_are_equal(tmp_path):
     put_all(tmp_path, 'x.jpg', 'x_b_mask.png', 'y.jpg', 'y_mask.png')
     assert matched(tmp_path) == {'y': ['y_mask.png']}
     assert bare(tmp_path) == ['x']
-    assert bad(tmp_path) == [('no image', 'x_b_mask.png', 'x_b_mask.png')]
+    assert invalid(tmp_path) == [('no image', 'x_b_mask.png', 'x_b_mask.png')]
 
 
 def test_in_one_folder_a_single_image_has_no_mask_of_another_name(tmp_path):
     put_all(tmp_path, 'x.jpg', 'y_mask.png')
     assert bare(tmp_path) == ['x']
-    assert bad(tmp_path) == [('no image', 'y_mask.png', 'y_mask.png')]
+    assert invalid(tmp_path) == [('no image', 'y_mask.png', 'y_mask.png')]
 
 
 def test_png_beside_a_marked_mask_is_an_image(tmp_path):
     put_all(tmp_path, 'x.jpg', 'x.png', 'x_mask.png')
     assert matched(tmp_path) == {'x': ['x_mask.png']}
-    assert bad(tmp_path) == [('duplicate name', 'x.png', 'x.png')]
+    assert invalid(tmp_path) == [('duplicate name', 'x.png', 'x.png')]
 
 
 def test_duplicate_names(tmp_path):
     put_all(tmp_path, 'images/x.jpg', 'images/x.png', 'masks/x.png')
     assert matched(tmp_path) == {'x': ['masks/x.png']}
-    assert bad(tmp_path) == [('duplicate name', 'images/x.png', 'images/x.png')]
+    assert invalid(tmp_path) == [('duplicate name', 'images/x.png', 'images/x.png')]
 
 
 def test_names_stay_unique_across_forms(tmp_path):
@@ -236,15 +236,15 @@ def test_names_stay_unique_across_forms(tmp_path):
 def test_image_without_mask_file_has_no_masks(tmp_path):
     put_all(tmp_path, 'images/a.png', 'images/b.png', 'masks/b.png')
     item, _ = items(tmp_path)
-    labelled = item.load()
+    annotated = item.load()
     with Image.open(tmp_path / 'images/a.png') as image:
-        assert (labelled.size, labelled.masks) == (image.size[::-1], [])
+        assert (annotated.size, annotated.masks) == (image.size[::-1], [])
     (tmp_path / 'images/a.png').write_bytes(b'no image')
     with pytest.raises(InvalidExample, match='unreadable image'):
         item.load()
 
 
-def test_bad_items_say_why(tmp_path):
+def test_invalid_items_have_a_cause(tmp_path):
     put_all(tmp_path, 'images/b.png', 'masks/b.png', 'images/c.png', 'masks/a.png')
     (item,) = (item for item in items(tmp_path) if isinstance(item, InvalidItem))
     with pytest.raises(InvalidExample) as error:
@@ -258,7 +258,7 @@ def test_suffixes_of_images(tmp_path):
     (tmp_path / 'images/notes.txt').touch()
     put(tmp_path / 'images/9.gif')
     assert list(matched(tmp_path)) == ['0', '1', '2', '3', '4', '5', '6', '7', '8']
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
 @pytest.mark.parametrize('suffix', ['png', 'bmp', 'tif', 'tiff', 'gif', 'GIF'])
@@ -269,7 +269,7 @@ def test_suffixes_of_masks(tmp_path, suffix):
 def test_hidden_files_are_skipped(tmp_path):
     put_all(tmp_path, 'images/x.png', 'masks/x.png', 'images/.y.png', '.cache/images/z.png', '.cache/masks/z.png')
     assert matched(tmp_path) == {'x': ['masks/x.png']}
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
 def test_spaces_and_other_alphabets(tmp_path):
@@ -292,15 +292,15 @@ def test_spaces_and_other_alphabets(tmp_path):
 )
 def test_nothing_of_this_form(tmp_path, files):
     put_all(tmp_path, *files)
-    assert folder.find(tmp_path) is None
+    assert folder.open_index(tmp_path) is None
 
 
 def test_no_folder(tmp_path):
-    assert folder.find(tmp_path / 'missing') is None
-    assert folder.find(put(tmp_path / 'x.png')) is None
+    assert folder.open_index(tmp_path / 'missing') is None
+    assert folder.open_index(put(tmp_path / 'x.png')) is None
 
 
-def test_other_pictures_do_not_belong_to_the_set(tmp_path):
+def test_other_images_do_not_belong_to_the_data_set(tmp_path):
     put_all(tmp_path, 'images/x.png', 'masks/x.png', 'preview.png', 'docs/figure.jpg')
     assert len(items(tmp_path)) == 1
 
@@ -313,7 +313,7 @@ def test_loops_of_links(tmp_path):
     (tmp_path / 'images/up').symlink_to(tmp_path)
     (tmp_path / 'masks/self').symlink_to(tmp_path / 'masks')
     assert matched(tmp_path) == {'x': ['masks/x.png']}
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
 def test_images_that_two_folders_link_to(tmp_path):
@@ -334,24 +334,24 @@ def test_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, 'scandir', no_masks)
     with pytest.raises(SamjaxError, match='/masks cannot be read .Permission denied.'):
-        folder.find(tmp_path)
+        folder.open_index(tmp_path)
 
 
 def test_digest(tmp_path):
     image, mask = put(tmp_path / 'images/x.png'), put(tmp_path / 'masks/x.png')
-    first = folder.find(tmp_path).digest
+    first = folder.open_index(tmp_path).digest
     assert len(first) == 32
-    assert folder.find(tmp_path).digest == first
+    assert folder.open_index(tmp_path).digest == first
     put(tmp_path / 'preview.png')
-    assert folder.find(tmp_path).digest == first
+    assert folder.open_index(tmp_path).digest == first
     digests = {first}
     for file in (image, mask):
         os.utime(file, ns=(1, 1))
-        digests.add(folder.find(tmp_path).digest)
+        digests.add(folder.open_index(tmp_path).digest)
     mask.rename(tmp_path / 'masks/x_1.png')
-    digests.add(folder.find(tmp_path).digest)
+    digests.add(folder.open_index(tmp_path).digest)
     put(tmp_path / 'images/without.png')
-    digests.add(folder.find(tmp_path).digest)
+    digests.add(folder.open_index(tmp_path).digest)
     assert len(digests) == 5
 
 
@@ -399,10 +399,10 @@ def test_csv(tmp_path):
     text = '\ufefffile_name,caption,mask_file_name\nimages/1.jpg,"one, two",masks/b.png\nimages/2.jpg,,./masks/a.png\n'
     (tmp_path / 'metadata.csv').write_text(text, encoding='utf-8')
     assert matched(tmp_path) == {'images/1': ['masks/b.png'], 'images/2': ['masks/a.png']}
-    assert bad(tmp_path) == []
+    assert invalid(tmp_path) == []
 
 
-def test_bad_rows(tmp_path):
+def test_invalid_rows(tmp_path):
     put_all(tmp_path, '1.jpg', '2.jpg', 'm.png')
     rows = [
         {'file_name': '1.jpg', 'mask': 'm.png'},
@@ -418,12 +418,12 @@ def test_bad_rows(tmp_path):
     ]
     put_jsonl(tmp_path / 'metadata.jsonl', *rows)
     assert matched(tmp_path) == {'1': ['m.png']}
-    places = [f'metadata.jsonl, line {line}' for line in range(11)]
-    assert bad(tmp_path) == [
-        *(('missing key', place, place) for place in places[2:8]),
-        ('duplicate name', places[8], places[8]),
-        ('no image', '3', places[9]),
-        ('no mask file', '2', places[10]),
+    locations = [f'metadata.jsonl, line {line}' for line in range(11)]
+    assert invalid(tmp_path) == [
+        *(('missing key', location, location) for location in locations[2:8]),
+        ('duplicate name', locations[8], locations[8]),
+        ('no image', '3', locations[9]),
+        ('no mask file', '2', locations[10]),
     ]
 
 
@@ -437,15 +437,15 @@ def test_table_that_cannot_be_read(tmp_path, monkeypatch):
     put_all(tmp_path, '1.jpg', 'm.png')
     (tmp_path / 'metadata.csv').write_text(f'file_name,mask\n1.jpg,{"m" * 200_000}.png\n')
     with pytest.raises(SamjaxError, match='metadata.csv cannot be read .field larger'):
-        folder.find(tmp_path)
+        folder.open_index(tmp_path)
 
 
 def test_digest_of_a_table(tmp_path):
     put_all(tmp_path, '1.jpg', 'm.png')
     put_jsonl(tmp_path / 'metadata.jsonl', {'file_name': '1.jpg', 'mask': 'm.png'})
-    first = folder.find(tmp_path).digest
+    first = folder.open_index(tmp_path).digest
     os.utime(tmp_path / 'metadata.jsonl', ns=(1, 1))
-    assert folder.find(tmp_path).digest != first
+    assert folder.open_index(tmp_path).digest != first
 
 
 # ---- values of one mask file -----------------------------------------------------------------------------------------
@@ -453,8 +453,8 @@ def test_digest_of_a_table(tmp_path):
 
 @pytest.mark.parametrize('value', [1, 128, 255])
 def test_one_value_is_one_object(tmp_path, value):
-    labelled = read(tmp_path, [[value, 0, value], [0, 0, value]])
-    assert decoded(labelled) == [[[1, 0, 1], [0, 0, 1]]]
+    annotated = read(tmp_path, [[value, 0, value], [0, 0, value]])
+    assert decoded(annotated) == [[[1, 0, 1], [0, 0, 1]]]
 
 
 def test_one_bit(tmp_path):
@@ -462,9 +462,9 @@ def test_one_bit(tmp_path):
 
 
 def test_labels(tmp_path):
-    labelled = read(tmp_path, [[0, 3, 3], [7, 7, 3]])
-    assert labelled.size == (2, 3)
-    assert decoded(labelled) == [[[0, 1, 1], [0, 0, 1]], [[0, 0, 0], [1, 1, 0]]]
+    annotated = read(tmp_path, [[0, 3, 3], [7, 7, 3]])
+    assert annotated.size == (2, 3)
+    assert decoded(annotated) == [[[0, 1, 1], [0, 0, 1]], [[0, 0, 0], [1, 1, 0]]]
 
 
 def test_void(tmp_path):
@@ -472,12 +472,12 @@ def test_void(tmp_path):
 
 
 def test_palette(tmp_path):
-    labelled = read(tmp_path, [[0, 1], [2, 255]], palette=[0, 0, 0, 128, 0, 0, 0, 128, 0, *[224, 224, 192] * 253])
-    assert decoded(labelled) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]]
+    annotated = read(tmp_path, [[0, 1], [2, 255]], palette=[0, 0, 0, 128, 0, 0, 0, 128, 0, *[224, 224, 192] * 253])
+    assert decoded(annotated) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]]
 
 
 def test_palette_with_opacities(tmp_path):
-    """pillow warns when it converts such a picture."""
+    """pillow warns when it converts such an image."""
     palette = [0, 0, 0, 255, 255, 255]
     assert decoded(read(tmp_path, [[0, 1]], palette=palette, transparency=b'\x00\x80')) == [[[0, 1]]]
 
@@ -487,19 +487,19 @@ def test_black_and_white_palette_in_any_order(tmp_path):
 
 
 def test_sixteen_bits(tmp_path):
-    labelled = read(tmp_path, [[0, 255], [300, 65535]], dtype=np.uint16)
-    assert decoded(labelled) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0], [0, 1]]]
+    annotated = read(tmp_path, [[0, 255], [300, 65535]], dtype=np.uint16)
+    assert decoded(annotated) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0], [0, 1]]]
     assert decoded(read(tmp_path, [[0, 255], [300, 0]], dtype=np.uint16)) == [[[0, 1], [0, 0]], [[0, 0], [1, 0]]]
 
 
 def test_thirty_two_bits(tmp_path):
-    labelled = read(tmp_path, [[0, 70000], [1, 70000]], dtype=np.int32, suffix='.tif')
-    assert decoded(labelled) == [[[0, 0], [1, 0]], [[0, 1], [0, 1]]]
+    annotated = read(tmp_path, [[0, 70000], [1, 70000]], dtype=np.int32, suffix='.tif')
+    assert decoded(annotated) == [[[0, 0], [1, 0]], [[0, 1], [0, 1]]]
 
 
 def test_floats(tmp_path):
-    labelled = read(tmp_path, [[0, 2], [1, 0]], dtype=np.float32, suffix='.tif')
-    assert decoded(labelled) == [[[0, 0], [1, 0]], [[0, 1], [0, 0]]]
+    annotated = read(tmp_path, [[0, 2], [1, 0]], dtype=np.float32, suffix='.tif')
+    assert decoded(annotated) == [[[0, 0], [1, 0]], [[0, 1], [0, 0]]]
     for value in (0.5, np.nan):
         error = refused(tmp_path, [[0, value]], dtype=np.float32, suffix='.tif')
         assert error.cause == 'unclear mask'
@@ -534,9 +534,9 @@ def test_many_small_objects_are_labels(tmp_path):
     """200 pixels of 4096 with a value each: almost all is nearly black, and still each is an object."""
     values_HW = np.zeros((64, 64), np.uint8)
     values_HW.flat[: 5 * 200 : 5] = np.arange(1, 201)
-    found = read(tmp_path, values_HW)
-    assert len(found.masks) == 200
-    assert {coco.area(rle) for rle in found.masks} == {1}
+    annotated = read(tmp_path, values_HW)
+    assert len(annotated.masks) == 200
+    assert {coco.area(rle) for rle in annotated.masks} == {1}
 
 
 def test_much_grey_is_labels(tmp_path):
@@ -561,16 +561,16 @@ def test_jpeg(tmp_path):
 
 def test_jpeg_in_colour_and_called_png(tmp_path):
     values_HW = np.array(rectangle(9, 17, 25, 42), np.uint8) * 255
-    labelled = read(tmp_path, values_HW, mode='RGB', format='JPEG')
-    assert decoded(labelled) == [rectangle(9, 17, 25, 42)]
+    annotated = read(tmp_path, values_HW, mode='RGB', format='JPEG')
+    assert decoded(annotated) == [rectangle(9, 17, 25, 42)]
 
 
 RED, GREEN, BLACK, WHITE = [255, 0, 0], [0, 1, 0], [0, 0, 0], [255, 255, 255]
 
 
 def test_colours(tmp_path):
-    labelled = read(tmp_path, [[BLACK, RED], [GREEN, RED], [WHITE, WHITE]])
-    assert decoded(labelled) == [  # in the order of R + 256 G + 256^2 B
+    annotated = read(tmp_path, [[BLACK, RED], [GREEN, RED], [WHITE, WHITE]])
+    assert decoded(annotated) == [  # in the order of R + 256 G + 256^2 B
         [[0, 1], [0, 1], [0, 0]],
         [[0, 0], [1, 0], [0, 0]],
         [[0, 0], [0, 0], [1, 1]],
@@ -587,19 +587,19 @@ def test_black_and_white_in_colour(tmp_path):
 
 @pytest.mark.parametrize('opacity', [255, 0, 7])
 def test_constant_opacity_means_nothing(tmp_path, opacity):
-    labelled = read(tmp_path, [[[*BLACK, opacity], [*RED, opacity], [*GREEN, opacity]]])
-    assert decoded(labelled) == [[[0, 1, 0]], [[0, 0, 1]]]
+    annotated = read(tmp_path, [[[*BLACK, opacity], [*RED, opacity], [*GREEN, opacity]]])
+    assert decoded(annotated) == [[[0, 1, 0]], [[0, 0, 1]]]
 
 
 def test_transparent_is_background(tmp_path):
-    labelled = read(tmp_path, [[[*WHITE, 0], [*RED, 255], [*GREEN, 90]]])
-    assert decoded(labelled) == [[[0, 1, 0]], [[0, 0, 1]]]
+    annotated = read(tmp_path, [[[*WHITE, 0], [*RED, 255], [*GREEN, 90]]])
+    assert decoded(annotated) == [[[0, 1, 0]], [[0, 0, 1]]]
 
 
 def test_mask_by_opacity_alone(tmp_path):
     for most in (255, 81):
-        labelled = read(tmp_path, [[[*BLACK, 0], [*BLACK, 40], [*BLACK, most], [*BLACK, most - 1]]])
-        assert decoded(labelled) == [[[0, 0, 1, 1]]]
+        annotated = read(tmp_path, [[[*BLACK, 0], [*BLACK, 40], [*BLACK, most], [*BLACK, most - 1]]])
+        assert decoded(annotated) == [[[0, 0, 1, 1]]]
 
 
 def test_greys_in_colour(tmp_path):
@@ -619,41 +619,41 @@ def test_too_many_values(tmp_path):
     assert len(read(tmp_path, np.minimum(values_HW, 1000), dtype=np.uint16).masks) == 1000
 
 
-def test_photo_as_mask(tmp_path):
-    photo_HW3 = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    assert refused(tmp_path, photo_HW3).cause == 'unclear mask'
+def test_colour_image_as_mask(tmp_path):
+    pixels_HW3 = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert refused(tmp_path, pixels_HW3).cause == 'unclear mask'
 
 
 def test_empty_mask(tmp_path):
-    labelled = read(tmp_path, [[0, 0]])
-    assert (labelled.size, labelled.masks, labelled.left_out) == ((1, 2), [], {'no pixels': 1})
+    annotated = read(tmp_path, [[0, 0]])
+    assert (annotated.size, annotated.masks, annotated.skipped_masks) == ((1, 2), [], {'no pixels': 1})
 
 
 def test_orientation_of_png_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    labelled = read(tmp_path, [[1, 0, 0], [1, 1, 0]], exif=exif)
-    assert decoded(labelled) == [[[1, 0, 0], [1, 1, 0]]]
+    annotated = read(tmp_path, [[1, 0, 0], [1, 1, 0]], exif=exif)
+    assert decoded(annotated) == [[[1, 0, 0], [1, 1, 0]]]
 
 
 # ---- several mask files ----------------------------------------------------------------------------------------------
 
 
 def test_each_of_several_files_is_one_object(tmp_path):
-    labelled = read(tmp_path, [[0, 1, 2]], [[255, 0, 0]], [[9, 255, 0]])
-    assert decoded(labelled) == [[[0, 1, 1]], [[1, 0, 0]], [[1, 1, 0]]]
-    assert labelled.left_out == {}
+    annotated = read(tmp_path, [[0, 1, 2]], [[255, 0, 0]], [[9, 255, 0]])
+    assert decoded(annotated) == [[[0, 1, 1]], [[1, 0, 0]], [[1, 1, 0]]]
+    assert annotated.skipped_masks == {}
 
 
 def test_several_jpegs(tmp_path):
     first, second = rectangle(9, 17, 25, 42), rectangle(0, 0, 7, 64)
-    labelled = read(tmp_path, np.array(first) * 255, np.array(second) * 255, suffix='.jpg')
-    assert decoded(labelled) == [first, second]
+    annotated = read(tmp_path, np.array(first) * 255, np.array(second) * 255, suffix='.jpg')
+    assert decoded(annotated) == [first, second]
 
 
 def test_several_with_soft_edges(tmp_path):
-    labelled = read(tmp_path, soft_square(), soft_square().T)
-    assert decoded(labelled) == [rectangle(10, 9, 30, 30), rectangle(9, 10, 30, 30)]
+    annotated = read(tmp_path, soft_square(), soft_square().T)
+    assert decoded(annotated) == [rectangle(10, 9, 30, 30), rectangle(9, 10, 30, 30)]
 
 
 def test_several_in_colour(tmp_path):
@@ -661,9 +661,9 @@ def test_several_in_colour(tmp_path):
 
 
 def test_empty_among_several(tmp_path):
-    labelled = read(tmp_path, [[0, 0]], [[0, 1]], [[0, 0]])
-    assert decoded(labelled) == [[[0, 1]]]
-    assert labelled.left_out == {'no pixels': 2}
+    annotated = read(tmp_path, [[0, 0]], [[0, 1]], [[0, 0]])
+    assert decoded(annotated) == [[[0, 1]]]
+    assert annotated.skipped_masks == {'no pixels': 2}
 
 
 def test_sizes_differ(tmp_path):
@@ -678,7 +678,7 @@ def test_sizes_differ(tmp_path):
 def test_damaged_mask(tmp_path):
     put_all(tmp_path, 'images/x.png')
     mask = put(tmp_path / 'masks/x.png', np.random.default_rng(0).integers(0, 9, (99, 99)))
-    for content in (b'', b'not a picture', mask.read_bytes()[:500]):
+    for content in (b'', b'not an image', mask.read_bytes()[:500]):
         mask.write_bytes(content)
         with pytest.raises(InvalidExample) as error:
             load(tmp_path)
@@ -702,12 +702,12 @@ def test_huge_mask(tmp_path, monkeypatch):
     assert refused(tmp_path, [[0] * 11]).cause == 'unreadable mask'
 
 
-def test_several_pictures_in_one_file(tmp_path):
+def test_several_images_in_one_file(tmp_path):
     put_all(tmp_path, 'images/x.png')
-    pages = [Image.fromarray(np.array(page, np.uint8)) for page in ([[0, 1]], [[1, 0]])]
+    pages = [Image.fromarray(np.array(values, np.uint8)) for values in ([[0, 1]], [[1, 0]])]
     (tmp_path / 'masks').mkdir()
     pages[0].save(tmp_path / 'masks/x.tif', save_all=True, append_images=pages[1:])
     with pytest.raises(InvalidExample) as error:
         load(tmp_path)
     assert error.value.cause == 'unclear mask'
-    assert error.value.detail.endswith('x.tif has 2 pictures: save one file per object')
+    assert error.value.detail.endswith('x.tif has 2 images: save one file per object')

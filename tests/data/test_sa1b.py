@@ -1,4 +1,4 @@
-"""Folders and tar shards in SA-1B layout: good ones read back equal, bad ones are named."""
+"""Folders and tar shards in SA-1B layout: valid ones read back equal, invalid ones are named."""
 
 import json
 import logging
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from pycocotools import mask as coco
-from samples import HEIGHT, MASKS, WIDTH, content, encoded, mask, picture, write
+from samples import HEIGHT, MASKS, WIDTH, content, encoded, mask, random_image, write
 
 from samjax.data.formats import dataset_index
-from samjax.data.formats.dataset_index import InvalidExample
-from samjax.data.formats.sa1b import Pair, Part
+from samjax.data.formats.sa1b import Pair
+from samjax.data.formats.tar import ByteRange
 from samjax.data.records import record, shard_writer, source
-from samjax.errors import SamjaxError
+from samjax.errors import InvalidExample, SamjaxError
 
 
 @pytest.fixture
@@ -29,30 +29,30 @@ def folder(tmp_path):
     write(folder, 'sa_1')
     write(folder, 'sa_22', '.png')
     upright = content([mask(1, 1, 30, 5, 40, 24)], 40, 24)
-    write(folder / 'more', 'sa_333', image=picture(3, 40, 24), json_content=upright)
+    write(folder / 'more', 'sa_333', image=random_image(3, 40, 24), json_content=upright)
     return folder
 
 
-def open_source(path, tmp_path, max_invalid_fraction=0.0):
-    return source.open_source(path, tmp_path / 'cache', max_invalid_fraction)
+def open_records(path, tmp_path, max_invalid_fraction=0.0):
+    return source.open_records(path, tmp_path / 'cache', max_invalid_fraction)
 
 
 def report(source):
     return json.loads((Path(source.folder) / 'report.json').read_text())
 
 
-def assert_equal(some, others):
-    assert [Path(e.name).name for e in some] == [Path(e.name).name for e in others]
-    for one, other in zip(some, others, strict=True):
-        np.testing.assert_array_equal(one.image.pixels(), other.image.pixels())
-        assert one.rles == other.rles
+def assert_equal(examples, expected):
+    assert [Path(e.name).name for e in examples] == [Path(e.name).name for e in expected]
+    for a, b in zip(examples, expected, strict=True):
+        np.testing.assert_array_equal(a.image.pixels(), b.image.pixels())
+        assert a.rles == b.rles
 
 
-# ---- good input ------------------------------------------------------------------------------------
+# ---- valid input ------------------------------------------------------------------------------------
 
 
 def test_folder_reads_back_as_it_was(folder, tmp_path):
-    source = open_source(folder, tmp_path)
+    source = open_records(folder, tmp_path)
     examples = list(source)
     assert len(source) == 3
     assert sorted(e.name for e in examples) == ['more/sa_333', 'sa_1', 'sa_22']
@@ -83,10 +83,10 @@ def test_tar_shards_and_folder_give_equal_examples(tmp_path):
     with tarfile.open(shards / 'sa_1.tar', 'w') as tar:
         for file in files[6:]:
             tar.add(file, file.name)
-    loose = list(open_source(folder, tmp_path))
+    loose = list(open_records(folder, tmp_path))
     assert [e.name for e in loose] == ['x', 'xx', 'xxx', 'xxxx', 'xxxxx']
-    assert_equal(loose, list(open_source(shards, tmp_path)))
-    assert_equal(loose[:3], list(open_source(shards / 'sa_0.tar', tmp_path)))
+    assert_equal(loose, list(open_records(shards, tmp_path)))
+    assert_equal(loose[:3], list(open_records(shards / 'sa_0.tar', tmp_path)))
 
 
 def test_tar_and_loose_files_mix(folder, tmp_path):
@@ -94,14 +94,14 @@ def test_tar_and_loose_files_mix(folder, tmp_path):
     with tarfile.open(folder / 'more' / 'sa_0.tar', 'w') as tar:
         for file in extra:
             tar.add(file, f'inner/{file.name}')
-    source = open_source(folder, tmp_path)
+    source = open_records(folder, tmp_path)
     assert sorted(e.name for e in source) == ['more/sa_0.tar/inner/z', 'more/sa_333', 'sa_1', 'sa_22']
 
 
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     for mode in ('L', 'P', 'RGBA', '1'):
-        write(tmp_path / 'data', mode, '.png', picture(1).convert(mode))
-    source = open_source(tmp_path / 'data', tmp_path)
+        write(tmp_path / 'data', mode, '.png', random_image(1).convert(mode))
+    source = open_records(tmp_path / 'data', tmp_path)
     assert [e.image.pixels().shape for e in source] == [(HEIGHT, WIDTH, 3)] * 4
 
 
@@ -109,7 +109,7 @@ def test_capital_suffixes_hidden_and_other_files(folder, tmp_path):
     (folder / 'sa_1.jpg').rename(folder / 'sa_1.JPEG')
     (folder / '._sa_1.jpg').write_bytes(b'no image')
     (folder / 'README.txt').write_text('about')
-    assert len(open_source(folder, tmp_path)) == 3
+    assert len(open_records(folder, tmp_path)) == 3
 
 
 def test_uncompressed_counts_are_accepted(folder, tmp_path):
@@ -120,7 +120,7 @@ def test_uncompressed_counts_are_accepted(folder, tmp_path):
         annotation['segmentation']['counts'] = np.diff(change, prepend=0).tolist()
     assert changed['annotations'][0]['segmentation']['counts'][:4] == [0, 3, 21, 3]
     write(folder, 'a', json_content=changed)
-    example = open_source(folder, tmp_path)[0]
+    example = open_records(folder, tmp_path)[0]
     assert example.name == 'a'
     np.testing.assert_array_equal(coco.decode(example.rles), np.stack(masks, -1))
 
@@ -132,23 +132,23 @@ def test_keys_that_nothing_needs_may_be_missing(folder, tmp_path):
             if key != 'segmentation':
                 del annotation[key]
     write(folder, 'a', json_content=lean)
-    assert len(open_source(folder, tmp_path)) == 4
+    assert len(open_records(folder, tmp_path)) == 4
 
 
 def test_more_than_255_masks(folder, tmp_path):
     write(folder, 'a', json_content=content([mask(1, 1, 3, 3)] * 300))
-    assert len(open_source(folder, tmp_path)[0].rles) == 300
+    assert len(open_records(folder, tmp_path)[0].rles) == 300
 
 
 def test_index_outside_raises(folder, tmp_path):
-    source = open_source(folder, tmp_path)
+    source = open_records(folder, tmp_path)
     for index in (-1, 3):
         with pytest.raises(IndexError, match=f'has 3 images, none has the index {index}'):
             source[index]
 
 
 def test_source_goes_to_another_process(folder, tmp_path):
-    source = open_source(folder, tmp_path)
+    source = open_records(folder, tmp_path)
     data = pickle.dumps(source)
     assert len(data) < 1000
     assert_equal(list(pickle.loads(data)), list(source))
@@ -162,33 +162,33 @@ def test_tensorflow_is_not_imported():
 
 
 def test_an_unchanged_folder_is_prepared_once(folder, tmp_path, monkeypatch, capfd):
-    first = open_source(folder, tmp_path)
-    found = report(first)
-    assert len(found.pop('digest')) == 32
-    assert found == {
-        'path': str(folder), 'layout': 'SA-1B', 'share': 1.0, 'found': 3, 'kept': 3, 'masks': 7,
-        'bad': {}, 'no_masks': [], 'left_out': {},
+    first = open_records(folder, tmp_path)
+    written = report(first)
+    assert len(written.pop('digest')) == 32
+    assert written == {
+        'path': str(folder), 'layout': 'SA-1B', 'fraction': 1.0, 'num_images': 3, 'num_kept': 3, 'num_masks': 7,
+        'invalid': {}, 'no_masks': [], 'skipped_masks': {},
     }  # fmt: skip
     assert (Path(first.folder) / 'images.txt').read_text() == 'more/sa_333\nsa_1\nsa_22\n'
     monkeypatch.setattr(record, 'make_record', None)  # would fail
-    again = open_source(folder, tmp_path)
+    again = open_records(folder, tmp_path)
     assert again.folder == first.folder
-    assert capfd.readouterr() == ('', '')  # little to do: no word
+    assert capfd.readouterr() == ('', '')  # little to do: no output
 
 
 def test_a_changed_folder_is_prepared_anew(folder, tmp_path):
-    before = open_source(folder, tmp_path)
+    before = open_records(folder, tmp_path)
     write(folder, 'sa_4')
-    assert len(open_source(folder, tmp_path)) == 4
+    assert len(open_records(folder, tmp_path)) == 4
     assert len(before) == 3
     file = folder / 'sa_4.json'
     changed = file.read_text().replace('0.95', '0.85')
     file.write_text(changed)  # same size
     os.utime(file, ns=(1, 1))
-    assert len({open_source(folder, tmp_path).folder, before.folder}) == 2
+    assert len({open_records(folder, tmp_path).folder, before.folder}) == 2
     for file in folder.glob('sa_1.*'):
         file.unlink()
-    assert len(open_source(folder, tmp_path)) == 3
+    assert len(open_records(folder, tmp_path)) == 3
 
 
 def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(folder, tmp_path, monkeypatch):
@@ -200,12 +200,12 @@ def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(folder, tmp_
     make_record = record.make_record
     monkeypatch.setattr(record, 'make_record', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        open_source(folder, tmp_path)
+        open_records(folder, tmp_path)
     monkeypatch.undo()
     [home] = (tmp_path / 'cache').iterdir()
     stale = home / 'object_masks' / 'incomplete.killed_2.0.0'  # what a killed process leaves
     stale.mkdir(parents=True, exist_ok=True)
-    assert len(open_source(folder, tmp_path)) == 3
+    assert len(open_records(folder, tmp_path)) == 3
     assert not stale.exists()
 
 
@@ -216,24 +216,24 @@ def test_a_full_disk_stops_and_leaves_nothing(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shard_writer, 'ArrayRecordWriter', Full)
     with pytest.raises(SamjaxError, match='No space left on device.*free some space or choose another'):
-        open_source(folder, tmp_path)
+        open_records(folder, tmp_path)
     assert not list((tmp_path / 'cache').rglob('*.part'))
     monkeypatch.undo()
-    assert len(open_source(folder, tmp_path)) == 3
+    assert len(open_records(folder, tmp_path)) == 3
 
 
 def test_shards_are_split_and_read_in_order(tmp_path, monkeypatch):
     for number in range(5):
         write(tmp_path / 'data', f'sa_{number}')
     monkeypatch.setattr(dataset_index, 'SHARD_SIZE', 2)
-    source = open_source(tmp_path / 'data', tmp_path)
+    source = open_records(tmp_path / 'data', tmp_path)
     assert [e.name for e in source] == [f'sa_{number}' for number in range(5)]
     names = sorted(file.name for file in Path(source.folder).glob('*array_record*'))
     assert names == [f'object_masks-images.array_record-0000{n}-of-00003' for n in range(3)]
 
 
 def _open_at_once(path, cache, queue):
-    queue.put([e.name for e in source.open_source(path, cache, 0.0)])
+    queue.put([e.name for e in source.open_records(path, cache, 0.0)])
 
 
 def test_several_processes_prepare_the_same_folder_at_once(folder, tmp_path):
@@ -250,7 +250,7 @@ def test_several_processes_prepare_the_same_folder_at_once(folder, tmp_path):
     assert len(names[0]) == 3
 
 
-# ---- bad input -------------------------------------------------------------------------------------
+# ---- invalid input -------------------------------------------------------------------------------------
 
 
 def truncate_image(folder):
@@ -260,7 +260,7 @@ def truncate_image(folder):
 
 def truncate_png(folder):
     (folder / 'bad.jpg').unlink()
-    data = encoded(picture(1), '.png')
+    data = encoded(random_image(1), '.png')
     (folder / 'bad.png').write_bytes(data[: len(data) // 2])
 
 
@@ -306,10 +306,10 @@ def drop_key(folder):
 
 
 def two_images(folder):
-    (folder / 'bad.png').write_bytes(encoded(picture(1), '.png'))
+    (folder / 'bad.png').write_bytes(encoded(random_image(1), '.png'))
 
 
-BAD = [
+INVALID = [
     (truncate_image, 'unreadable image', 'truncated'),
     (truncate_png, 'unreadable image', 'truncated'),
     (sixteen_bits, 'not 8 bits', 'pixels are of type I;16: save it with 8 bits per channel'),
@@ -324,18 +324,18 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(('spoil', 'cause', 'detail'), BAD, ids=[b[0].__name__ for b in BAD])
-def test_bad_pair_is_left_out_and_named(spoil, cause, detail, folder, tmp_path, caplog):
+@pytest.mark.parametrize(('spoil', 'cause', 'detail'), INVALID, ids=[case[0].__name__ for case in INVALID])
+def test_invalid_pair_is_left_out_and_named(spoil, cause, detail, folder, tmp_path, caplog):
     write(folder, 'bad')
     spoil(folder)
     with caplog.at_level(logging.WARNING):
-        source = open_source(folder, tmp_path, max_invalid_fraction=0.25)
+        source = open_records(folder, tmp_path, max_invalid_fraction=0.25)
     assert [e.name for e in source] == [e.name for e in source if e.name != 'bad']
     assert len(source) == 3
-    found = report(source)
-    assert (found['found'], found['kept']) == (4, 3)
-    [[named]] = [found['bad'].pop(cause)]
-    assert found['bad'] == {}
+    written = report(source)
+    assert (written['num_images'], written['num_kept']) == (4, 3)
+    [[named]] = [written['invalid'].pop(cause)]
+    assert written['invalid'] == {}
     assert named.startswith('bad: ')
     assert detail in named
     [line] = caplog.messages
@@ -343,27 +343,27 @@ def test_bad_pair_is_left_out_and_named(spoil, cause, detail, folder, tmp_path, 
     assert '\n' not in line
 
 
-@pytest.mark.parametrize(('spoil', 'cause', 'detail'), BAD, ids=[b[0].__name__ for b in BAD])
-def test_too_large_a_share_of_bad_pairs_stops(spoil, cause, detail, folder, tmp_path):
+@pytest.mark.parametrize(('spoil', 'cause', 'detail'), INVALID, ids=[case[0].__name__ for case in INVALID])
+def test_too_large_a_fraction_of_invalid_pairs_stops(spoil, cause, detail, folder, tmp_path):
     write(folder, 'bad')
     spoil(folder)
     with pytest.raises(SamjaxError) as error:
-        open_source(folder, tmp_path, max_invalid_fraction=0.2)
+        open_records(folder, tmp_path, max_invalid_fraction=0.2)
     message = str(error.value)
-    assert message.startswith(f'{folder}: 1 of 4 images are bad (1 {cause}), more than ')
+    assert message.startswith(f'{folder}: 1 of 4 images are invalid (1 {cause}), more than ')
     assert 'data.max_invalid_fraction = 0.2' in message
     assert 'the first is bad: ' in message
     assert detail in message
-    assert 'mend or remove such files, or raise data.max_invalid_fraction' in message
+    assert 'fix or remove such files, or raise data.max_invalid_fraction' in message
     assert '\n' not in message
 
 
-def test_a_stricter_share_applies_to_what_is_prepared_already(folder, tmp_path):
+def test_a_stricter_fraction_applies_to_what_is_prepared_already(folder, tmp_path):
     write(folder, 'bad')
     break_json(folder)
-    open_source(folder, tmp_path, max_invalid_fraction=0.5)
-    with pytest.raises(SamjaxError, match='1 of 4 images are bad'):
-        open_source(folder, tmp_path, max_invalid_fraction=0.2)
+    open_records(folder, tmp_path, max_invalid_fraction=0.5)
+    with pytest.raises(SamjaxError, match='1 of 4 images are invalid'):
+        open_records(folder, tmp_path, max_invalid_fraction=0.2)
 
 
 def test_truncated_tar_gives_what_is_whole(tmp_path):
@@ -376,62 +376,62 @@ def test_truncated_tar_gives_what_is_whole(tmp_path):
     with tarfile.open(shard) as tar:
         end = tar.getmember('sa_2.jpg').offset_data + 20
     shard.write_bytes(shard.read_bytes()[:end])
-    source = open_source(shard, tmp_path, 0.9)
+    source = open_records(shard, tmp_path, 0.9)
     assert [e.name for e in source] == ['sa_0.tar/sa_0', 'sa_0.tar/sa_1']
-    assert sorted(report(source)['bad']) == ['damaged tar', 'no JSON']
+    assert sorted(report(source)['invalid']) == ['damaged tar', 'no JSON']
     (tmp_path / 'cache').rename(tmp_path / 'old')
     with pytest.raises(SamjaxError, match='sa_0.tar: unexpected end of data'):
-        open_source(shard, tmp_path, 0.3)
+        open_records(shard, tmp_path, 0.3)
 
 
 def test_no_tar_at_all(folder, tmp_path):
     (folder / 'sa_0.tar').write_bytes(b'compressed?' * 200)
-    source = open_source(folder, tmp_path, 0.5)
+    source = open_records(folder, tmp_path, 0.5)
     assert len(source) == 3
-    assert list(report(source)['bad']) == ['damaged tar']
+    assert list(report(source)['invalid']) == ['damaged tar']
 
 
 def test_the_names_of_shards_keep_images_apart(folder, tmp_path):
     with tarfile.open(folder / 'sa_0.tar', 'w') as tar:
         for file in folder.glob('sa_1.*'):
             tar.add(file, file.name)
-    source = open_source(folder, tmp_path, 0.5)
+    source = open_records(folder, tmp_path, 0.5)
     assert [e.name for e in source] == ['sa_0.tar/sa_1', 'more/sa_333', 'sa_1', 'sa_22']
 
 
 def test_images_without_masks_are_counted_apart(folder, tmp_path, caplog):
     write(folder, 'none', json_content=content([]))
     write(folder, 'empty', json_content=content([mask(0, 0, 0, 0)]))
-    source = open_source(folder, tmp_path, max_invalid_fraction=0.0)
+    source = open_records(folder, tmp_path, max_invalid_fraction=0.0)
     assert len(source) == 3
-    assert report(source)['bad'] == {}
+    assert report(source)['invalid'] == {}
     assert report(source)['no_masks'] == ['empty', 'none']
     assert '2 of 5 images left out (2 no masks)' in caplog.text
 
 
 def test_nothing_but_images_without_masks(tmp_path):
     write(tmp_path / 'data', 'none', json_content=content([]))
-    with pytest.raises(SamjaxError, match=r'none of the 1 images found can be used \(1 no masks; the first is none\)'):
-        open_source(tmp_path / 'data', tmp_path)
+    with pytest.raises(SamjaxError, match=r'none of its 1 images can be used \(1 no masks; the first is none\)'):
+        open_records(tmp_path / 'data', tmp_path)
 
 
 def test_missing_path(tmp_path):
     with pytest.raises(SamjaxError, match="nowhere does not exist: data.path .*, or be 'scenes'"):
-        open_source(tmp_path / 'nowhere', tmp_path)
+        open_records(tmp_path / 'nowhere', tmp_path)
 
 
 def test_empty_folder_and_folder_without_images(tmp_path):
     (tmp_path / 'data').mkdir()
     for _ in range(2):
         with pytest.raises(SamjaxError, match='data holds no images with masks: it must be a folder or tar'):
-            open_source(tmp_path / 'data', tmp_path)
+            open_records(tmp_path / 'data', tmp_path)
         (tmp_path / 'data' / 'lonely.json').write_text('{}')
 
 
 def test_file_that_is_no_tar(tmp_path):
-    (tmp_path / 'photo.jpg').write_bytes(encoded(picture(1)))
-    with pytest.raises(SamjaxError, match='photo.jpg holds no images with masks'):
-        open_source(tmp_path / 'photo.jpg', tmp_path)
+    (tmp_path / 'image.jpg').write_bytes(encoded(random_image(1)))
+    with pytest.raises(SamjaxError, match='image.jpg holds no images with masks'):
+        open_records(tmp_path / 'image.jpg', tmp_path)
 
 
 # ---- annotations -----------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ def read(text, tmp_path):
     """The record of a white image of 2 x 3 px with that JSON."""
     image = encoded(Image.new('RGB', (3, 2), 'white'), '.png')
     (tmp_path / 'x').write_bytes(image + text)
-    parts = Part(str(tmp_path / 'x'), 0, len(image)), Part(str(tmp_path / 'x'), len(image), len(text))
+    parts = ByteRange(str(tmp_path / 'x'), 0, len(image)), ByteRange(str(tmp_path / 'x'), len(image), len(text))
     return record.make_record(Pair('x', 'x', *parts))[0]
 
 
@@ -491,31 +491,26 @@ def test_record_checks_counts(counts, cause, tmp_path):
     annotation = {'segmentation': {'size': [2, 3], 'counts': counts}}
     text = json.dumps({'image': {'height': 2, 'width': 3}, 'annotations': [annotation]}).encode()
     if cause is None:
-        [found] = read(text, tmp_path)['annotations']
-        assert coco.area({'size': [2, 3], 'counts': found['counts']}) == found['area']
-        assert (found['predicted_iou'], found['stability_score']) == (1.0, 1.0)
+        [annotation] = read(text, tmp_path)['annotations']
+        assert coco.area({'size': [2, 3], 'counts': annotation['counts']}) == annotation['area']
+        assert (annotation['predicted_iou'], annotation['stability_score']) == (1.0, 1.0)
     else:
         with pytest.raises(InvalidExample) as error:
             read(text, tmp_path)
         assert error.value.cause == cause
 
 
-def test_part_reads_its_bytes(tmp_path):
-    (tmp_path / 'x').write_bytes(b'0123456789')
-    assert Part(str(tmp_path / 'x'), 3, 4).read() == b'3456'
-
-
 # ---- images as they come ---------------------------------------------------------------------------
 
 
-def test_image_that_exif_turns_is_seen_as_the_masks_are(tmp_path):
-    """A camera stored 24 x 40 px; people see, and label, 40 x 24.  One tool did not look at EXIF."""
+def test_image_that_exif_rotates_is_read_as_the_masks_are(tmp_path):
+    """A camera stored 24 x 40 px; viewers show 40 x 24.  Masks are for either."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for name, masks in (('seen', [mask(1, 2, 30, 5, 40, 24)]), ('stored', MASKS)):
         files = write(tmp_path / 'data', name, json_content=content(masks, *masks[0].shape))
-        picture(7).save(files[0], 'JPEG', exif=exif)
-    seen, stored = open_source(tmp_path / 'data', tmp_path)
+        random_image(7).save(files[0], 'JPEG', exif=exif)
+    seen, stored = open_records(tmp_path / 'data', tmp_path)
     assert (seen.image.height, seen.image.width) == (40, 24)
     upright = ImageOps.exif_transpose(Image.open(tmp_path / 'data' / 'seen.jpg'))
     np.testing.assert_array_equal(seen.image.pixels(), upright)
@@ -524,14 +519,14 @@ def test_image_that_exif_turns_is_seen_as_the_masks_are(tmp_path):
 
 
 def test_cmyk_and_other_formats(tmp_path):
-    for name, image in (('cmyk', picture(1).convert('CMYK')), ('grey', picture(2).convert('L'))):
+    for name, image in (('cmyk', random_image(1).convert('CMYK')), ('grey', random_image(2).convert('L'))):
         write(tmp_path / 'data', name, image=image)
     files = write(tmp_path / 'data', 'webp', '.png')
-    picture(3).save(files[0], 'WEBP', lossless=True)  # whatever its suffix says
-    cmyk, grey, webp = open_source(tmp_path / 'data', tmp_path)
+    random_image(3).save(files[0], 'WEBP', lossless=True)  # whatever its suffix says
+    cmyk, grey, webp = open_records(tmp_path / 'data', tmp_path)
     for example in (cmyk, grey, webp):
         assert example.image.pixels().shape == (HEIGHT, WIDTH, 3)
-    np.testing.assert_array_equal(webp.image.pixels(), picture(3))
+    np.testing.assert_array_equal(webp.image.pixels(), random_image(3))
     assert (np.ptp(grey.image.pixels(), axis=-1) == 0).all()
 
 
@@ -540,7 +535,7 @@ def test_path_with_spaces_and_other_letters(tmp_path):
     with tarfile.open(tmp_path / 'größe und 画像' / 'sa_0 ß.tar', 'w') as tar:
         for file in sorted((tmp_path / 'größe und 画像' / 'é').iterdir()):
             tar.add(file, f'n {file.name}')
-    source = open_source(tmp_path / 'größe und 画像', tmp_path)
+    source = open_records(tmp_path / 'größe und 画像', tmp_path)
     assert [e.name for e in source] == ['sa_0 ß.tar/n ein Bild ü', 'é/ein Bild ü']
 
 
@@ -553,8 +548,10 @@ def test_folder_that_cannot_be_read(folder, tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, 'scandir', refuse)
-    with pytest.raises(SamjaxError, match=r'more cannot be read \(Permission denied\): mend its permissions or leave'):
-        open_source(folder, tmp_path)
+    with pytest.raises(
+        SamjaxError, match=r'more cannot be read \(Permission denied\): change its permissions, or move'
+    ):
+        open_records(folder, tmp_path)
 
 
 # ---- real data -------------------------------------------------------------------------------------
@@ -562,15 +559,15 @@ def test_folder_that_cannot_be_read(folder, tmp_path, monkeypatch):
 
 def test_real_masks_decode_as_pycocotools_says(tmp_path, real_data):
     folder = real_data('bbbc038/val')
-    some = tmp_path / 'some'
-    some.mkdir()
+    subset = tmp_path / 'subset'
+    subset.mkdir()
     for file in sorted(folder.glob('*.json'))[:6]:
-        (some / file.name).symlink_to(file.resolve())
-        (some / file.with_suffix('.png').name).symlink_to(file.with_suffix('.png').resolve())
-    source = open_source(some, tmp_path)
+        (subset / file.name).symlink_to(file.resolve())
+        (subset / file.with_suffix('.png').name).symlink_to(file.with_suffix('.png').resolve())
+    source = open_records(subset, tmp_path)
     assert len(source) == 6
     for example in source:
-        text = (some / f'{example.name}.json').read_text()
+        text = (subset / f'{example.name}.json').read_text()
         annotations = json.loads(text)['annotations']
         assert len(example.rles) == len(annotations)
         for rle, annotation in zip(example.rles, annotations, strict=True):

@@ -6,7 +6,7 @@ import pytest
 from pycocotools import mask as coco
 
 from samjax.data import synthetic
-from samjax.data.synthetic import Canvas, Frame, Piece, Scenes, Surface, draw_piece
+from samjax.data.synthetic import Canvas, Piece, Scenes, ShapeFrame, Surface, draw_piece
 
 
 def masks_of(example):
@@ -77,13 +77,13 @@ def test_masks_are_disjoint_or_nested_and_levels_say_how_deep():
                     assert levels[inner] > levels[outer]
 
 
-def test_one_click_has_several_answers():
+def test_one_click_has_several_correct_masks():
     source = Scenes(0, 30, (128, 128))
     levels = np.concatenate([source.levels(i) for i in range(30)])
     assert set(levels) == {0, 1, 2}
     deepest = [masks_of(source[i]).sum(0).max() for i in range(30)]
     assert np.mean(np.array(deepest) >= 3) > 0.8  # somewhere three masks share their pixels
-    ambiguous = []  # share of the objects' pixels that belong to two masks or more
+    ambiguous = []  # fraction of the objects' pixels that belong to two masks or more
     for i in range(30):
         count_HW = masks_of(source[i]).sum(0)
         ambiguous.append((count_HW > 1).sum() / (count_HW > 0).sum())
@@ -95,15 +95,15 @@ def plain_canvas(height, width):
 
 
 def fixed(*args, **kwargs):
-    return Piece(*args, loose=0.0, **kwargs)
+    return Piece(*args, jitter=0.0, **kwargs)
 
 
 def test_covered_pixels_are_not_in_the_mask():
     canvas = plain_canvas(40, 60)
     flat = Surface(np.full(3, 90.0), np.full(3, 90.0), synthetic.plain, 5.0, [0.0, 0.0], 0.0)
     back, front = canvas.add_piece(0), canvas.add_piece(0)
-    synthetic.paint(canvas, Frame(20, 20, 0.0, 10, 10), synthetic.box, flat, back)
-    synthetic.paint(canvas, Frame(30, 20, 0.0, 10, 10), synthetic.box, flat, front)
+    synthetic.draw_shape(canvas, ShapeFrame(20, 20, 0.0, 10, 10), synthetic.box, flat, back)
+    synthetic.draw_shape(canvas, ShapeFrame(30, 20, 0.0, 10, 10), synthetic.box, flat, front)
     masks, levels = canvas.masks()
     assert levels == [0, 0]
     assert masks[0][20].nonzero()[0].tolist() == list(range(10, 20))
@@ -114,8 +114,8 @@ def test_part_is_in_its_whole_and_inside_parts_are_cut_off():
     canvas = plain_canvas(64, 64)
     spot = fixed(synthetic.box, 0, 0, 0.5, 0.5)
     panel = fixed(synthetic.box, 1, 0, 0.5, 0.5, (spot,))
-    arm = fixed(synthetic.box, -1, 0, 0.5, 0.5, place='under')
-    draw_piece(canvas, fixed(synthetic.box, 0, 0, 1, 1, (panel, arm)), Frame(32, 32, 0, 20, 20), 0, None)
+    arm = fixed(synthetic.box, -1, 0, 0.5, 0.5, layer='under')
+    draw_piece(canvas, fixed(synthetic.box, 0, 0, 1, 1, (panel, arm)), ShapeFrame(32, 32, 0, 20, 20), 0, None)
     masks, levels = canvas.masks()
     assert levels == [0, 1, 1, 2]  # in the order drawn: whole, the arm under it, panel, spot
     whole, arm, panel, spot = masks.astype(bool)
@@ -128,15 +128,15 @@ def test_part_is_in_its_whole_and_inside_parts_are_cut_off():
 def test_part_that_is_nearly_all_of_its_parent_is_dropped():
     canvas = plain_canvas(64, 64)
     panel = fixed(synthetic.box, 0, 0, 1.5, 1.5)
-    draw_piece(canvas, fixed(synthetic.box, 0, 0, 1, 1, (panel,)), Frame(32, 32, 0, 12, 12), 0, None)
+    draw_piece(canvas, fixed(synthetic.box, 0, 0, 1, 1, (panel,)), ShapeFrame(32, 32, 0, 12, 12), 0, None)
     assert canvas.masks()[1] == [0]
 
 
 @pytest.mark.parametrize('shape', synthetic.FREE_SHAPES)
 def test_shape_fills_its_frame_and_stays_within(shape):
     canvas = plain_canvas(60, 100)
-    frame = Frame(50, 30, 0.0, 40, 20, bend=1.0)
-    rows, columns, x_hw, y_hw = synthetic.cut_out(canvas, frame)
+    frame = ShapeFrame(50, 30, 0.0, 40, 20, bend=1.0)
+    rows, columns, x_hw, y_hw = synthetic.local_grid(canvas, frame)
     inside = shape(x_hw, y_hw, frame) > 0
     ys, xs = inside.nonzero()
     ys, xs = ys + rows.start, xs + columns.start
@@ -148,13 +148,13 @@ def test_shape_fills_its_frame_and_stays_within(shape):
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match='seed is -1'):
+    with pytest.raises(ValueError, match='seed of synthetic scenes is -1'):
         Scenes(-1, 5, (64, 64))
-    with pytest.raises(ValueError, match='length is 0'):
+    with pytest.raises(ValueError, match='number of synthetic scenes is 0'):
         Scenes(0, 0, (64, 64))
-    with pytest.raises(ValueError, match='image_size is'):
+    with pytest.raises(ValueError, match='size of synthetic scenes is'):
         Scenes(0, 5, (64, 16))
-    with pytest.raises(IndexError, match='index 5 is not within 0 .. 4'):
+    with pytest.raises(IndexError, match='there are 5 synthetic scenes, none has the index 5'):
         Scenes(0, 5, (64, 64))[5]
-    with pytest.raises(IndexError, match='index -1'):
+    with pytest.raises(IndexError, match='none has the index -1'):
         Scenes(0, 5, (64, 64))[-1]

@@ -19,8 +19,7 @@ from pycocotools import mask as coco
 from tensorflow_datasets.core.features.feature import TensorInfo
 
 from samjax.data.formats import tfds as tfds_format
-from samjax.data.formats.dataset_index import InvalidExample
-from samjax.errors import SamjaxError
+from samjax.errors import InvalidExample, SamjaxError
 
 BOX = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
 ANNOTATION = {'id': 1, 'area': 2, 'bbox': BOX, 'label': 3}
@@ -29,7 +28,7 @@ ANNOTATION = {'id': 1, 'area': 2, 'bbox': BOX, 'label': 3}
 A = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.uint8)
 B = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], np.uint8)
 O = np.zeros((3, 4), np.uint8)
-PHOTO = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+PIXELS = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +85,7 @@ def encoded(pixels, mode='PNG'):
 
 def pet(pixels=A, **changed):
     return {
-        'image': encoded(PHOTO), 'label': 0, 'species': 0, 'file_name': 'x.jpg', 'head_bbox': BOX,
+        'image': encoded(PIXELS), 'label': 0, 'species': 0, 'file_name': 'x.jpg', 'head_bbox': BOX,
         'segmentation_mask': encoded(np.where(pixels, 1, 2).astype(np.uint8)), **changed,
     }  # fmt: skip
 
@@ -96,18 +95,18 @@ def pet(pixels=A, **changed):
 
 def bird(pixels):
     return {
-        'image': encoded(PHOTO, 'JPEG'), 'image/filename': 'x.jpg', 'label': 0, 'label_name': 'x', 'bbox': BOX,
+        'image': encoded(PIXELS, 'JPEG'), 'image/filename': 'x.jpg', 'label': 0, 'label_name': 'x', 'bbox': BOX,
         'segmentation_mask': encoded(np.array(pixels, np.uint8)),
     }  # fmt: skip
 
 
 def street(feature, pixels, **others):
     labels = encoded(np.array(pixels))
-    return {'image_left': encoded(PHOTO), 'image_id': 'x', feature: labels, **others}
+    return {'image_left': encoded(PIXELS), 'image_id': 'x', feature: labels, **others}
 
 
 def panoptic():
-    """Ids 70000 and 300 with pixels, 5 a crowd, 7 without pixels; 0 and 9, of which nothing is said, are void."""
+    """Ids 70000 and 300 with pixels, 5 a crowd, 7 without pixels; 0 and 9, which are not listed, are void."""
     ids = np.array([[70000, 70000, 0, 9], [70000, 5, 300, 300], [5, 5, 300, 300]])
     rgb = np.stack([ids % 256, ids // 256 % 256, ids // 256**2], -1).astype(np.uint8)
     segments = [
@@ -115,7 +114,7 @@ def panoptic():
         for id, crowd in [(300, False), (5, True), (70000, False), (7, False)]
     ]
     return {
-        'image': encoded(PHOTO, 'JPEG'), 'image/filename': 'x.jpg', 'image/id': 1, 'panoptic_image': encoded(rgb),
+        'image': encoded(PIXELS, 'JPEG'), 'image/filename': 'x.jpg', 'image/id': 1, 'panoptic_image': encoded(rgb),
         'panoptic_image/filename': 'x.png', 'panoptic_objects': segments,
     }  # fmt: skip
 
@@ -123,7 +122,7 @@ def panoptic():
 def lvis(masks):
     objects = [ANNOTATION | {'segmentation': encoded(mask * np.uint8(255))} for mask in masks]
     return {
-        'image': encoded(PHOTO, 'JPEG'), 'image/id': 1, 'neg_category_ids': [2], 'not_exhaustive_category_ids': [],
+        'image': encoded(PIXELS, 'JPEG'), 'image/id': 1, 'neg_category_ids': [2], 'not_exhaustive_category_ids': [],
         'objects': objects,
     }  # fmt: skip
 
@@ -140,7 +139,7 @@ def expressions(masks):
         for id, mask in enumerate(masks)
     ]  # fmt: skip
     return {
-        'image': encoded(PHOTO, 'JPEG'), 'image/id': 1, 'objects': objects + objects[-1:],
+        'image': encoded(PIXELS, 'JPEG'), 'image/id': 1, 'objects': objects + objects[-1:],
         'coco_annotations': [ANNOTATION],
     }  # fmt: skip
 
@@ -151,7 +150,7 @@ def breast(masks, **others):
         for mask in masks
     ]
     return {
-        'id': 'x', 'breast': 0, 'image': encoded(PHOTO[..., 0]), 'view': 0, 'patient': 'x',
+        'id': 'x', 'breast': 0, 'image': encoded(PIXELS[..., 0]), 'view': 0, 'patient': 'x',
         'abnormalities': abnormalities,
     }  # fmt: skip
 
@@ -165,7 +164,7 @@ def sa1b(masks):
         }
         for mask in masks
     ]  # fmt: skip
-    image = {'content': encoded(PHOTO, 'JPEG'), 'file_name': 'x.jpg', 'height': 3, 'width': 4, 'image_id': 1}
+    image = {'content': encoded(PIXELS, 'JPEG'), 'file_name': 'x.jpg', 'height': 3, 'width': 4, 'image_id': 1}
     return {'image': image, 'annotations': annotations}
 
 
@@ -176,7 +175,7 @@ INSTANCES = (np.where(A, 26002, 0) + np.where(B, 26258, 0)).astype(np.uint16)  #
 INSTANCES[0, 3] = 1
 ROAD = np.array([[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], np.uint8)
 SCENE = np.stack([5 * (A | B), A + 2 * B, O], -1)
-STEREO = {'image_right': encoded(PHOTO), 'disparity_map': encoded(O), 'segmentation_label': encoded(O)}
+STEREO = {'image_right': encoded(PIXELS), 'disparity_map': encoded(O), 'segmentation_label': encoded(O)}
 TRIMAP = np.array([[1, 3, 2, 2], [3, 2, 2, 2], [2, 2, 2, 2]], np.uint8)
 VOTES = [[255, 153, 102, 0], [204, 51, 0, 0], [0, 0, 0, 0]]
 
@@ -197,34 +196,34 @@ CASES = {
     'ref_coco/refcocog_google': (expressions([A, B]), [A, B]),
     'ref_coco/refcocog_umd': (expressions([A, B]), [A, B]),
     'ref_coco/refcocoplus_unc': (expressions([A, B]), [A, B]),
-    'scene_parse150': ({'image': encoded(PHOTO, 'JPEG'), 'annotation': encoded(SCENE)}, [A, B]),
+    'scene_parse150': ({'image': encoded(PIXELS, 'JPEG'), 'annotation': encoded(SCENE)}, [A, B]),
     'segment_anything': (sa1b([A, B]), [A, B]),
 }
 
 
 def test_every_set_has_a_case():
-    assert CASES.keys() == tfds_format.SETS.keys()
+    assert CASES.keys() == tfds_format.DATASETS.keys()
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_masks_of_a_set(name):
     record, masks = CASES[name]
     prepare(name, [[record]], 'validation')
-    found = tfds_format.find(f'tfds:{name}@validation')
-    assert found.layout == f'{name} of tensorflow-datasets'
-    [item] = items(found)
-    assert (item.name, item.place) == ('00000000', f'tfds:{name}@validation record 0')
-    labelled = item.load()
+    index = tfds_format.open_index(f'tfds:{name}@validation')
+    assert index.layout == f'{name} of tensorflow-datasets'
+    [item] = items(index)
+    assert (item.name, item.location) == ('00000000', f'tfds:{name}@validation record 0')
+    annotated = item.load()
     image = record['image'] if 'image' in record else record['image_left']
-    assert labelled.image == (image['content'] if isinstance(image, dict) else image)
-    assert labelled.size == (3, 4)
-    assert_masks(labelled, masks)
-    assert labelled.left_out == ({'crowd': 1} if name == 'coco/2017_panoptic' else {})
+    assert annotated.image == (image['content'] if isinstance(image, dict) else image)
+    assert annotated.size == (3, 4)
+    assert_masks(annotated, masks)
+    assert annotated.skipped_masks == ({'crowd': 1} if name == 'coco/2017_panoptic' else {})
 
 
 def test_scores_of_segment_anything():
     prepare('segment_anything', [[sa1b([A])]])
-    [item] = items(tfds_format.find('tfds:segment_anything'))
+    [item] = items(tfds_format.open_index('tfds:segment_anything'))
     [mask] = item.load().masks
     assert mask == coco.encode(np.asfortranarray(A)) | {'predicted_iou': 0.75, 'stability_score': 0.5}
 
@@ -241,24 +240,24 @@ NOTHING = {
 @pytest.mark.parametrize('name', NOTHING)
 def test_an_image_without_masks(name):
     prepare(name, [[NOTHING[name]]])
-    [item] = items(tfds_format.find(f'tfds:{name}'))
-    labelled = item.load()
-    assert (labelled.size, labelled.masks, labelled.left_out) == ((3, 4), [], {})
+    [item] = items(tfds_format.open_index(f'tfds:{name}'))
+    annotated = item.load()
+    assert (annotated.size, annotated.masks, annotated.skipped_masks) == ((3, 4), [], {})
 
 
 def test_size_is_that_of_the_masks():
-    prepare('lvis', [[lvis([A.T])]])  # as for a photo that EXIF turns
-    [item] = items(tfds_format.find('tfds:lvis'))
+    prepare('lvis', [[lvis([A.T])]])  # as for an image that EXIF rotates
+    [item] = items(tfds_format.open_index('tfds:lvis'))
     assert item.load().size == (4, 3)
 
 
-def items(found):
-    return [item for shard in found.shards for item in shard.items()]
+def items(index):
+    return [item for shard in index.shards for item in shard.items()]
 
 
-def assert_masks(labelled, expected):
-    assert len(labelled.masks) == len(expected)
-    for mask, expected_HW in zip(labelled.masks, expected, strict=True):
+def assert_masks(annotated, expected):
+    assert len(annotated.masks) == len(expected)
+    for mask, expected_HW in zip(annotated.masks, expected, strict=True):
         np.testing.assert_array_equal(coco.decode(mask), expected_HW)
 
 
@@ -276,9 +275,9 @@ def areas(items):
     return [int(coco.area(mask)) for item in items for mask in item.load().masks]
 
 
-def test_units_cover_the_records_in_order(five, monkeypatch):
+def test_shards_cover_the_records_in_order(five, monkeypatch):
     monkeypatch.setattr(tfds_format, 'SHARD_SIZE', 2)
-    shards = tfds_format.find('tfds:oxford_iiit_pet@train').shards
+    shards = tfds_format.open_index('tfds:oxford_iiit_pet@train').shards
     assert [shard.weight for shard in shards] == [2.0, 2.0, 1.0]
     assert [shard.key for shard in shards] == ['00000000', '00000002', '00000004']
     assert [[item.name for item in shard.items()] for shard in shards] == [
@@ -288,19 +287,19 @@ def test_units_cover_the_records_in_order(five, monkeypatch):
     assert shards[2].prepared.split == 'train'
 
 
-def test_units_and_items_are_pickled_small(five):
-    [shard] = tfds_format.find('tfds:oxford_iiit_pet').shards
+def test_shards_and_items_are_pickled_small(five):
+    [shard] = tfds_format.open_index('tfds:oxford_iiit_pet').shards
     item = list(shard.items())[3]
     item.load()  # opens the files
-    for one in (shard, item):
-        data = pickle.dumps(one)
+    for part in (shard, item):
+        data = pickle.dumps(part)
         assert len(data) < 1000
-        assert pickle.loads(data) == one
+        assert pickle.loads(data) == part
     assert areas(pickle.loads(pickle.dumps(shard)).items()) == [1, 2, 3, 4, 5]
 
 
 def test_files_are_opened_once_per_process(five, monkeypatch):
-    [shard] = tfds_format.find('tfds:oxford_iiit_pet').shards
+    [shard] = tfds_format.open_index('tfds:oxford_iiit_pet').shards
     opened = []
     build = tfds.builder_from_directory
     monkeypatch.setattr(tfds, 'builder_from_directory', lambda folder: opened.append(folder) or build(folder))
@@ -313,7 +312,7 @@ def test_files_are_opened_once_per_process(five, monkeypatch):
 
 def test_digest_follows_what_the_split_consists_of(five):
     def digest(split='train'):
-        return tfds_format.find(f'tfds:oxford_iiit_pet@{split}').digest
+        return tfds_format.open_index(f'tfds:oxford_iiit_pet@{split}').digest
 
     before = digest()
     assert len(before) == 32
@@ -330,13 +329,13 @@ def test_digest_follows_what_the_split_consists_of(five):
 
 
 def test_digest_depends_on_the_folder_that_links_lead_to(five, data, monkeypatch):
-    digest = tfds_format.find('tfds:oxford_iiit_pet').digest
+    digest = tfds_format.open_index('tfds:oxford_iiit_pet').digest
     shutil.copytree(data, data.with_name('copy'))
     monkeypatch.setenv('TFDS_DATA_DIR', str(data.with_name('copy')))
-    assert tfds_format.find('tfds:oxford_iiit_pet').digest != digest
+    assert tfds_format.open_index('tfds:oxford_iiit_pet').digest != digest
     data.with_name('link').symlink_to(data)
     monkeypatch.setenv('TFDS_DATA_DIR', str(data.with_name('link')))
-    assert tfds_format.find('tfds:oxford_iiit_pet').digest == digest
+    assert tfds_format.open_index('tfds:oxford_iiit_pet').digest == digest
 
 
 # ---- where it looks --------------------------------------------------------------------------------
@@ -346,25 +345,25 @@ def test_default_folder_and_split(five, data, monkeypatch):
     monkeypatch.delenv('TFDS_DATA_DIR')
     monkeypatch.setenv('HOME', str(data.parent))
     data.rename(data.parent / 'tensorflow_datasets')
-    assert len(items(tfds_format.find('tfds:oxford_iiit_pet'))) == 5
+    assert len(items(tfds_format.open_index('tfds:oxford_iiit_pet'))) == 5
     monkeypatch.setenv('TFDS_DATA_DIR', '~/tensorflow_datasets')
-    assert len(items(tfds_format.find('tfds:oxford_iiit_pet'))) == 5
+    assert len(items(tfds_format.open_index('tfds:oxford_iiit_pet'))) == 5
 
 
 def test_latest_version_unless_one_is_named():
     for version, count in [('3.10.0', 3), ('3.9.0', 2), ('incomplete.3.11.0', 1)]:
         prepare('oxford_iiit_pet', [[pet()] * count], version=version)
-    assert len(items(tfds_format.find('tfds:oxford_iiit_pet'))) == 3
-    assert len(items(tfds_format.find('tfds:oxford_iiit_pet:3.9.0@train'))) == 2
+    assert len(items(tfds_format.open_index('tfds:oxford_iiit_pet'))) == 3
+    assert len(items(tfds_format.open_index('tfds:oxford_iiit_pet:3.9.0@train'))) == 2
     with pytest.raises(SamjaxError, match='oxford_iiit_pet:3.8.0 is not in .*`tfds build oxford_iiit_pet:3.8.0 '):
-        tfds_format.find('tfds:oxford_iiit_pet:3.8.0')
+        tfds_format.open_index('tfds:oxford_iiit_pet:3.8.0')
 
 
 def test_array_record_beside_another_format(five):
     info = five / 'dataset_info.json'
     text = info.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
     info.write_text(text.replace('{', '{"alternativeFileFormats": ["array_record"],', 1))
-    assert areas(items(tfds_format.find('tfds:oxford_iiit_pet'))) == [1, 2, 3, 4, 5]
+    assert areas(items(tfds_format.open_index('tfds:oxford_iiit_pet'))) == [1, 2, 3, 4, 5]
 
 
 def test_tensorflow_is_not_imported():
@@ -372,10 +371,10 @@ def test_tensorflow_is_not_imported():
         prepare(name, [[record]])
     code = """
         import sys
-        from samjax.data.layouts import public
+        from samjax.data.formats import tfds as tfds_format
 
-        for name in tfds_format.SETS:
-            [shard] = tfds_format.find(f'tfds:{name}').shards
+        for name in tfds_format.DATASETS:
+            [shard] = tfds_format.open_index(f'tfds:{name}').shards
             print(name, *[len(item.load().masks) for item in shard.items()])
         assert 'tensorflow' not in sys.modules
     """
@@ -385,12 +384,12 @@ def test_tensorflow_is_not_imported():
     assert out.stdout.splitlines() == [f'{name} {len(masks)}' for name, (_, masks) in CASES.items()]
 
 
-# ---- bad input -------------------------------------------------------------------------------------
+# ---- invalid input -------------------------------------------------------------------------------------
 
 
 def refusal(path):
     with pytest.raises(SamjaxError) as error:
-        tfds_format.find(path)
+        tfds_format.open_index(path)
     message = str(error.value)
     assert message.startswith(path)
     assert '\n' not in message
@@ -405,8 +404,8 @@ def test_malformed_path(path):
 @pytest.mark.parametrize('name', ['mnist', 'coco/2017', 'cityscapes', 'davis/480p'])
 def test_unknown_set(name):
     message = refusal(f'tfds:{name}@train')
-    assert f'samjax has no masks for {name}: ' in message
-    assert message.endswith(', '.join(tfds_format.SETS))
+    assert f'samjax has no masks for {name} of tensorflow-datasets: ' in message
+    assert message.endswith(', '.join(tfds_format.DATASETS))
 
 
 def test_set_that_is_not_there(data):
@@ -430,7 +429,7 @@ def test_another_file_format(data):
 
 def test_version_without_masks():
     features = tfds.features.FeaturesDict({'image': tfds.features.Image(), 'objects': {'id': np.int64}})
-    record = {'image': encoded(PHOTO), 'objects': {'id': 1}}
+    record = {'image': encoded(PIXELS), 'objects': {'id': 1}}
     folder = prepare('ref_coco/refcoco_unc', [[record]], version='1.0.0', features=features)
     message = refusal('tfds:ref_coco/refcoco_unc')
     assert f'{folder} has no feature objects/mask: prepare a later version of ref_coco/refcoco_unc' in message
@@ -441,34 +440,34 @@ def test_damaged_description(name, five):
     (five / name).write_text('{')
     message = refusal('tfds:oxford_iiit_pet')
     assert f'{five} cannot be read (' in message
-    assert message.endswith('): prepare the set anew')
+    assert message.endswith('): prepare the data set again')
 
 
 def test_missing_file(five):
     file = sorted(five.glob('*.array_record*'))[1]
     file.unlink()
     message = refusal('tfds:oxford_iiit_pet')
-    assert f'{file} cannot be read (No such file or directory): prepare the set anew' in message
+    assert f'{file} cannot be read (No such file or directory): prepare the data set again' in message
 
 
 def test_unreadable_record():
-    colours = pet(segmentation_mask=encoded(PHOTO))
+    colours = pet(segmentation_mask=encoded(PIXELS))
     prepare('oxford_iiit_pet', [[pet(), pet(segmentation_mask=b'no image'), colours, pet()]])
-    good, no_image, colours, last = items(tfds_format.find('tfds:oxford_iiit_pet'))
+    good, no_image, colours, last = items(tfds_format.open_index('tfds:oxford_iiit_pet'))
     assert areas([good, last]) == [3, 3]
-    assert 'cannot identify image file' in unusable(no_image)
-    assert 'labels as an image of mode RGB, which has several numbers per pixel' in unusable(colours)
+    assert 'cannot identify image file' in invalid_detail(no_image)
+    assert 'labels as an image of mode RGB, which has several numbers per pixel' in invalid_detail(colours)
 
 
 def test_damaged_file(five):
     first, second = sorted(five.glob('*.array_record*'))
     second.write_bytes(second.read_bytes()[:100])
-    found = items(tfds_format.find('tfds:oxford_iiit_pet'))
-    assert areas(found[:3]) == [1, 2, 3]
-    assert unusable(found[3])
+    damaged = items(tfds_format.open_index('tfds:oxford_iiit_pet'))
+    assert areas(damaged[:3]) == [1, 2, 3]
+    assert invalid_detail(damaged[3])
 
 
-def unusable(item):
+def invalid_detail(item):
     with pytest.raises(InvalidExample) as error:
         item.load()
     assert error.value.cause == 'unreadable record'

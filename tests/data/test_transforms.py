@@ -1,4 +1,4 @@
-"""Frame geometry worked out by hand, which masks are drawn, and the rule for pixels that are partly covered."""
+"""Frame geometry worked out by hand, which masks are sampled, and the rule for pixels that are partly covered."""
 
 import numpy as np
 import pytest
@@ -24,16 +24,16 @@ def example(masks, shape):
     return Example('it', EncodedImage.from_array(image_HW3), rles)
 
 
-def sample(it, frame, max_objects, seed=0, flip='none', jitter=(1.0, 1.0)):
-    """The sample, and its masks as bool (N, H, W)."""
+def sample(it, frame, max_objects, seed=0, flip='none', scale_jitter=(1.0, 1.0)):
+    """The sampled example, and its masks as bool (N, H, W)."""
     rng = np.random.default_rng(seed) if isinstance(seed, int) else seed
-    batch = sample_example(it, frame, max_objects, 0.9, flip, jitter, rng)
-    assert batch.packed_masks_BNVW.shape == (max_objects, -(-frame[0] // 8), frame[1])
-    return batch, np.array(unpack_rows(batch.packed_masks_BNVW, frame[0]))
+    sampled = sample_example(it, frame, max_objects, 0.9, flip, scale_jitter, rng)
+    assert sampled.packed_masks_NVW.shape == (max_objects, -(-frame[0] // 8), frame[1])
+    return sampled, np.array(unpack_rows(sampled.packed_masks_NVW, frame[0]))
 
 
-def framed(mask_HW, frame, view=None):
-    """A mask as the view of the whole image shows it."""
+def in_frame(mask_HW, frame, view=None):
+    """A mask in a view, by default of the whole image."""
     view = view or random_view(mask_HW.shape, frame, 0, (1.0, 1.0), np.random.default_rng(0))
     mask_VW = np.zeros((-(-frame[0] // 8), frame[1]), np.uint8)
     view_mask(coco.encode(np.asfortranarray(mask_HW)), view, mask_VW)
@@ -84,45 +84,45 @@ def test_frame_image_is_pil_bilinear_with_smoothing():
 
 
 def test_masks_of_the_same_size_stay_and_padding_is_false():
-    assert framed(rectangle((3, 4), 0, 1, 2, 3), (5, 4)).astype(int).tolist() == [
+    assert in_frame(rectangle((3, 4), 0, 1, 2, 3), (5, 4)).astype(int).tolist() == [
         [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0],
     ]  # fmt: skip
 
 
 def test_a_pixel_that_is_half_covered_belongs_to_the_mask():
-    assert framed(rectangle((8, 8), 2, 2, 6, 6), (4, 4)).astype(int).tolist() == [
+    assert in_frame(rectangle((8, 8), 2, 2, 6, 6), (4, 4)).astype(int).tolist() == [
         [0, 0, 0, 0],
         [0, 1, 1, 0],
         [0, 1, 1, 0],
         [0, 0, 0, 0],
     ]
-    assert framed(rectangle((2, 2), 0, 0, 2, 1), (1, 1)).tolist() == [[True]]
-    assert framed(rectangle((2, 2), 0, 0, 1, 1), (1, 1)).tolist() == [[False]]
-    assert framed(rectangle((3, 3), 0, 0, 3, 1), (2, 2)).astype(int).tolist() == [[1, 0], [1, 0]]  # 2/3 of the left
+    assert in_frame(rectangle((2, 2), 0, 0, 2, 1), (1, 1)).tolist() == [[True]]
+    assert in_frame(rectangle((2, 2), 0, 0, 1, 1), (1, 1)).tolist() == [[False]]
+    assert in_frame(rectangle((3, 3), 0, 0, 3, 1), (2, 2)).astype(int).tolist() == [[1, 0], [1, 0]]  # 2/3 of the left
 
 
-def ruled(mask_HW, view, frame):
-    """The rule, slowly: every pixel cut in as many pieces as the other grid has, half of which must be covered."""
+def expected_by_the_rule(mask_HW, view, frame):
+    """The rule, slowly: every pixel is divided into as many pieces as the other grid has; half must be covered."""
     fine = np.kron(mask_HW, np.ones(view.grid, int))  # (H h, W w)
     (H, W), (h, w) = mask_HW.shape, view.grid
-    share_hw = fine.reshape(h, H, w, W).sum((1, 3))
-    part = (2 * share_hw >= H * W)[view.window.top : view.window.bottom, view.window.left : view.window.right]
+    fraction_hw = fine.reshape(h, H, w, W).sum((1, 3))
+    part = (2 * fraction_hw >= H * W)[view.window.top : view.window.bottom, view.window.left : view.window.right]
     part = apply_symmetry(part, view.symmetry)
     framed_HW = np.zeros(frame, bool)
     framed_HW[: part.shape[0], : part.shape[1]] = part
     return framed_HW
 
 
-@pytest.mark.parametrize('jitter', [(1.0, 1.0), (0.1, 2.0)])
+@pytest.mark.parametrize('scale_jitter', [(1.0, 1.0), (0.1, 2.0)])
 @pytest.mark.parametrize('symmetry', range(8))
-def test_view_mask_equals_decoding_at_full_size_and_the_rule(symmetry, jitter):
+def test_view_mask_equals_decoding_at_full_size_and_the_rule(symmetry, scale_jitter):
     rng = np.random.default_rng(symmetry)
     for _ in range(25):
         mask_HW = (rng.random(rng.integers(1, 30, 2)) < rng.choice([0.05, 0.5, 0.97])).astype(np.uint8)
         mask_HW[0, -1] = 1
         frame = tuple(rng.integers(1, 40, 2).tolist())
-        view = random_view(mask_HW.shape, frame, symmetry, jitter, rng)
-        np.testing.assert_array_equal(framed(mask_HW, frame, view), ruled(mask_HW, view, frame))
+        view = random_view(mask_HW.shape, frame, symmetry, scale_jitter, rng)
+        np.testing.assert_array_equal(in_frame(mask_HW, frame, view), expected_by_the_rule(mask_HW, view, frame))
 
 
 def test_random_view_of_a_larger_image_is_any_part_that_fills_the_frame():
@@ -158,28 +158,28 @@ def test_view_image_shows_the_part_that_a_full_resize_would():
 def test_sample_example_frames_the_image_and_its_mask():
     mask_HW = rectangle((4, 8), 0, 4, 2, 8)
     it = example([mask_HW], (4, 8))
-    batch, masks_NHW = sample(it, (16, 16), 3)
-    assert batch.size_B2.tolist() == [8, 16]
-    assert batch.size_B2.dtype == np.int32
-    assert batch.valid_BN.tolist() == [True, False, False]
-    np.testing.assert_array_equal(batch.image_BHW3, frame_image(it.image.pixels(), (16, 16))[0])
+    sampled, masks_NHW = sample(it, (16, 16), 3)
+    assert sampled.size_2.tolist() == [8, 16]
+    assert sampled.size_2.dtype == np.int32
+    assert sampled.valid_N.tolist() == [True, False, False]
+    np.testing.assert_array_equal(sampled.image_HW3, frame_image(it.image.pixels(), (16, 16))[0])
     assert masks_NHW[0, :4, 8:].all()
     assert masks_NHW.sum() == 32
 
 
 @pytest.mark.parametrize('flip', FLIPS)
-def test_sample_example_turns_image_and_masks_together(flip):
+def test_sample_example_transforms_image_and_masks_together(flip):
     """The mask is where the image is red, however both are mirrored or rotated; the image is not square."""
     image_HW3 = np.zeros((6, 12, 3), np.uint8)
     image_HW3[0:2, 0:8, 0] = 255
     rles = [coco.encode(np.asfortranarray(image_HW3[..., 0] // 255))]
     it = Example('it', EncodedImage.from_array(image_HW3), rles)
-    seen = set()
+    distinct = set()
     for seed in range(60):
-        batch, masks_NHW = sample(it, (12, 12), 1, seed, flip)
-        np.testing.assert_array_equal(masks_NHW[0], batch.image_BHW3[..., 0] > 127)
-        seen.add(masks_NHW.tobytes())
-    assert len(seen) == FLIPS[flip]
+        sampled, masks_NHW = sample(it, (12, 12), 1, seed, flip)
+        np.testing.assert_array_equal(masks_NHW[0], sampled.image_HW3[..., 0] > 127)
+        distinct.add(masks_NHW.tobytes())
+    assert len(distinct) == FLIPS[flip]
 
 
 def test_sample_example_leaves_out_empty_and_large_masks():
@@ -190,32 +190,32 @@ def test_sample_example_leaves_out_empty_and_large_masks():
         rectangle(shape, 0, 0, 10, 10),  # too large
         rectangle(shape, 2, 2, 4, 4),
     ]
-    batch, masks_NHW = sample(example(masks, shape), shape, 4)
+    sampled, masks_NHW = sample(example(masks, shape), shape, 4)
     areas = sorted(masks_NHW.sum((1, 2)).tolist())
     assert areas == [0, 0, 4, 90]
-    assert batch.valid_BN.tolist() == [True, True, False, False]
+    assert sampled.valid_N.tolist() == [True, True, False, False]
 
 
-def test_sample_example_without_usable_masks():
+def test_sample_example_without_masks_to_sample():
     for masks in ([], [rectangle((5, 7), 0, 0, 5, 7)]):
-        batch, masks_NHW = sample(example(masks, (5, 7)), (10, 10), 2)
-        assert not batch.valid_BN.any()
+        sampled, masks_NHW = sample(example(masks, (5, 7)), (10, 10), 2)
+        assert not sampled.valid_N.any()
         assert not masks_NHW.any()
-        assert batch.size_B2.tolist() == [7, 10]
+        assert sampled.size_2.tolist() == [7, 10]
 
 
-def test_sample_example_decodes_only_what_it_draws(monkeypatch):
+def test_sample_example_decodes_only_what_it_samples(monkeypatch):
     shape = (20, 20)
     masks = [rectangle(shape, n, 0, n + 1, 20) for n in range(20)]
     it = example(masks, shape)
     decoded = []
     read = transforms.run_lengths
     monkeypatch.setattr(transforms, 'run_lengths', lambda counts: decoded.append(counts) or read(counts))
-    batch, masks_NHW = sample(it, shape, 5, seed=1)
+    sampled, masks_NHW = sample(it, shape, 5, seed=1)
     assert len(decoded) == 5
     rows = [int(np.flatnonzero(mask_HW.any(1))[0]) for mask_HW in masks_NHW]
     assert len(set(rows)) == 5  # without replacement
-    assert batch.valid_BN.all()
+    assert sampled.valid_N.all()
 
 
 def test_sample_example_depends_on_the_generator_alone():
@@ -226,7 +226,7 @@ def test_sample_example_depends_on_the_generator_alone():
     assert (draws[0] != draws[2]).any()
 
 
-def test_sample_example_draws_every_mask_equally_often():
+def test_sample_example_samples_every_mask_equally_often():
     shape = (6, 6)
     it = example([rectangle(shape, n, 0, n + 1, 6) for n in range(6)], shape)
     rng = np.random.default_rng(0)
@@ -237,13 +237,13 @@ def test_sample_example_draws_every_mask_equally_often():
 
 def test_sample_example_marks_a_mask_that_vanishes_in_the_frame():
     masks = [rectangle((64, 64), 5, 5, 6, 6), rectangle((64, 64), 0, 0, 32, 32)]
-    batch, masks_NHW = sample(example(masks, (64, 64)), (8, 8), 2)
+    sampled, masks_NHW = sample(example(masks, (64, 64)), (8, 8), 2)
     assert sorted(masks_NHW.sum((1, 2)).tolist()) == [0, 16]
-    assert batch.valid_BN.tolist() == masks_NHW.any((1, 2)).tolist()
+    assert sampled.valid_N.tolist() == masks_NHW.any((1, 2)).tolist()
 
 
 def test_sample_example_takes_hundreds_of_masks():
     shape = (300, 4)
     it = example([rectangle(shape, n, 0, n + 1, 4) for n in range(300)], shape)
-    batch, _ = sample(it, (300, 300), 8)
-    assert batch.valid_BN.all()
+    sampled, _ = sample(it, (300, 300), 8)
+    assert sampled.valid_N.all()

@@ -1,4 +1,4 @@
-"""Each image is asked about once, whoever shares the work and however often it is interrupted."""
+"""Each image is computed once, however many workers and processes there are and however often they are interrupted."""
 
 import json
 import multiprocessing
@@ -9,117 +9,126 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from samjax.distributed import map
-from samjax.distributed.map import ResultJournal
+from samjax.distributed.map import ResultJournal, choose_subset, distributed_map
 
 
-def ask(place):
-    return {'square': place * place, 'half': place / 2}
+def compute(index):
+    return {'square': index * index, 'half': index / 2}
 
 
-def test_answers_come_in_order():
-    assert map.distributed_map(5, [ask], 'ask') == [ask(place) for place in range(5)]
-    assert map.distributed_map(0, [ask], 'ask') == []
+def test_subset_is_in_order_and_reproducible():
+    assert choose_subset(5, 0, np.random.default_rng(0)) == choose_subset(5, 9, None) == [0, 1, 2, 3, 4]
+    subset = choose_subset(100, 10, np.random.default_rng(0))
+    assert subset == sorted(set(subset)) == choose_subset(100, 10, np.random.default_rng(0))
+    assert len(subset) == 10
 
 
-def test_askers_work_at_the_same_time_and_share_the_images():
-    meeting, asked = threading.Barrier(3, timeout=10), []
-
-    def slow(place):
-        if place < 3:
-            meeting.wait()  # fails unless three ask at once
-        asked.append(place)
-        return place
-
-    assert map.distributed_map(20, [slow] * 3, 'ask') == list(range(20))
-    assert sorted(asked) == list(range(20))
+def test_results_come_in_order():
+    assert distributed_map(5, [compute], 'compute') == [compute(index) for index in range(5)]
+    assert distributed_map(0, [compute], 'compute') == []
 
 
-def test_error_of_an_asker_is_raised_and_what_was_found_stays(tmp_path):
-    def fail(place):
-        if place == 3:
+def test_workers_run_at_the_same_time_and_divide_the_images():
+    barrier, computed = threading.Barrier(3, timeout=10), []
+
+    def slow(index):
+        if index < 3:
+            barrier.wait()  # fails unless three run at once
+        computed.append(index)
+        return index
+
+    assert distributed_map(20, [slow] * 3, 'compute') == list(range(20))
+    assert sorted(computed) == list(range(20))
+
+
+def test_error_of_a_worker_is_raised_and_earlier_results_stay(tmp_path):
+    def fail(index):
+        if index == 3:
             raise ValueError('no such image')
-        return place
+        return index
 
     with pytest.raises(ValueError, match='no such image'):
-        map.distributed_map(5, [fail], 'ask', ResultJournal(tmp_path / 'l', {}))
-    asked = []
-    answers = map.distributed_map(
-        5, [lambda place: asked.append(place) or place], 'ask', ResultJournal(tmp_path / 'l', {})
+        distributed_map(5, [fail], 'compute', ResultJournal(tmp_path / 'l', {}))
+    computed = []
+    results = distributed_map(
+        5, [lambda index: computed.append(index) or index], 'compute', ResultJournal(tmp_path / 'l', {})
     )
-    assert answers == [0, 1, 2, 3, 4]
-    assert asked == [3, 4]
+    assert results == [0, 1, 2, 3, 4]
+    assert computed == [3, 4]
 
 
-def test_another_stamp_drops_what_was_found(tmp_path):
-    map.distributed_map(3, [ask], 'ask', ResultJournal(tmp_path / 'l', {'checkpoint': 'a'}))
-    assert len(ResultJournal(tmp_path / 'l', {'checkpoint': 'a'}).answers) == 3
-    assert ResultJournal(tmp_path / 'l', {'checkpoint': 'b'}).answers == {}
-    assert ResultJournal(tmp_path / 'l', {'checkpoint': 'a'}).answers == {}
+def test_another_fingerprint_removes_earlier_results(tmp_path):
+    distributed_map(3, [compute], 'compute', ResultJournal(tmp_path / 'l', {'checkpoint': 'a'}))
+    assert len(ResultJournal(tmp_path / 'l', {'checkpoint': 'a'}).results) == 3
+    assert ResultJournal(tmp_path / 'l', {'checkpoint': 'b'}).results == {}
+    assert ResultJournal(tmp_path / 'l', {'checkpoint': 'a'}).results == {}
 
 
 def test_line_that_was_cut_off_does_not_count(tmp_path):
-    map.distributed_map(3, [ask], 'ask', ResultJournal(tmp_path / 'l', {}))
+    distributed_map(3, [compute], 'compute', ResultJournal(tmp_path / 'l', {}))
     file = tmp_path / 'l' / 'process_0.jsonl'
     file.write_text(file.read_text()[:-5])
     journal = ResultJournal(tmp_path / 'l', {})
-    assert sorted(journal.answers) == [0, 1]
-    journal.add(2, ask(2))
-    assert ResultJournal(tmp_path / 'l', {}).answers == {place: ask(place) for place in range(3)}
+    assert sorted(journal.results) == [0, 1]
+    journal.add(2, compute(2))
+    assert ResultJournal(tmp_path / 'l', {}).results == {index: compute(index) for index in range(3)}
 
 
-def _ask_and_note(folder, seconds):
-    def slowly(place):
+def _compute_and_note(folder, seconds):
+    def slow(index):
         time.sleep(seconds)
-        with open(Path(folder) / 'asked', 'a') as file:
-            file.write(f'{place}\n')
-        return ask(place)
+        with open(Path(folder) / 'computed', 'a') as file:
+            file.write(f'{index}\n')
+        return compute(index)
 
-    answers = map.distributed_map(40, [slowly] * 2, 'ask', ResultJournal(Path(folder) / 'l', {}))
-    (Path(folder) / 'answers').write_text(json.dumps(answers))
+    results = distributed_map(40, [slow] * 2, 'compute', ResultJournal(Path(folder) / 'l', {}))
+    (Path(folder) / 'results').write_text(json.dumps(results))
 
 
-def test_killed_and_run_again_gives_the_same_and_asks_nothing_twice(tmp_path):
+def test_killed_and_run_again_gives_the_same_and_computes_nothing_twice(tmp_path):
     spawn = multiprocessing.get_context('spawn')
-    process = spawn.Process(target=_ask_and_note, args=(tmp_path, 0.1))
+    process = spawn.Process(target=_compute_and_note, args=(tmp_path, 0.1))
     process.start()
-    while not (tmp_path / 'asked').exists() or len((tmp_path / 'asked').read_text().split()) < 6:
+    while not (tmp_path / 'computed').exists() or len((tmp_path / 'computed').read_text().split()) < 6:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    _ask_and_note(tmp_path, 0)
-    assert json.loads((tmp_path / 'answers').read_text()) == [ask(place) for place in range(40)]
-    asked = (tmp_path / 'asked').read_text().split()
-    assert set(asked) == {str(place) for place in range(40)}
-    assert len(asked) <= 42  # two may have been noted by the worker and not yet by the journal
+    _compute_and_note(tmp_path, 0)
+    assert json.loads((tmp_path / 'results').read_text()) == [compute(index) for index in range(40)]
+    computed = (tmp_path / 'computed').read_text().split()
+    assert set(computed) == {str(index) for index in range(40)}
+    assert len(computed) <= 42  # two may have been noted by the worker and not yet by the journal
 
 
-@pytest.mark.parametrize('processes', [2, 3])
-def test_processes_share_what_is_left_whatever_their_number_was(tmp_path, monkeypatch, processes):
-    map.distributed_map(4, [ask], 'ask', ResultJournal(tmp_path / 'l', {}))  # one process, images 0 .. 3
-    found, asked = [], []
-    monkeypatch.setattr(jax, 'process_count', lambda: processes)
-    for process in range(processes):
+@pytest.mark.parametrize('count', [2, 3])
+def test_processes_divide_what_is_left_whatever_their_number_was(tmp_path, monkeypatch, count):
+    distributed_map(4, [compute], 'compute', ResultJournal(tmp_path / 'l', {}))  # one process, images 0 .. 3
+    gathered, computed = [], []
+    monkeypatch.setattr(jax, 'process_count', lambda: count)
+    for process in range(count):
         monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
-        monkeypatch.setattr(map.cluster, 'gather', lambda mine: [mine])
+        monkeypatch.setattr(map.processes, 'all_gather_objects', lambda mine: [mine])
         journal = ResultJournal(tmp_path / 'l', {})
-        journal.answers = {place: answer for place, answer in journal.answers.items() if place < 4}
+        journal.results = {index: result for index, result in journal.results.items() if index < 4}
         monkeypatch.setattr(
-            map.cluster, 'gather', lambda mine: found.append(mine) or [[(place, 0) for place in range(11)]]
+            map.processes,
+            'all_gather_objects',
+            lambda mine: gathered.append(mine) or [[(index, 0) for index in range(11)]],
         )
-        map.distributed_map(11, [lambda place: asked.append(place) or ask(place)], 'ask', journal)
-    assert sorted(asked) == list(range(4, 11))
-    monkeypatch.setattr(map.cluster, 'gather', lambda mine: found)
-    assert map.distributed_map(11, [None], 'ask', ResultJournal(tmp_path / 'l', {})) == [
-        ask(place) for place in range(11)
-    ]
-    assert len(list((tmp_path / 'l').glob('process_*.jsonl'))) == processes
+        distributed_map(11, [lambda index: computed.append(index) or compute(index)], 'compute', journal)
+    assert sorted(computed) == list(range(4, 11))
+    monkeypatch.setattr(map.processes, 'all_gather_objects', lambda mine: gathered)
+    journal = ResultJournal(tmp_path / 'l', {})
+    assert distributed_map(11, [None], 'compute', journal) == [compute(index) for index in range(11)]
+    assert len(list((tmp_path / 'l').glob('process_*.jsonl'))) == count
 
 
 def test_progress(capsys):
-    map.distributed_map(3, [ask], 'evaluate sam')
+    distributed_map(3, [compute], 'evaluate sam')
     line = capsys.readouterr().err.strip().split('\n')[-1]
     assert line.startswith('evaluate sam: 3/3 images, ')
-    assert line.endswith('images/s, 0:00 left')
+    assert line.endswith('images/s, 0 s left')

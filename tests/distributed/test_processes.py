@@ -1,4 +1,4 @@
-"""samjax.distributed.processes: processes of a job find each other, and the one line that says who is missing."""
+"""samjax.distributed.processes: processes of a job meet, and one line names the missing ones."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ from samjax.distributed import processes
 from samjax.errors import SamjaxError
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOREIGN = ('SLURM_', 'OMPI_', 'TPU_', 'MEGASCALE_', 'KUBERNETES_', 'JAX_', 'XLA_')  # what would say where we run
+FOREIGN = ('SLURM_', 'OMPI_', 'TPU_', 'MEGASCALE_', 'KUBERNETES_', 'JAX_', 'XLA_')  # variables of clusters
 JOIN = """
 import os, signal, sys, time
 import jax
 from jax.experimental import multihost_utils
-from samjax import cluster
+from samjax.distributed import processes
 from samjax.errors import SamjaxError
 
 try:
@@ -64,13 +64,13 @@ def coordinator():
     ],
 )
 def test_a_node_list_names_its_nodes_in_order(nodes, names):
-    assert processes.expand(nodes) == names
+    assert processes.expand_nodes(nodes) == names
 
 
 def test_tasks_per_node():
-    assert processes.repeat('4(x2),1') == [4, 4, 1]
-    assert processes.repeat('2') == [2]
-    assert processes.repeat('1,16(x2),3') == [1, 16, 16, 3]
+    assert processes.expand_counts('4(x2),1') == [4, 4, 1]
+    assert processes.expand_counts('2') == [2]
+    assert processes.expand_counts('1,16(x2),3') == [1, 16, 16, 3]
 
 
 SLURM = {'SLURM_STEP_NODELIST': 'gpu[1-2]', 'SLURM_STEP_TASKS_PER_NODE': '2,1'}
@@ -90,20 +90,20 @@ SLURM = {'SLURM_STEP_NODELIST': 'gpu[1-2]', 'SLURM_STEP_TASKS_PER_NODE': '2,1'}
         ({'TPU_WORKER_HOSTNAMES': 't-0'}, None),  # three slices of one host
     ],
 )
-def test_the_environment_tells_the_hosts_of_three_processes(monkeypatch, environment, hosts):
+def test_host_names_of_three_processes(monkeypatch, environment, hosts):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes.hosts(3) == hosts
+    assert processes.host_names(3) == hosts
 
 
 def test_at_most_ten_missing_processes_are_named():
-    sentence = processes.absence('n:1', 64, list(range(1, 64)), 5)
+    sentence = processes.missing_message('n:1', 64, list(range(1, 64)), 5)
     assert sentence.startswith('63 of 64 processes did not join n:1 within 5 s (process 1, process 2, ')
     assert ', process 10, 53 more): ' in sentence
 
 
 @pytest.mark.parametrize(
-    ('coordinator', 'processes', 'process', 'message'),
+    ('coordinator', 'num_processes', 'process_id', 'message'),
     [
         ('n:1', None, None, '--coordinator=n:1 needs --processes and --process: '),
         ('n:1', 2, None, '--coordinator=n:1 needs --processes and --process: '),
@@ -124,9 +124,9 @@ def test_at_most_ten_missing_processes_are_named():
     ],
 )
 @pytest.mark.parametrize('distributed', [False, True])
-def test_wrong_options(distributed, coordinator, processes, process, message):
+def test_wrong_options(distributed, coordinator, num_processes, process_id, message):
     with pytest.raises(SamjaxError) as error:
-        processes.initialize(distributed, coordinator, processes, process, 1)
+        processes.initialize(distributed, coordinator, num_processes, process_id, 1)
     assert str(error.value).startswith(message)
 
 
@@ -139,7 +139,7 @@ def test_wrong_options(distributed, coordinator, processes, process, message):
         ('MEGASCALE_NUM_SLICES', '2'),
     ],
 )
-def test_one_of_several_processes_does_not_work_alone(monkeypatch, name, value):
+def test_one_of_several_processes_is_not_run_alone(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(SamjaxError, match=f'^{name} says that this job has several processes, .* --distributed'):
         processes.initialize(False, None, None, None, 1)
@@ -154,7 +154,7 @@ def test_one_of_several_processes_does_not_work_alone(monkeypatch, name, value):
         {'OMPI_COMM_WORLD_SIZE': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'MEGASCALE_NUM_SLICES': ''},
     ],
 )
-def test_a_single_process_has_nothing_to_join(monkeypatch, environment):
+def test_a_single_process_initializes_nothing(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     processes.initialize(False, None, None, None, 1)
@@ -175,11 +175,11 @@ def test_distributed_with_a_cluster_that_cannot_be_read(monkeypatch):
         processes.initialize(True, None, None, None, 1)
 
 
-# ------------------------------------------------------------------------------------------- the meeting, without jax
+# ------------------------------------------------------------------------------------------- the meeting, without JAX
 
 
 def meet(monkeypatch, *options, **others):
-    """What a thread that joins with each of `options` (coordinator, processes, process, timeout) ends with."""
+    """How a thread with each of `options` (coordinator, num_processes, process_id, timeout) ends."""
     ends = [None] * len(options)
 
     def run(i):
@@ -202,7 +202,7 @@ def meet(monkeypatch, *options, **others):
 
 
 def reach(coordinator):
-    """A connection to process 0 that says nothing yet."""
+    """A connection to process 0 on which nothing has been sent yet."""
     host, port = coordinator.split(':')
     for _ in range(100):
         try:
@@ -220,7 +220,7 @@ def test_all_meet_in_any_order_and_again_on_the_same_port(monkeypatch, coordinat
     assert not jax.config.jax_enable_preemption_service
 
 
-def test_those_who_came_hear_who_did_not(monkeypatch, coordinator):
+def test_connected_processes_learn_which_are_missing(monkeypatch, coordinator):
     monkeypatch.setenv('SLURM_JOB_NODELIST', 'gpu[1-2]')
     monkeypatch.setenv('SLURM_TASKS_PER_NODE', '2(x2)')
     begun = time.monotonic()
@@ -229,11 +229,11 @@ def test_those_who_came_hear_who_did_not(monkeypatch, coordinator):
     assert first == second
     assert first == (
         f'2 of 4 processes did not join {coordinator} within 1 s (process 1 on gpu1, process 3 on gpu2): '
-        f'look at their logs, or give a longer --start_timeout'
+        f'look at their logs, or give a longer --start-timeout'
     )
 
 
-def test_who_hung_up_and_strangers_have_not_come(monkeypatch, coordinator):
+def test_closed_and_foreign_connections_do_not_count(monkeypatch, coordinator):
     ends = []
     thread = threading.Thread(target=lambda: ends.extend(meet(monkeypatch, (coordinator, 3, 0, 1))), daemon=True)
     thread.start()
@@ -249,13 +249,13 @@ def test_who_hung_up_and_strangers_have_not_come(monkeypatch, coordinator):
             assert stranger.recv(1024) == b''
 
 
-def test_two_processes_of_one_number(monkeypatch, coordinator):
+def test_two_processes_with_the_same_number(monkeypatch, coordinator):
     ends = meet(monkeypatch, (coordinator, 3, 0, 10), (coordinator, 3, 1, 10), (coordinator, 3, 1, 11))
     host = socket.gethostname()
     assert ends == [f'processes on {host} and on {host} both have --process=1: give each its own'] * 3
 
 
-def test_two_opinions_of_how_many_there_are(monkeypatch, coordinator):
+def test_different_numbers_of_processes(monkeypatch, coordinator):
     ends = meet(monkeypatch, (coordinator, 3, 0, 10), (coordinator, 4, 1, 10))
     assert ends[0] == ends[1]
     assert ends[0] == (
@@ -272,7 +272,7 @@ def test_the_port_is_taken(monkeypatch, coordinator):
     )
 
 
-def test_nobody_or_something_else_listens(monkeypatch, coordinator):
+def test_process_0_is_missing_or_another_program_listens(monkeypatch, coordinator):
     where = f'process 1 on {socket.gethostname()} cannot reach process 0 at'
     (end,) = meet(monkeypatch, (coordinator, 2, 1, 0))
     assert end.startswith(f'{where} {coordinator} within 0 s (Connection refused): ')
@@ -295,16 +295,16 @@ def test_nobody_or_something_else_listens(monkeypatch, coordinator):
         thread.start()
         (end,) = meet(monkeypatch, (coordinator, 2, 1, 1))
         thread.join()
-    assert end.startswith(f'{where} {coordinator} within 1 s (no answer of process 0): ')
+    assert end.startswith(f'{where} {coordinator} within 1 s (no reply of process 0): ')
 
 
 # ------------------------------------------------------------------------------------------------------ real processes
 
 
 def run(*jobs, limit=60):
-    """Runs each (code, environment) as a process of its own, all at once; returns (exit code, stdout, stderr) of each.
+    """Runs each (code, environment) in a process of its own, all at once; returns (exit code, stdout, stderr) of each.
 
-    None outlives this call.
+    No process outlives this call.
     """
     processes = []
     try:
@@ -344,7 +344,7 @@ def test_two_processes_compute_together_and_the_first_to_end_harms_nobody(coordi
         assert out.endswith("2 processes add up to 11\n['a', 'much longer']\n")
 
 
-def test_slurm_says_who_joins(coordinator):
+def test_slurm_numbers_the_processes(coordinator):
     job = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2', 'SLURM_LOCALID': '0'}
     job['JAX_COORDINATOR_PORT'] = coordinator.split(':')[1]
     end = '\nprint(jax.process_count(), jax.process_index())'
@@ -366,7 +366,7 @@ def test_one_line_names_the_missing_process(coordinator):
     assert (code, out) == (1, '')
     assert err == (
         f'error: 1 of 2 processes did not join {coordinator} within 1 s (process 1 on gpu02): '
-        f'look at their logs, or give a longer --start_timeout\n'
+        f'look at their logs, or give a longer --start-timeout\n'
     )
 
 
@@ -408,7 +408,7 @@ def test_a_process_that_fails_alone_ends_and_so_does_the_other(coordinator):
 
 def test_processes_that_fail_together_meet_at_exit(coordinator):
     options = [(False, coordinator, 2, process, 20) for process in range(2)]
-    end = "\ntime.sleep(jax.process_index())\ncluster.leave('error: the same')"
+    end = "\ntime.sleep(jax.process_index())\nprocesses.exit_process('error: the same')"
     for code, _, err in run(*((JOIN.format(f'*{each}') + end, {}) for each in options)):
         assert code == 1
         assert err.endswith('error: the same\n')

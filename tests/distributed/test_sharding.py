@@ -1,4 +1,4 @@
-"""samjax.distributed.sharding on the eight simulated devices of conftest.py: who holds what, and that it changes no number."""
+"""samjax.distributed.sharding on the eight simulated devices of conftest.py: shardings change no number."""
 
 import dataclasses
 import functools
@@ -15,8 +15,9 @@ from samjax.distributed import sharding
 from samjax.distributed.sharding import MeshConfig
 from samjax.errors import SamjaxError
 from samjax.masks.packing import pack_rows
-from samjax.model.params import abstract_state
-from samjax.model.sam import SIZES
+from samjax.model.config import SIZES
+from samjax.model.params import ParamRules, abstract_state
+from samjax.model.runtime import Regularization
 from samjax.structs import Batch
 from samjax.training import step
 from samjax.training.click_simulation import ClickSimulation
@@ -64,10 +65,13 @@ def test_slices_lie_along_data():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'tensor': 3}, 'mesh.tensor=3 divides not both the 8 devices of a slice and the 2 heads'),
-        ({'tensor': 4}, 'mesh.tensor=4 divides not both'),
+        ({'tensor': 3}, 'mesh.tensor=3 does not divide both the 8 devices of a slice and the 2 heads'),
+        ({'tensor': 4}, 'mesh.tensor=4 does not divide both'),
         ({'data': 3}, 'mesh.data=3 x mesh.fsdp=8 x mesh.tensor=1 is not the 8 devices'),
-        ({'tensor': 4, 'heads': 4, 'devices': [Device(i, 0, i // 2) for i in range(8)]}, 'between processes'),
+        (
+            {'tensor': 4, 'heads': 4, 'devices': [Device(i, 0, i // 2) for i in range(8)]},
+            'split an image between processes',
+        ),
     ],
 )
 def test_mesh_that_does_not_fit_is_named(options, message):
@@ -99,18 +103,18 @@ def test_batch_that_devices_cannot_share_is_named(batch):
         sharding.check_batch(batch, 1, make_mesh())
 
 
-@pytest.mark.parametrize('turns', [0, 3])
-def test_turns_that_images_of_a_device_cannot_be_split_into_are_named(turns):
+@pytest.mark.parametrize('steps', [0, 3])
+def test_accumulation_steps_that_do_not_divide_the_images_of_a_device_are_named(steps):
     with pytest.raises(
-        SamjaxError, match=f'2 image.s. of a device .* {turns} turns: .*train.grad_accum_steps to a divisor of 2'
+        SamjaxError, match=f'2 image.s. of a device .* {steps} steps: .*train.grad_accum_steps to a divisor of 2'
     ):
-        sharding.check_batch(16, turns, make_mesh())
+        sharding.check_batch(16, steps, make_mesh())
 
 
 def test_matrices_of_the_encoder_are_split_and_nothing_else(tiny_config):
     params = abstract_state(tiny_config)[1]
     state = {'params': params, 'opt_state': optax.adam(1e-3).init(params)}
-    shardings = sharding.state_shardings(state, make_mesh(data=2, fsdp=2, tensor=2))
+    shardings = sharding.state_shardings(state, make_mesh(data=2, fsdp=2, tensor=2), ParamRules(tiny_config))
     for found in (shardings['params'], shardings['opt_state'][0].mu):
         blocks = found['image_encoder']['windowed_blocks']
         specs = {name: leaf.get_value().spec for part in ('attention', 'norm1') for name, leaf in blocks[part].items()}
@@ -126,18 +130,19 @@ def test_matrices_of_the_encoder_are_split_and_nothing_else(tiny_config):
         assert found['image_encoder']['pos_embed'].get_value().spec == P(None, None, 'fsdp')
         decoder = jax.tree.leaves(found['mask_decoder'])
         assert all(leaf.spec == P() for leaf in decoder)
-    alone = sharding.state_shardings(state, make_mesh(data=8, fsdp=1))
+    alone = sharding.state_shardings(state, make_mesh(data=8, fsdp=1), ParamRules(tiny_config))
     assert all(not any(leaf.spec) for leaf in jax.tree.leaves(alone))
 
 
 TX = optax.sgd(0.1, momentum=0.9)  # Adam's first step is the sign of a gradient, however small
 SIMULATION = dataclasses.replace(ClickSimulation(**get_config().prompts), rounds=5, objects_per_chunk=1)
 LOSS = LossConfig(**get_config().loss)
+REGULARIZATION = Regularization(drop_path=0.5, dropout=0.1)
 
 
-def one_step(config, batch, mesh):
+def one_step(config, regularization, batch, mesh):
     """State and metrics after a step from parameters none of which is zero; on `mesh`, or on one device."""
-    graphdef, params, _ = abstract_state(config)
+    graphdef, params, _ = abstract_state(config, regularization)
     sums = functools.partial(step.summed_gradients, graphdef=graphdef, simulation=SIMULATION, loss=LOSS)
 
     def init():
@@ -150,8 +155,9 @@ def one_step(config, batch, mesh):
     if mesh is None:
         run = functools.partial(step.train_step, summed_gradients=sums, tx=TX, loss=LOSS, seed=0)
         return jax.jit(run)(jax.jit(init)(), batch)
-    shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
-    shared = sharding.data_parallel(sums, params, mesh, config.dtype)
+    rules = ParamRules(config)
+    shardings = sharding.state_shardings(jax.eval_shape(init), mesh, rules)
+    shared = sharding.data_parallel(sums, params, mesh, rules, 'float32')
     run = functools.partial(step.train_step, summed_gradients=shared, tx=TX, loss=LOSS, seed=0)
     state = jax.jit(init, out_shardings=shardings)()
     images = sharding.batch_sharding(mesh)
@@ -163,9 +169,9 @@ def one_step(config, batch, mesh):
 def single():
     """The step on one device, with drop path and dropout, of eight images with two objects each."""
     # More than two channels in the norm of the mask prompt, which otherwise turns rounding errors into signs.
-    config, batch = dataclasses.replace(SIZES['test'], mask_channels=32, drop_path=0.5, dropout=0.1), eight_images()
-    with jax.default_matmul_precision('global_max'):
-        return config, batch, one_step(config, batch, None)
+    config, batch = dataclasses.replace(SIZES['test'], mask_in_chans=32), eight_images()
+    with jax.default_matmul_precision('highest'):
+        return config, batch, one_step(config, REGULARIZATION, batch, None)
 
 
 def eight_images():
@@ -186,8 +192,8 @@ def eight_images():
 @pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2)], ids=lambda s: 'x'.join(map(str, s)))
 def test_step_on_eight_devices_equals_the_step_on_one(single, shape):
     config, batch, (expected, expected_metrics) = single
-    with jax.default_matmul_precision('global_max'):
-        state, metrics = one_step(config, batch, make_mesh(*shape))
+    with jax.default_matmul_precision('highest'):
+        state, metrics = one_step(config, REGULARIZATION, batch, make_mesh(*shape))
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
     for whole, shared in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from samjax.errors import SamjaxError
-from samjax.evaluation.metrics.average_precision import average_precision, average_recall, read_boxes, read_truth
+from samjax.evaluation.metrics.average_precision import average_precision, average_recall, read_boxes, read_ground_truth
 
 SIDE = 40  # px of the images of the examples
 FREQUENCIES = 'rcffc'
@@ -69,7 +69,7 @@ def truth(tmp_path):
     def make(*args, **kwargs):
         path = tmp_path / 'truth.json'
         path.write_text(json.dumps(content(*args, **kwargs)))
-        return read_truth(path)
+        return read_ground_truth(path)
 
     return make
 
@@ -100,8 +100,8 @@ def random_set(seed, crowds=True):
             annotations.append(annotation(len(annotations) + 1, encode(mask_HW), number, category, **more))
             for _ in range(rng.integers(0, 4)):
                 moved_HW = np.roll(mask_HW, rng.integers(-6, 7, 2), (0, 1))
-                found = category if rng.random() < 0.8 else int(rng.integers(1, 6))
-                detections.append(detection(encode(moved_HW), rng.random(), number, found))
+                category_id = category if rng.random() < 0.8 else int(rng.integers(1, 6))
+                detections.append(detection(encode(moved_HW), rng.random(), number, category_id))
         detections += [
             detection(encode(blob(rng, height, width)), rng.random(), number, int(rng.integers(1, 6))) for _ in range(5)
         ]
@@ -129,10 +129,10 @@ def write(path, content):
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_ap_is_that_of_pycocotools(tmp_path, seed):
     content, detections = random_set(seed)
-    for one in detections:
-        one['score'] = round(one['score'], 1)  # many ties
+    for item in detections:
+        item['score'] = round(item['score'], 1)  # many ties
     path = write(tmp_path / 'truth.json', content)
-    scores = average_precision(read_truth(path), detections)
+    scores = average_precision(read_ground_truth(path), detections)
     assert list(scores) == ['AP', 'AP50', 'AP75', 'small', 'medium', 'large']
     assert list(scores.values()) == pytest.approx(pycocotools_stats(path, detections)[:6], abs=1e-12)
     assert all(0 < score < 1 for score in scores.values())
@@ -143,7 +143,7 @@ def test_ap_is_that_of_pycocotools(tmp_path, seed):
 def test_ar_is_that_of_pycocotools_without_categories(tmp_path, seed, most):
     content, detections = random_set(seed)
     path = write(tmp_path / 'truth.json', content)
-    scores = average_recall(read_truth(path), detections, most)
+    scores = average_recall(read_ground_truth(path), detections, most)
     expected = pycocotools_stats(path, detections, (1, 2, most), use_categories=False)[8:]
     assert list(scores) == ['all', 'small', 'medium', 'large']
     assert list(scores.values()) == pytest.approx(expected, abs=1e-12)
@@ -155,9 +155,9 @@ def test_ap_takes_the_best_100_of_a_category_and_image_as_pycocotools_does(tmp_p
     rng = np.random.default_rng(7)
     extra = [{**rng.choice(detections), 'image_id': 3, 'category_id': 1, 'score': rng.random()} for _ in range(150)]
     size = [content['images'][0]['height'], content['images'][0]['width']]
-    detections += [{**one, 'segmentation': encode(blob(rng, *size))} for one in extra]
+    detections += [{**item, 'segmentation': encode(blob(rng, *size))} for item in extra]
     path = write(tmp_path / 'truth.json', content)
-    scores = average_precision(read_truth(path), detections)
+    scores = average_precision(read_ground_truth(path), detections)
     assert list(scores.values()) == pytest.approx(pycocotools_stats(path, detections)[:6], abs=1e-12)
 
 
@@ -165,29 +165,29 @@ def test_lvis_ar_of_a_frequency_is_that_of_its_objects_alone(tmp_path):
     content, detections = random_set(8, crowds=False)
     for category, frequency in zip(content['categories'], FREQUENCIES, strict=True):
         category['frequency'] = frequency
-    for one in content['images']:
-        one |= {'neg_category_ids': [], 'not_exhaustive_category_ids': []}
-    scores = average_recall(read_truth(write(tmp_path / 'truth.json', content)), detections)
+    for item in content['images']:
+        item |= {'neg_category_ids': [], 'not_exhaustive_category_ids': []}
+    scores = average_recall(read_ground_truth(write(tmp_path / 'truth.json', content)), detections)
     assert list(scores) == ['all', 'small', 'medium', 'large', 'frequent', 'common', 'rare']
     for name in ('frequent', 'common', 'rare'):
         categories = [number for number, letter in enumerate(FREQUENCIES, 1) if letter == name[0]]
-        kept = [one for one in content['annotations'] if one['category_id'] in categories]
-        path = write(tmp_path / 'some.json', {**content, 'annotations': kept})
+        kept = [item for item in content['annotations'] if item['category_id'] in categories]
+        path = write(tmp_path / 'subset.json', {**content, 'annotations': kept})
         assert scores[name] == pytest.approx(pycocotools_stats(path, detections, (1, 2, 1000), False)[8], abs=1e-12)
 
 
 def test_lvis_ap_is_that_of_coco_where_all_is_known_of_every_image(tmp_path):
     content, detections = random_set(9, crowds=False)
     path = write(tmp_path / 'coco.json', content)
-    expected = average_precision(read_truth(path), detections)
-    rare = [one for one in content['annotations'] if one['category_id'] == 1]
+    expected = average_precision(read_ground_truth(path), detections)
+    rare = [item for item in content['annotations'] if item['category_id'] == 1]
     expected_rare = pycocotools_stats(write(tmp_path / 'rare.json', {**content, 'annotations': rare}), detections)[0]
 
     for category, frequency in zip(content['categories'], FREQUENCIES, strict=True):
         category['frequency'] = frequency
-    for one in content['images']:
-        one |= {'neg_category_ids': [1, 2, 3, 4, 5], 'not_exhaustive_category_ids': []}
-    scores = average_precision(read_truth(write(tmp_path / 'lvis.json', content)), detections)
+    for item in content['images']:
+        item |= {'neg_category_ids': [1, 2, 3, 4, 5], 'not_exhaustive_category_ids': []}
+    scores = average_precision(read_ground_truth(write(tmp_path / 'lvis.json', content)), detections)
     assert list(scores) == [*expected, 'APr', 'APc', 'APf']
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert scores['APr'] == pytest.approx(expected_rare, abs=1e-12)
@@ -216,62 +216,64 @@ def test_half_of_the_objects_found(truth):
 
 
 def test_an_iou_of_exactly_the_threshold_is_enough(truth):
-    one = truth([image(1)], [annotation(1, FIRST)])
-    assert average_recall(one, [detection(THIRD_QUARTER)])['all'] == pytest.approx(0.6)  # .50, .55, .. .75
-    precision = average_precision(one, [detection(THIRD_QUARTER)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST)])
+    assert average_recall(ground_truth, [detection(THIRD_QUARTER)])['all'] == pytest.approx(0.6)  # .50, .55, .. .75
+    precision = average_precision(ground_truth, [detection(THIRD_QUARTER)])
     assert [precision[name] for name in ('AP', 'AP50', 'AP75')] == pytest.approx([0.6, 1, 1])
 
     bit = np.zeros((SIDE, SIDE), bool)
     bit[:10, :6] = True
     bit[0, 0] = False
-    assert average_recall(one, [detection(encode(bit))])['all'] == pytest.approx(0.5)
-    assert average_precision(one, [detection(encode(bit))])['AP75'] == 0
+    assert average_recall(ground_truth, [detection(encode(bit))])['all'] == pytest.approx(0.5)
+    assert average_precision(ground_truth, [detection(encode(bit))])['AP75'] == 0
 
 
 def test_an_iou_of_exactly_one_half_is_enough(truth):
-    one = truth([image(1)], [annotation(1, FIRST)])
-    assert average_recall(one, [detection(rectangle(0, 0, 4, 10))])['all'] == pytest.approx(0.1)
-    assert average_recall(one, [detection(rectangle(0, 0, 4, 9))])['all'] == 0
+    ground_truth = truth([image(1)], [annotation(1, FIRST)])
+    assert average_recall(ground_truth, [detection(rectangle(0, 0, 4, 10))])['all'] == pytest.approx(0.1)
+    assert average_recall(ground_truth, [detection(rectangle(0, 0, 4, 9))])['all'] == 0
 
 
 def test_recall_takes_the_best_of_each_image_and_needs_no_category(truth):
-    one = truth([image(1)], [annotation(1, FIRST)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST)])
     detections = [detection(ELSEWHERE, 0.9), detection(FIRST, 0.1)]
     for each in detections:
         del each['category_id']
-    assert average_recall(one, detections, most=1)['all'] == 0
-    assert average_recall(one, detections, most=2)['all'] == 1
+    assert average_recall(ground_truth, detections, max_detections=1)['all'] == 0
+    assert average_recall(ground_truth, detections, max_detections=2)['all'] == 1
 
 
 def test_size_is_the_area_of_the_annotation(truth):
-    one = truth([image(1)], [annotation(1, FIRST, area=96**2 + 1)])
-    recall = average_recall(one, [detection(FIRST)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST, area=96**2 + 1)])
+    recall = average_recall(ground_truth, [detection(FIRST)])
     assert recall['large'] == 1
     assert math.isnan(recall['small'])
-    assert average_precision(one, [detection(FIRST)])['large'] == pytest.approx(1)
+    assert average_precision(ground_truth, [detection(FIRST)])['large'] == pytest.approx(1)
 
 
 def test_crowds_are_neither_to_be_found_nor_wrong(truth):
-    some = truth([image(1)], [annotation(1, FIRST), annotation(2, SECOND, iscrowd=1)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST), annotation(2, SECOND, iscrowd=1)])
     part = rectangle(22, 22, 3, 3)
-    assert average_recall(some, [detection(FIRST, 0.1), detection(part, 0.9)])['all'] == 1
-    assert average_precision(some, [detection(FIRST, 0.1), detection(part, 0.9)])['AP'] == pytest.approx(1)
-    assert average_precision(some, [detection(FIRST, 0.1), detection(ELSEWHERE, 0.9)])['AP'] == pytest.approx(0.5)
+    assert average_recall(ground_truth, [detection(FIRST, 0.1), detection(part, 0.9)])['all'] == 1
+    assert average_precision(ground_truth, [detection(FIRST, 0.1), detection(part, 0.9)])['AP'] == pytest.approx(1)
+    assert average_precision(ground_truth, [detection(FIRST, 0.1), detection(ELSEWHERE, 0.9)])['AP'] == pytest.approx(
+        0.5
+    )
 
 
 def test_an_annotation_may_have_the_id_0(truth):
     """COCOeval counts it as never found."""
-    one = truth([image(0)], [annotation(0, FIRST, image_id=0)])
-    assert average_recall(one, [detection(FIRST, image_id=0)])['all'] == 1
-    assert average_precision(one, [detection(FIRST, image_id=0)])['AP'] == pytest.approx(1)
+    ground_truth = truth([image(0)], [annotation(0, FIRST, image_id=0)])
+    assert average_recall(ground_truth, [detection(FIRST, image_id=0)])['all'] == 1
+    assert average_precision(ground_truth, [detection(FIRST, image_id=0)])['AP'] == pytest.approx(1)
 
 
 def test_polygons_and_runs_are_read(truth):
     polygon = [[0, 0, 8, 0, 8, 10, 0, 10]]
     runs = {'size': [SIDE, SIDE], 'counts': [0, *[10, SIDE - 10] * 7, 10, SIDE * SIDE - 7 * SIDE - 10]}
     for segmentation in (polygon, runs):
-        one = truth([image(1)], [annotation(1, FIRST, segmentation=segmentation)])
-        assert average_recall(one, [detection(FIRST)])['all'] == 1
+        ground_truth = truth([image(1)], [annotation(1, FIRST, segmentation=segmentation)])
+        assert average_recall(ground_truth, [detection(FIRST)])['all'] == 1
 
 
 def test_some_images_are_scored_as_if_there_were_no_others(truth):
@@ -283,9 +285,9 @@ def test_some_images_are_scored_as_if_there_were_no_others(truth):
 
 
 def test_no_detections_are_0_and_no_objects_nan(truth):
-    some = truth([image(1)], [annotation(1, FIRST)])
-    assert average_recall(some, [])['all'] == 0
-    assert average_precision(some, [])['AP'] == 0
+    ground_truth = truth([image(1)], [annotation(1, FIRST)])
+    assert average_recall(ground_truth, [])['all'] == 0
+    assert average_precision(ground_truth, [])['AP'] == 0
     for frequencies in (None, 'rcf'):
         images = [lvis_image(1) if frequencies else image(1)]
         nothing = truth(images, [], frequencies)
@@ -295,12 +297,12 @@ def test_no_detections_are_0_and_no_objects_nan(truth):
 
 
 def test_nothing_is_printed_or_changed(truth, capsys):
-    some = truth([image(1)], [annotation(1, FIRST), annotation(2, SECOND, category_id=2)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST), annotation(2, SECOND, category_id=2)])
     detections = [detection(SECOND, 0.2, category_id=2), detection(FIRST, 0.9)]
-    before = copy.deepcopy((some, detections))
-    average_recall(some, detections)
-    average_precision(some, detections)
-    assert (some, detections) == before
+    before = copy.deepcopy((ground_truth, detections))
+    average_recall(ground_truth, detections)
+    average_precision(ground_truth, detections)
+    assert (ground_truth, detections) == before
     assert capsys.readouterr() == ('', '')
 
 
@@ -310,9 +312,9 @@ def test_nothing_is_printed_or_changed(truth, capsys):
 def lvis_ap(truth, first_image, extra, annotations=(), name='AP'):
     """AP of category 2, found in image 2 after a better scored detection `extra` in the first."""
     known = annotation(1, FIRST, image_id=2, category_id=2)
-    some = truth([first_image, lvis_image(2)], [known, *annotations], 'rc')
-    assert some.is_lvis
-    return average_precision(some, [detection(FIRST, 0.1, 2, 2), *extra])[name]
+    ground_truth = truth([first_image, lvis_image(2)], [known, *annotations], 'rc')
+    assert ground_truth.is_lvis
+    return average_precision(ground_truth, [detection(FIRST, 0.1, 2, 2), *extra])[name]
 
 
 WRONG = detection(ELSEWHERE, 0.9, 1, 2)
@@ -328,13 +330,13 @@ def test_lvis_counts_detections_of_categories_that_are_absent(truth):
 
 
 def test_lvis_ignores_what_may_be_an_object_that_nobody_marked(truth):
-    marked = annotation(2, SECOND, image_id=1, category_id=2)
-    found = detection(SECOND, 0.2, 1, 2)
-    assert lvis_ap(truth, lvis_image(1), [WRONG, found], [marked]) == pytest.approx(2 / 3)
-    assert lvis_ap(truth, lvis_image(1, not_exhaustive=[1]), [WRONG, found], [marked]) == pytest.approx(2 / 3)
-    assert lvis_ap(truth, lvis_image(1, not_exhaustive=[2]), [WRONG, found], [marked]) == pytest.approx(1)
+    annotated = annotation(2, SECOND, image_id=1, category_id=2)
+    correct = detection(SECOND, 0.2, 1, 2)
+    assert lvis_ap(truth, lvis_image(1), [WRONG, correct], [annotated]) == pytest.approx(2 / 3)
+    assert lvis_ap(truth, lvis_image(1, not_exhaustive=[1]), [WRONG, correct], [annotated]) == pytest.approx(2 / 3)
+    assert lvis_ap(truth, lvis_image(1, not_exhaustive=[2]), [WRONG, correct], [annotated]) == pytest.approx(1)
     # The object is still to be found: precision 1 up to recall .50.
-    assert lvis_ap(truth, lvis_image(1, not_exhaustive=[2]), [WRONG], [marked]) == pytest.approx(51 / 101)
+    assert lvis_ap(truth, lvis_image(1, not_exhaustive=[2]), [WRONG], [annotated]) == pytest.approx(51 / 101)
 
 
 @pytest.mark.parametrize(('others', 'expected'), [(299, 1), (300, 0)])
@@ -355,8 +357,8 @@ def test_lvis_has_no_crowds(truth):
 
 def test_lvis_ap_of_frequencies(truth):
     annotations = [annotation(1, FIRST), annotation(2, SECOND, category_id=2), annotation(3, ELSEWHERE, category_id=3)]
-    some = truth([lvis_image(1)], annotations, 'rrc')
-    scores = average_precision(some, [detection(FIRST), detection(ELSEWHERE, category_id=3)])
+    ground_truth = truth([lvis_image(1)], annotations, 'rrc')
+    scores = average_precision(ground_truth, [detection(FIRST), detection(ELSEWHERE, category_id=3)])
     assert [scores[name] for name in ('AP', 'APr', 'APc')] == pytest.approx([2 / 3, 1 / 2, 1])
     assert math.isnan(scores['APf'])
 
@@ -369,8 +371,8 @@ def test_lvis_ar_of_a_frequency_sees_no_other_objects(truth):
 
 
 def test_lvis_ar_does_not_ask_what_is_known_of_a_category(truth):
-    some = truth([lvis_image(1, not_exhaustive=[1])], [annotation(1, FIRST)], 'rf')
-    assert average_recall(some, [detection(FIRST, category_id=2)])['all'] == 1
+    ground_truth = truth([lvis_image(1, not_exhaustive=[1])], [annotation(1, FIRST)], 'rf')
+    assert average_recall(ground_truth, [detection(FIRST, category_id=2)])['all'] == 1
 
 
 # ---- what does not fit -----------------------------------------------------------------------------
@@ -393,28 +395,28 @@ BAD_DETECTIONS = [
 @pytest.mark.parametrize(('change', 'message'), BAD_DETECTIONS)
 @pytest.mark.parametrize('score', [average_precision, average_recall])
 def test_detections_that_do_not_fit_are_refused(truth, score, change, message):
-    some = truth([image(1)], [annotation(1, FIRST)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST)])
     with pytest.raises(SamjaxError, match=message):
-        score(some, [GOOD, {**GOOD, **change}, {**GOOD, **change}])
+        score(ground_truth, [GOOD, {**GOOD, **change}, {**GOOD, **change}])
 
 
 def test_detections_of_unknown_categories_are_refused_where_categories_count(truth):
-    some = truth([image(1)], [annotation(1, FIRST)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST)])
     detections = [GOOD, detection(FIRST, category_id=0)]
     with pytest.raises(SamjaxError, match=r'1 of 2 detections are of categories that .* lacks, .* category_id 0: '):
-        average_precision(some, detections)
-    assert average_recall(some, detections)['all'] == 1
+        average_precision(ground_truth, detections)
+    assert average_recall(ground_truth, detections)['all'] == 1
 
 
 @pytest.mark.parametrize('key', ['image_id', 'score', 'segmentation', 'category_id'])
 def test_detections_that_lack_something_are_refused(truth, key):
-    some = truth([image(1)], [annotation(1, FIRST)])
+    ground_truth = truth([image(1)], [annotation(1, FIRST)])
     with pytest.raises(SamjaxError, match=r'1 of 2 detections lack one of image_id, score, segmentation, category_id'):
-        average_precision(some, [GOOD, {name: value for name, value in GOOD.items() if name != key}])
+        average_precision(ground_truth, [GOOD, {name: value for name, value in GOOD.items() if name != key}])
 
 
-def without(one, key):
-    return {name: value for name, value in one.items() if name != key}
+def without(entry, key):
+    return {name: value for name, value in entry.items() if name != key}
 
 
 def truth_with(images=(), annotations=(), frequencies=None, **changes):
@@ -427,15 +429,16 @@ def lvis_with(**changes):
 
 
 BAD_TRUTHS = [
-    ([], 'has no list of images and annotations and categories: give the annotations'),
+    ([], 'is not a JSON object: give the annotations'),
+    ({}, 'has no list of images and annotations and categories: give the annotations'),
     (without(truth_with(), 'categories'), 'has no list of categories: '),
     ({**truth_with(), 'annotations': {}}, 'has no list of annotations: '),
-    (truth_with([without(image(2), 'height')]), r'1 of 2 images of .* lack a sound id, height, width, first \[1\] '),
-    (truth_with([image(2, height=0)]), '1 of 2 images of .* lack a sound id, height, width, '),
-    (truth_with([image('2')]), '1 of 2 images of .* lack a sound id, height, width, '),
-    (truth_with([7]), '1 of 2 images of .* lack a sound id, height, width, .* with 7: '),
+    (truth_with([without(image(2), 'height')]), r'1 of 2 images of .* lack a valid id, height, width, first \[1\] '),
+    (truth_with([image(2, height=0)]), '1 of 2 images of .* lack a valid id, height, width, '),
+    (truth_with([image('2')]), '1 of 2 images of .* lack a valid id, height, width, '),
+    (truth_with([7]), '1 of 2 images of .* lack a valid id, height, width, .* with 7: '),
     (truth_with([image(1)]), 'has several images with the id 1: '),
-    (truth_with(categories=[{'id': 1}, {}]), r'1 of 2 categories of .* lack a sound id, first \[1\] with {}: '),
+    (truth_with(categories=[{'id': 1}, {}]), r'1 of 2 categories of .* lack a valid id, first \[1\] with {}: '),
     (truth_with(categories=[{'id': 1}, {'id': 1}]), 'has several categories with the id 1: '),
     (truth_with([], [without(annotation(2, FIRST), 'area')]), r'1 of 2 annotations of .* lack one of .*, first \[1\]'),
     (truth_with([], [without(annotation(2, FIRST), 'image_id')]), r'1 of 2 annotations of .* lack one of image_id, '),
@@ -446,13 +449,16 @@ BAD_TRUTHS = [
     (truth_with([], [annotation(2, FIRST, segmentation=[])]), r'annotations\[1\] of .* has a segmentation that cannot'),
     (truth_with([], [annotation(2, FIRST, segmentation=[[1, 'a']])]), r'annotations\[1\] of .* cannot be read'),
     (truth_with([], [annotation(2, FIRST, segmentation='abc')]), r'annotations\[1\] of .* cannot be read'),
-    (truth_with([], [annotation(2, rectangle(0, 0, 3, 3, 50))]), r'of size \[50, 50\] in an image of 40 x 40 px'),
+    (
+        truth_with([], [annotation(2, rectangle(0, 0, 3, 3, 50))]),
+        r'its size is \[50, 50\], the image has \[40, 40\] px',
+    ),
     (truth_with([], [annotation(2, FIRST, segmentation={**FIRST, 'counts': '09'})]), 'its runs do not add up'),
     (truth_with([], [annotation(2, FIRST, segmentation={**FIRST, 'counts': '\x00'})]), 'characters that are not RLE'),
-    (lvis_with(images=[image(1)]), '1 of 1 images of .* lack a sound id, height, width, neg_category_ids, not_exha'),
-    (lvis_with(images=[{**lvis_image(1), 'neg_category_ids': [[]]}]), '1 of 1 images of .* lack a sound id, '),
-    (lvis_with(categories=[{'id': 1}]), '1 of 1 categories of .* lack a sound id, frequency, '),
-    (lvis_with(categories=[{'id': 1, 'frequency': 'x'}]), '1 of 1 categories of .* lack a sound id, frequency, '),
+    (lvis_with(images=[image(1)]), '1 of 1 images of .* lack a valid id, height, width, neg_category_ids, not_exha'),
+    (lvis_with(images=[{**lvis_image(1), 'neg_category_ids': [[]]}]), '1 of 1 images of .* lack a valid id, '),
+    (lvis_with(categories=[{'id': 1}]), '1 of 1 categories of .* lack a valid id, frequency, '),
+    (lvis_with(categories=[{'id': 1, 'frequency': 'x'}]), '1 of 1 categories of .* lack a valid id, frequency, '),
 ]
 
 
@@ -460,12 +466,12 @@ BAD_TRUTHS = [
 def test_a_truth_of_another_form_is_refused(tmp_path, content, message):
     path = write(tmp_path / 'truth.json', content)
     with pytest.raises(SamjaxError, match=message) as error:
-        read_truth(path)
+        read_ground_truth(path)
     assert str(path) in str(error.value)
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('read', [read_truth, lambda path: read_boxes(path, None)])
+@pytest.mark.parametrize('read', [read_ground_truth, lambda path: read_boxes(path, None)])
 def test_what_is_no_json_is_refused(tmp_path, read):
     path = tmp_path / 'truth.json'
     with pytest.raises(SamjaxError, match='truth.json cannot be read .*: give '):
@@ -493,30 +499,30 @@ def boxes(truth, tmp_path):
     """Reads a file of boxes in images 1 of 40 x 40 and 2 of 40 x 20 px."""
 
     def read(entries):
-        some = truth([image(1), image(2, width=20)], [annotation(1, FIRST)])
-        return read_boxes(write(tmp_path / 'boxes.json', entries), some)
+        ground_truth = truth([image(1), image(2, width=20)], [annotation(1, FIRST)])
+        return read_boxes(write(tmp_path / 'boxes.json', entries), ground_truth)
 
     return read
 
 
 def test_boxes_are_corners_in_the_order_of_the_file(boxes):
-    found = boxes(
+    box_file = boxes(
         [
             box(1, 2, 10, 20, score=0.25),
             box(0.5, 0, 3, 4, image_id=2, category_id=3),
             box(5, 6, 7.5, 8, category_id=2, score=1),
         ]
     )
-    np.testing.assert_array_equal(found.images[1].boxes_N4, [[1, 2, 11, 22], [5, 6, 12.5, 14]])
-    np.testing.assert_array_equal(found.images[1].score_N, [0.25, 1])
-    np.testing.assert_array_equal(found.images[1].category_N, [1, 2])
-    np.testing.assert_array_equal(found.images[2].boxes_N4, [[0.5, 0, 3.5, 4]])
-    assert found.images[1].boxes_N4.dtype == np.float32
-    assert (found.clipped, found.dropped) == (0, 0)
+    np.testing.assert_array_equal(box_file.images[1].boxes_N4, [[1, 2, 11, 22], [5, 6, 12.5, 14]])
+    np.testing.assert_array_equal(box_file.images[1].score_N, [0.25, 1])
+    np.testing.assert_array_equal(box_file.images[1].category_N, [1, 2])
+    np.testing.assert_array_equal(box_file.images[2].boxes_N4, [[0.5, 0, 3.5, 4]])
+    assert box_file.images[1].boxes_N4.dtype == np.float32
+    assert (box_file.clipped, box_file.dropped) == (0, 0)
 
 
 def test_boxes_are_clipped_to_their_image_and_dropped_without_area(boxes):
-    found = boxes(
+    box_file = boxes(
         [
             box(-5, 10, 20, 40, image_id=2),
             box(15, 0, 5.00001, 5, image_id=2),  # rounded
@@ -526,16 +532,16 @@ def test_boxes_are_clipped_to_their_image_and_dropped_without_area(boxes):
             box(30, 30, 10, 10),
         ]
     )
-    np.testing.assert_array_equal(found.images[2].boxes_N4, [[0, 10, 15, 40], [15, 0, 20, 5]])
-    np.testing.assert_array_equal(found.images[1].boxes_N4, [[30, 30, 40, 40]])
-    assert (found.clipped, found.dropped) == (1, 3)
+    np.testing.assert_array_equal(box_file.images[2].boxes_N4, [[0, 10, 15, 40], [15, 0, 20, 5]])
+    np.testing.assert_array_equal(box_file.images[1].boxes_N4, [[30, 30, 40, 40]])
+    assert (box_file.clipped, box_file.dropped) == (1, 3)
 
 
 def test_every_image_has_boxes_if_only_none(boxes):
-    found = boxes([])
-    assert list(found.images) == [1, 2]
-    assert found.images[1].boxes_N4.shape == (0, 4)
-    assert found.images[1].score_N.shape == found.images[1].category_N.shape == (0,)
+    box_file = boxes([])
+    assert list(box_file.images) == [1, 2]
+    assert box_file.images[1].boxes_N4.shape == (0, 4)
+    assert box_file.images[1].score_N.shape == box_file.images[1].category_N.shape == (0,)
 
 
 @pytest.mark.parametrize(

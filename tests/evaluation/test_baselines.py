@@ -36,8 +36,8 @@ def ready(segmenter, image_HW3):
     return made
 
 
-def ask(segmenter, points, labels, previous=None):
-    return segmenter.answer(np.array(points, np.float32), np.array(labels, np.int32), previous)
+def predict(segmenter, points, labels, previous=None):
+    return segmenter.predict(np.array(points, np.float32), np.array(labels, np.int32), previous)
 
 
 def confident(masks_NMHW, iou_NM):
@@ -45,9 +45,9 @@ def confident(masks_NMHW, iou_NM):
 
 
 @BOTH
-def test_one_click_gives_three_masks_and_trusts_the_right_one(segmenter):
+def test_one_click_gives_three_masks_and_the_best_has_the_highest_predicted_iou(segmenter):
     made = ready(segmenter, two_squares())
-    masks_NMHW, iou_NM, state = ask(made, [[[17, 15]], [[53, 16]]], [[POSITIVE], [POSITIVE]])
+    masks_NMHW, iou_NM, state = predict(made, [[[17, 15]], [[53, 16]]], [[POSITIVE], [POSITIVE]])
     assert masks_NMHW.shape == (2, 3, 48, 72)
     assert masks_NMHW.dtype == bool
     assert iou_NM.shape == (2, 3)
@@ -63,11 +63,11 @@ def test_one_click_gives_three_masks_and_trusts_the_right_one(segmenter):
 def test_box_gives_three_masks_within_the_box(segmenter):
     made = ready(segmenter, two_squares())
     labels = [[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]]
-    masks_NMHW, iou_NM, _ = ask(made, [[[10, 8], [25, 23]]], labels)
+    masks_NMHW, iou_NM, _ = predict(made, [[[10, 8], [25, 23]]], labels)
     assert masks_NMHW.shape == (1, 3, 48, 72)
     assert not (masks_NMHW & ~square(8, 10)).any()
     assert iou(confident(masks_NMHW, iou_NM)[0], square(8, 10)) > 0.85
-    half_NMHW, _, _ = ask(made, [[[10, 8], [17, 23]]], labels)
+    half_NMHW, _, _ = predict(made, [[[10, 8], [17, 23]]], labels)
     assert not half_NMHW[..., 18:].any()  # though the square goes on
 
 
@@ -76,24 +76,24 @@ def test_second_click_adds_or_removes_a_region(segmenter):
     made = ready(segmenter, two_squares())
     red_NHW = square(8, 10)[None]
     points = [[[17, 15], [53, 16]]]
-    both_NMHW, iou_NM, _ = ask(made, points, [[POSITIVE, POSITIVE]], red_NHW)
+    both_NMHW, iou_NM, _ = predict(made, points, [[POSITIVE, POSITIVE]], red_NHW)
     assert both_NMHW.shape == (1, 1, 48, 72)
     assert iou_NM.shape == (1, 1)
     assert iou(both_NMHW[0, 0], square(8, 10) | square(8, 46)) > 0.9
     two_NHW = red_NHW | square(8, 46)
-    less_NMHW, _, _ = ask(made, points, [[POSITIVE, NEGATIVE]], two_NHW)
+    less_NMHW, _, _ = predict(made, points, [[POSITIVE, NEGATIVE]], two_NHW)
     assert iou(less_NMHW[0, 0], square(8, 10)) > 0.9
 
 
 @BOTH
-def test_clicks_without_a_state_are_heeded_one_after_the_other(segmenter):
+def test_clicks_without_a_state_are_used_in_their_order(segmenter):
     made = ready(segmenter, two_squares())
     points, labels = [[[17, 15], [53, 16], [60, 40]]], [[POSITIVE, POSITIVE, NEGATIVE]]
-    at_once, _, _ = ask(made, points, labels)
-    first, iou_NM, _ = ask(made, [points[0][:1]], [labels[0][:1]])
+    at_once, _, _ = predict(made, points, labels)
+    first, iou_NM, _ = predict(made, [points[0][:1]], [labels[0][:1]])
     state_NHW = confident(first, iou_NM)
     for k in (2, 3):
-        step, _, state_NMHW = ask(made, [points[0][:k]], [labels[0][:k]], state_NHW)
+        step, _, state_NMHW = predict(made, [points[0][:k]], [labels[0][:k]], state_NHW)
         state_NHW = state_NMHW[:, 0]
     np.testing.assert_array_equal(at_once, step)
 
@@ -104,7 +104,7 @@ def test_a_region_stays_nearer_to_its_own_click(segmenter):
     made = ready(segmenter, flat_HW3)
     before_NHW = np.ones((1, 40, 60), bool)
     points = [[[10, 20], [50, 20]]]
-    masks_NMHW, _, _ = ask(made, points, [[POSITIVE, NEGATIVE]], before_NHW)
+    masks_NMHW, _, _ = predict(made, points, [[POSITIVE, NEGATIVE]], before_NHW)
     assert masks_NMHW[0, 0, :, :30].all()
     assert not masks_NMHW[0, 0, 20, 50]
 
@@ -114,7 +114,7 @@ def test_box_and_click_together(segmenter):
     made = ready(segmenter, two_squares())
     points = [[[17, 15], [10, 8], [61, 23]]]
     labels = [[POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]]
-    masks_NMHW, _, _ = ask(made, points, labels)
+    masks_NMHW, _, _ = predict(made, points, labels)
     assert masks_NMHW.shape == (1, 1, 48, 72)
     assert masks_NMHW[0, 0, 15, 17]
 
@@ -122,20 +122,20 @@ def test_box_and_click_together(segmenter):
 @BOTH
 def test_empty_slots_change_nothing(segmenter):
     made = ready(segmenter, two_squares())
-    plain = ask(made, [[[17, 15]]], [[POSITIVE]])
+    plain = predict(made, [[[17, 15]]], [[POSITIVE]])
     points = [[[3, 3], [17, 15], [0, 0]]]
-    padded = ask(made, points, [[ABSENT, POSITIVE, NOT_A_POINT]])
+    padded = predict(made, points, [[ABSENT, POSITIVE, NOT_A_POINT]])
     np.testing.assert_array_equal(plain[0], padded[0])
     np.testing.assert_array_equal(plain[1], padded[1])
 
 
 @BOTH
-def test_answers_are_the_same_each_time_and_in_any_company(segmenter):
+def test_predictions_do_not_depend_on_the_other_objects(segmenter):
     noise_HW3 = np.random.default_rng(1).integers(0, 120, (48, 72, 3))
     made = ready(segmenter, (0.6 * two_squares() + noise_HW3).clip(0, 255).astype(np.uint8))
     points = [[[x, 20]] for x in (12, 20, 30, 40, 50, 60)]
-    all_NMHW, _, _ = ask(made, points, [[POSITIVE]] * 6)
-    again_NMHW, _, _ = ask(made, points[::-1], [[POSITIVE]] * 6)
+    all_NMHW, _, _ = predict(made, points, [[POSITIVE]] * 6)
+    again_NMHW, _, _ = predict(made, points[::-1], [[POSITIVE]] * 6)
     np.testing.assert_array_equal(all_NMHW, again_NMHW[::-1])
 
 
@@ -143,7 +143,7 @@ def test_answers_are_the_same_each_time_and_in_any_company(segmenter):
 @pytest.mark.parametrize('point', [(0, 0), (71, 47), (71.9, 0.2), (36, 30)])
 def test_any_pixel_can_be_clicked(segmenter, point):
     made = ready(segmenter, two_squares())
-    masks_NMHW, _, _ = ask(made, [[point]], [[POSITIVE]])
+    masks_NMHW, _, _ = predict(made, [[point]], [[POSITIVE]])
     assert masks_NMHW[0, :, int(point[1]), int(point[0])].all()
 
 
@@ -151,9 +151,9 @@ def test_any_pixel_can_be_clicked(segmenter, point):
 def test_box_of_one_pixel_and_box_of_the_whole_image(segmenter):
     made = ready(segmenter, two_squares())
     labels = [[BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]]
-    tiny_NMHW, _, _ = ask(made, [[[20, 12], [20, 12]]], labels)
+    tiny_NMHW, _, _ = predict(made, [[[20, 12], [20, 12]]], labels)
     assert (tiny_NMHW.sum((2, 3)) == 1).all()
-    whole_NMHW, _, _ = ask(made, [[[0, 0], [71, 47]]], labels)
+    whole_NMHW, _, _ = predict(made, [[[0, 0], [71, 47]]], labels)
     assert whole_NMHW.any((2, 3)).all()
 
 
@@ -161,9 +161,9 @@ def test_box_of_one_pixel_and_box_of_the_whole_image(segmenter):
 def test_prompt_without_a_start_is_an_error(segmenter):
     made = ready(segmenter, two_squares())
     with pytest.raises(SamjaxError, match='must start from a box or a positive click'):
-        ask(made, [[[17, 15]]], [[NEGATIVE]])
+        predict(made, [[[17, 15]]], [[NEGATIVE]])
     with pytest.raises(SamjaxError, match='must start'):
-        ask(made, [[[17, 15]]], [[ABSENT]])
+        predict(made, [[[17, 15]]], [[ABSENT]])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_missing_package_is_named(segmenter, module, package, monkeypatch):
         segmenter()
 
 
-def test_filled_closes_holes_but_not_bays():
+def test_fill_holes_closes_holes_but_not_bays():
     mask_HW = np.array(
         [
             [1, 1, 1, 0, 1, 1],
@@ -187,7 +187,7 @@ def test_filled_closes_holes_but_not_bays():
     )
     expected = mask_HW.copy()
     expected[1, 1] = True
-    np.testing.assert_array_equal(baselines._filled(mask_HW), expected)
+    np.testing.assert_array_equal(baselines._fill_holes(mask_HW), expected)
 
 
 def test_border_strength_leaves_out_the_border_of_the_image():

@@ -25,13 +25,13 @@ def test_thinning_is_that_of_scikit_image(seed):
     np.testing.assert_array_equal(boundaries.thin(np.asfortranarray(map_HW)), thin(map_HW))
 
 
-def cheapest(predicted_HW, truth_HW, reach):
-    """Number of pairs and cost of the cheapest matching with outliers, by a dense solver."""
+def least_cost(predicted_HW, truth_HW, max_distance):
+    """Number of pairs and cost of the least_cost matching with outliers, by a dense solver."""
     a_N2, b_N2 = np.argwhere(predicted_HW), np.argwhere(truth_HW)
     distance = np.hypot(*(a_N2[:, None] - b_N2[None]).T).T
     costs = np.full((len(a_N2) + len(b_N2),) * 2, 0.0)
-    costs[: len(a_N2), : len(b_N2)] = np.where(distance <= reach, np.rint(100 * distance), 1e9)
-    costs[: len(a_N2), len(b_N2) :] = costs[len(a_N2) :, : len(b_N2)] = math.ceil(100 * reach * 100) / 2
+    costs[: len(a_N2), : len(b_N2)] = np.where(distance <= max_distance, np.rint(100 * distance), 1e9)
+    costs[: len(a_N2), len(b_N2) :] = costs[len(a_N2) :, : len(b_N2)] = math.ceil(100 * max_distance * 100) / 2
     rows, columns = linear_sum_assignment(costs)
     paired = (rows < len(a_N2)) & (columns < len(b_N2))
     return int(paired.sum()), float(costs[rows[paired], columns[paired]].sum())
@@ -39,15 +39,15 @@ def cheapest(predicted_HW, truth_HW, reach):
 
 @pytest.mark.parametrize('order', ['C', 'F'])
 def test_matching_costs_what_the_exact_assignment_costs(order):
-    """180 x 240 px, so that the reach is 2.25 px; maps of Matlab's are in column order."""
+    """180 x 240 px, so that the max_distance is 2.25 px; maps of Matlab's are in column order."""
     rng = np.random.default_rng(0)
-    reach = 0.0075 * np.hypot(180, 240)
+    max_distance = 0.0075 * np.hypot(180, 240)
     for _ in range(25):
         maps = np.zeros((2, 180, 240), bool)
         top, left = rng.integers(0, 160), rng.integers(0, 200)
         maps[:, top : top + 12, left : left + 30] = rng.random((2, 12, 30)) < rng.choice([0.05, 0.15])
         matched_HW, partner_HW = boundaries.match(maps[0], np.array(maps[1], order=order))
-        pairs, _ = cheapest(*maps, reach)
+        pairs, _ = least_cost(*maps, max_distance)
         assert matched_HW.sum() == partner_HW.sum() == pairs
         assert not (matched_HW & ~maps[0]).any()
         assert not (partner_HW & ~maps[1]).any()
@@ -59,7 +59,7 @@ def test_nearer_pixels_are_matched():
     truth_HW[50, 50] = predicted_HW[50, 50] = predicted_HW[50, 51] = True
     matched_HW, _ = boundaries.match(predicted_HW, truth_HW)
     assert np.argwhere(matched_HW).tolist() == [[50, 50]]
-    truth_HW[50, 50], truth_HW[50, 53] = False, True  # 2 px from one, 3 from the other: reach is 2.25
+    truth_HW[50, 50], truth_HW[50, 53] = False, True  # 2 px from one, 3 from the other: max_distance is 2.25
     matched_HW, _ = boundaries.match(predicted_HW, truth_HW)
     assert np.argwhere(matched_HW).tolist() == [[50, 51]]
 
@@ -82,8 +82,8 @@ def test_counts_by_hand():
 def test_perfect_and_empty_maps():
     truth_HW = np.zeros((60, 80), bool)
     truth_HW[30, 5:60] = True
-    found = boundaries.scores([boundaries.count(truth_HW.astype(float), [truth_HW])])
-    assert (found.ods.f, found.ois.f, found.ods.recall) == (1, 1, 1)
+    result = boundaries.scores([boundaries.count(truth_HW.astype(float), [truth_HW])])
+    assert (result.ods.f, result.ois.f, result.ods.recall) == (1, 1, 1)
     nothing = boundaries.scores([boundaries.count(np.zeros((60, 80)), [truth_HW])])
     assert (nothing.ods.f, nothing.ap) == (0, 0)
     blank = boundaries.count(truth_HW.astype(float), [np.zeros((60, 80), bool)])
@@ -97,15 +97,15 @@ def test_scores_by_hand():
     low = np.arange(99) < 50
     first = Counts(np.where(low, 8, 2), 10 * ones, np.where(low, 8, 2), 10 * ones)
     second = Counts(np.where(low, 2, 6), 10 * ones, np.where(low, 2, 6), 10 * ones)
-    found = boundaries.scores([first, second])
-    assert found.ods.f == pytest.approx(0.5)  # (8 + 2) of 20 at thresholds up to .5
-    assert found.ois.f == pytest.approx(0.7)  # (8 + 6) of 20
-    assert found.curve.recall_T.tolist() == pytest.approx([0.5] * 50 + [0.4] * 49)
+    result = boundaries.scores([first, second])
+    assert result.ods.f == pytest.approx(0.5)  # (8 + 2) of 20 at thresholds up to .5
+    assert result.ois.f == pytest.approx(0.7)  # (8 + 6) of 20
+    assert result.curve.recall_T.tolist() == pytest.approx([0.5] * 50 + [0.4] * 49)
 
 
 def test_f_is_interpolated_between_thresholds():
     ramp = np.linspace(0, 1, 99)
-    curve = boundaries.Curve(ramp, 1 - ramp)
+    curve = boundaries.PrecisionRecallCurve(ramp, 1 - ramp)
     assert curve.best().f == pytest.approx(0.5, abs=1e-4)
     assert curve.best().threshold == pytest.approx(0.5, abs=0.01)
 
@@ -131,10 +131,10 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(SamjaxError, match='no image to score'):
         boundaries.scores([])
     with pytest.raises(SamjaxError, match='none.mat cannot be read'):
-        boundaries.read_truth(tmp_path / 'none.mat')
+        boundaries.read_ground_truth(tmp_path / 'none.mat')
     (tmp_path / 'text.mat').write_text('no ground truth')
     with pytest.raises(SamjaxError, match='text.mat holds no boundaries of annotators'):
-        boundaries.read_truth(tmp_path / 'text.mat')
+        boundaries.read_ground_truth(tmp_path / 'text.mat')
     scipy.io.savemat(tmp_path / 'other.mat', {'x': 1})
     with pytest.raises(SamjaxError, match='other.mat holds no boundaries'):
-        boundaries.read_truth(tmp_path / 'other.mat')
+        boundaries.read_ground_truth(tmp_path / 'other.mat')

@@ -30,9 +30,9 @@ def test_the_image_border_is_an_edge():
 
 
 def test_one_pixel():
-    one = np.zeros((3, 4), bool)
-    one[2, 3] = True
-    assert clicks.first_click(one) == ((3, 2), POSITIVE)
+    pixel_HW = np.zeros((3, 4), bool)
+    pixel_HW[2, 3] = True
+    assert clicks.first_click(pixel_HW) == ((3, 2), POSITIVE)
 
 
 def test_ties_within_an_error_go_to_the_first_row():

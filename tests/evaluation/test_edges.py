@@ -1,11 +1,11 @@
-"""SAM's edges: the slope just outside each mask, thinned, on BSDS500's benchmark; with a tiny model end to end."""
+"""Edge detection: the slope just outside each mask, thinned, on BSDS500's benchmark; end to end with a tiny model."""
 
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from samples import picture
-from tiny import eval_model
+from samples import random_image
+from tiny import tiny_eval_model
 
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_result import EvalOptions
@@ -15,8 +15,8 @@ from samjax.evaluation.tasks import edges
 def test_edges_of_a_mask_lie_just_outside_it():
     logits_HW = np.full((5, 6), -4.0, np.float32)
     logits_HW[1:4, 1:3] = 4.0
-    found_HW = edges.mask_edges(logits_HW)
-    assert (found_HW > 0).astype(int).tolist() == [
+    edges_HW = edges.mask_edges(logits_HW)
+    assert (edges_HW > 0).astype(int).tolist() == [
         [0, 1, 1, 0, 0, 0],
         [1, 0, 0, 1, 0, 0],
         [1, 0, 0, 1, 0, 0],
@@ -25,7 +25,7 @@ def test_edges_of_a_mask_lie_just_outside_it():
     ]
     # Beside the middle of a straight edge Sobel's filter sees (1 + 2 + 1) times the step of the probability.
     step = 1 / (1 + np.exp(-4)) - 1 / (1 + np.exp(4))
-    assert found_HW[2, 3] == pytest.approx(4 * step, rel=1e-5)
+    assert edges_HW[2, 3] == pytest.approx(4 * step, rel=1e-5)
 
 
 def test_sure_masks_overflow_nothing():
@@ -34,12 +34,12 @@ def test_sure_masks_overflow_nothing():
     assert np.isfinite(edges.mask_edges(logits_HW)).all()
 
 
-@pytest.mark.parametrize('turned', [False, True])
-def test_ridge_is_thinned_to_its_middle(turned):
+@pytest.mark.parametrize('transposed', [False, True])
+def test_ridge_is_thinned_to_its_middle(transposed):
     strength_HW = np.tile(np.array([0, 0, 0.2, 0.6, 1.0, 0.6, 0.2, 0, 0], np.float32), (9, 1))
-    strength_HW = strength_HW.T if turned else strength_HW
+    strength_HW = strength_HW.T if transposed else strength_HW
     thin_HW = edges.thinned(strength_HW)
-    thin_HW = thin_HW.T if turned else thin_HW
+    thin_HW = thin_HW.T if transposed else thin_HW
     assert (thin_HW[:, 4] == 1).all()
     assert not thin_HW[:, 2:4].any()
     assert not thin_HW[:, 5:7].any()
@@ -60,7 +60,7 @@ def bsds(tmp_path):
     images.mkdir(parents=True)
     truth.mkdir(parents=True)
     for n, (height, width) in enumerate([(24, 40), (40, 30)]):
-        picture(n, height, width).save(images / f'{n}.jpg')
+        random_image(n, height, width).save(images / f'{n}.jpg')
         cells = np.empty((1, 2), object)
         for k in range(2):
             boundary_HW = np.zeros((height, width), np.uint8)
@@ -71,21 +71,21 @@ def bsds(tmp_path):
 
 
 def test_task_scores_images_and_leaves_their_edges(tmp_path, params, bsds):
-    found = edges.edges(eval_model(tmp_path, params, 1, bsds), EvalOptions(), tmp_path / 'out')
-    assert list(found.scores) == ['ODS', 'OIS', 'AP', 'R50']
-    assert 0 <= found.scores['ODS'] <= found.scores['OIS'] <= 1
-    assert found.tables[0].rows[1][0] == 'SAM ViT-H, as published'
+    result = edges.edges(tiny_eval_model(params, 1, bsds), EvalOptions(), tmp_path / 'out')
+    assert list(result.scores) == ['ODS', 'OIS', 'AP', 'R50']
+    assert 0 <= result.scores['ODS'] <= result.scores['OIS'] <= 1
+    assert result.tables[0].rows[1][0] == 'SAM ViT-H, as published'
     with Image.open(tmp_path / 'out' / 'edges' / '0.png') as image:
         assert image.size == (40, 24)
-    assert found.figures[0].file.stat().st_size > 1000
-    again = edges.edges(eval_model(tmp_path, params, 8, bsds), EvalOptions(), tmp_path / 'eight')
-    np.testing.assert_equal(again.scores, found.scores)
+    assert result.figures[0].file.stat().st_size > 1000
+    again = edges.edges(tiny_eval_model(params, 8, bsds), EvalOptions(), tmp_path / 'eight')
+    np.testing.assert_equal(again.scores, result.scores)
 
 
-def test_what_is_missing_is_said(tmp_path, params, bsds):
-    here = eval_model(tmp_path, params, 1, bsds)
-    with pytest.raises(SamjaxError, match='nowhere hold no .mat files: give --ground_truth=DIR'):
-        edges.edges(here, EvalOptions(ground_truth=str(tmp_path / 'nowhere')), tmp_path / 'out')
+def test_missing_files_are_named(tmp_path, params, bsds):
+    model = tiny_eval_model(params, 1, bsds)
+    with pytest.raises(SamjaxError, match='nowhere hold no .mat files: give --ground-truth=DIR'):
+        edges.edges(model, EvalOptions(ground_truth=str(tmp_path / 'nowhere')), tmp_path / 'out')
     (bsds / '1.jpg').unlink()
     with pytest.raises(SamjaxError, match='val has no image 1.jpg for .*1.mat: give the images of the same split'):
-        edges.edges(here, EvalOptions(), tmp_path / 'out')
+        edges.edges(model, EvalOptions(), tmp_path / 'out')

@@ -1,4 +1,4 @@
-"""`eval.py` on runs: files, mistakes in one line, devices, processes and kills change no number."""
+"""`samjax eval` on runs: its files; devices, processes and kills change no number."""
 
 import json
 import math
@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from tiny import tiny_run_config
 
+from samjax.checkpoints import run as run_files
 from samjax.data import pipeline
 from samjax.data.example import Example
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.evaluate import evaluate
 from samjax.images.encoded_image import EncodedImage
-from samjax.training import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def restored(monkeypatch, params):
     """A run whose newest checkpoint, of step 12, is random."""
     config = tiny_run_config()
-    monkeypatch.setattr(checkpoints, 'restore_params', lambda workdir, config: (*params, 12))
+    monkeypatch.setattr(run_files, 'restore_params', lambda workdir, config: (*params, 12))
     return config
 
 
@@ -45,14 +45,14 @@ def test_evaluation_of_a_run_on_scenes(tmp_path, restored):
     assert results['scores']['sam']['masks'] <= 3
     assert '| sam ' in text
     assert (folder / 'table.md').read_text() == text
-    page = (folder / 'report.html').read_text()
-    assert page.count('data:image/png;base64,') >= 5
+    report = (folder / 'report.html').read_text()
+    assert report.count('data:image/png;base64,') >= 5
     assert not (folder / 'unfinished').exists()
 
 
 def test_unknown_baseline_and_task_are_named(tmp_path, restored):
     with pytest.raises(SamjaxError, match="'snake' is unknown"):
-        evaluate(restored, tmp_path, 'interactive', EvalOptions(others=('snake',)))
+        evaluate(restored, tmp_path, 'interactive', EvalOptions(baselines=('snake',)))
     with pytest.raises(SamjaxError, match='--task=tracking is unknown: choose one of interactive, suite'):
         evaluate(restored, tmp_path, 'tracking', EvalOptions())
 
@@ -63,29 +63,9 @@ class Empty(list):
 
 def test_data_without_objects_is_named(tmp_path, restored, monkeypatch):
     empty = Empty([Example('a', EncodedImage.from_array(np.zeros((9, 9, 3), np.uint8)), [])])
-    monkeypatch.setattr(pipeline, 'open_set', lambda path, **options: empty)
+    monkeypatch.setattr(pipeline, 'open_dataset', lambda path, **options: empty)
     with pytest.raises(SamjaxError, match='scenes has no object'):
         evaluate(restored, tmp_path, 'interactive', EvalOptions())
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        (['--workdir=nowhere'], 'nowhere/config.json does not exist'),
-        (['--workdir=run', '--config.eval.clickz=3'], 'the config has no option'),
-        (['--workdir=run', '--config.eval.prompt_batch_size=3', 'stray'], "'stray' is not an option"),
-        (['--workdir=run'], 'run holds no checkpoint'),
-    ],
-)
-def test_mistakes_on_the_command_line_are_one_line(tmp_path, arguments, message):
-    (tmp_path / 'run').mkdir()
-    (tmp_path / 'run/config.json').write_text(tiny_run_config().to_json())
-    command = [sys.executable, str(ROOT / 'eval.py'), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.startswith('error: ')
-    assert done.stderr.count('\n') == 1
 
 
 # ---- devices, processes, kills ---------------------------------------------------------------------
@@ -97,7 +77,7 @@ def run(tmp_path_factory, params):
     config = tiny_run_config()
     config.data.synthetic_eval_images = 7
     folder = tmp_path_factory.mktemp('run')
-    checkpoints.save_params(str(folder), config, *params)
+    run_files.save_params(str(folder), config, *params)
     return folder
 
 
@@ -111,27 +91,27 @@ def environment(devices=1):
 
 
 def results(run):
-    found = json.loads((run / 'eval' / 'scenes' / 'results.json').read_text())['scores']['sam']
-    del found['seconds']
+    scores = json.loads((run / 'eval' / 'scenes' / 'results.json').read_text())['scores']['sam']
+    del scores['seconds']
     lines = (run / 'eval' / 'scenes' / 'masks.csv').read_text()
-    return found, lines
+    return scores, lines
 
 
 @pytest.fixture(scope='module')
-def alone(run):
-    """What one process with one device finds."""
+def single(run):
+    """The results of a single process with a single device."""
     subprocess.run(command(run), check=True, env=environment(), stdout=subprocess.DEVNULL, timeout=300)
     return results(run)
 
 
-def test_eight_devices(run, alone):
+def test_eight_devices(run, single):
     subprocess.run(command(run), check=True, env=environment(8), stdout=subprocess.DEVNULL, timeout=300)
-    assert results(run) == alone
-    assert not math.isnan(alone[0]['miou@1'])
-    assert alone[0]['images'] == 7
+    assert results(run) == single
+    assert not math.isnan(single[0]['miou@1'])
+    assert single[0]['images'] == 7
 
 
-def test_two_processes(run, alone):
+def test_two_processes(run, single):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
@@ -144,14 +124,14 @@ def test_two_processes(run, alone):
         )
         for n in range(2)
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert results(run) == alone
-    assert 'report.html' in said[0]
-    assert 'report.html' not in said[1]
+    assert results(run) == single
+    assert 'report.html' in outputs[0]
+    assert 'report.html' not in outputs[1]
 
 
-def test_killed_and_run_again(run, alone):
+def test_killed_and_run_again(run, single):
     (run / 'eval' / 'scenes' / 'results.json').unlink()
     journal = run / 'eval' / 'scenes' / 'unfinished' / 'sam' / 'process_0.jsonl'
     process = subprocess.Popen(command(run), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -164,7 +144,7 @@ def test_killed_and_run_again(run, alone):
     process.wait()
     before = journal.read_text().count('\n')
     done = subprocess.run(command(run), check=True, env=environment(), capture_output=True, text=True, timeout=300)
-    assert results(run) == alone
+    assert results(run) == single
     if before < 7:
         assert f'{7 - before}/{7 - before} images' in done.stderr
     assert not journal.exists()

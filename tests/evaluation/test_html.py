@@ -16,7 +16,7 @@ VOID = ('meta', 'link', 'img')  # elements without an end
 SCRIPT = '<script>alert("1" & \'2\')</script>'
 
 
-class Page(HTMLParser):
+class Report(HTMLParser):
     """A page as a browser takes it; elements that do not nest are an error."""
 
     def __init__(self, path: Path):
@@ -53,9 +53,9 @@ def png(tmp_path):
     return file
 
 
-def write(tmp_path, *sections, title='suite: run', subtitle='step 90') -> Page:
+def write(tmp_path, *sections, title='suite: run', subtitle='step 90') -> Report:
     html.write(tmp_path / 'report.html', title, subtitle, sections)
-    return Page(tmp_path / 'report.html')
+    return Report(tmp_path / 'report.html')
 
 
 def every_kind(file: Path, text: str) -> list:
@@ -88,17 +88,17 @@ def test_elements_nest_and_ids_are_unique(tmp_path, png):
 
 def test_contents_link_to_the_sections(tmp_path):
     result = write(tmp_path, *(Facts(name, {}) for name in 'abc'))
-    assert [link['href'] for link in result.all('a')] == [f'#{one["id"]}' for one in result.all('section')]
+    assert [link['href'] for link in result.all('a')] == [f'#{section["id"]}' for section in result.all('section')]
     assert result.texts('a') == result.texts('h2') == ['a', 'b', 'c']
 
 
-def test_page_of_nothing_is_a_page(tmp_path):
+def test_report_without_sections(tmp_path):
     result = write(tmp_path)
     assert result.texts('h1') == ['suite: run']
     assert not result.all('nav')
 
 
-def test_page_needs_nothing_but_itself(tmp_path, png):
+def test_report_needs_no_other_file(tmp_path, png):
     result = write(tmp_path, *every_kind(png, 'a'))
     assert not re.search(r'https?://|@import|url\(', result.text)
     assert not result.all('script')
@@ -137,7 +137,7 @@ def test_images_are_embedded_once_byte_for_byte(tmp_path, png):
     Image.new('RGB', (640, 480), 'red').save(other)
     result = write(tmp_path, Figure('f', png), Gallery('g', [('one', other), ('two', png)]))
     data = [image['src'].removeprefix('data:image/png;base64,') for image in result.all('img')]
-    assert [base64.b64decode(one, validate=True) for one in data] == [
+    assert [base64.b64decode(encoded, validate=True) for encoded in data] == [
         png.read_bytes(),
         other.read_bytes(),
         png.read_bytes(),
@@ -164,13 +164,13 @@ def test_fact_of_any_type_is_shown(tmp_path):
 
 
 @pytest.mark.parametrize('kind', [lambda file: Figure('f', file), lambda file: Gallery('g', [('c', file)])])
-def test_missing_picture_is_one_sentence_and_no_page(tmp_path, kind):
-    with pytest.raises(SamjaxError, match=r'picture .*none\.png does not exist: run the evaluation again$'):
+def test_missing_image_is_an_error_and_writes_no_report(tmp_path, kind):
+    with pytest.raises(SamjaxError, match=r'the image .*none\.png does not exist: run the evaluation again$'):
         write(tmp_path, kind(tmp_path / 'none.png'))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_write_leaves_the_earlier_page(tmp_path, monkeypatch):
+def test_interrupted_write_leaves_the_earlier_report(tmp_path, monkeypatch):
     write(tmp_path, title='earlier')
 
     def full(self, *_, **__):
@@ -181,7 +181,7 @@ def test_interrupted_write_leaves_the_earlier_page(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk is full'):
         write(tmp_path, title='later')
     assert [file.name for file in tmp_path.iterdir()] == ['report.html']
-    assert Page(tmp_path / 'report.html').texts('h1') == ['earlier']
+    assert Report(tmp_path / 'report.html').texts('h1') == ['earlier']
 
 
 def test_markdown_tables():

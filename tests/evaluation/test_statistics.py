@@ -8,22 +8,6 @@ from samjax.evaluation.metrics import statistics
 from samjax.evaluation.metrics.statistics import Mean
 
 
-def test_mask_iou_by_hand():
-    a = np.array([[1, 1, 0], [1, 1, 0]], bool)
-    b = np.array([[0, 1, 1], [0, 1, 1]], bool)
-    nothing = np.zeros((2, 3), bool)
-    assert statistics.mask_iou(a, b) == pytest.approx(2 / 6)
-    assert statistics.mask_iou(a, a) == 1
-    assert statistics.mask_iou(a, nothing) == 0
-    assert statistics.mask_iou(nothing, nothing) == 1
-
-
-def test_mask_iou_broadcasts_over_leading_axes():
-    truth_NHW = np.array([[[1, 1]], [[0, 1]]], bool)
-    masks_NMHW = np.array([[[[1, 1]], [[1, 0]], [[0, 0]]], [[[1, 1]], [[1, 0]], [[0, 1]]]], bool)
-    np.testing.assert_allclose(statistics.mask_iou(masks_NMHW, truth_NHW[:, None]), [[1, 0.5, 0], [0.5, 0, 1]])
-
-
 def test_means_of_parts_add_up_to_the_mean_of_all():
     values = [0.25, 0.5, 1.0, 0.125]
     assert Mean.of(values[:1]) + Mean.of(values[1:]) == Mean.of(values)
@@ -31,7 +15,7 @@ def test_means_of_parts_add_up_to_the_mean_of_all():
     assert Mean.of([]) + Mean.of(values) == Mean.of(values)
 
 
-def test_mean_of_nothing_is_nan():
+def test_mean_without_values_is_nan():
     assert math.isnan(Mean().value)
 
 

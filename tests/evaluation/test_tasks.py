@@ -1,19 +1,19 @@
-"""Proposals and instances end to end with a tiny model: alone, on eight devices, and interrupted."""
+"""Proposals and instances end to end with a tiny model: on a device, on eight, and interrupted."""
 
 import json
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco
-from samples import picture
-from tiny import eval_model
+from samples import random_image
+from tiny import tiny_eval_model
 
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.tasks.instances import box_masks, instances
-from samjax.evaluation.tasks.proposals import OVERLAP, best, proposals, proposer
+from samjax.evaluation.tasks.proposals import BOX_NMS_THRESH, best_proposals, proposal_generator, proposals
 from samjax.inference.automatic.crops import point_grid
-from samjax.inference.predictor import Prompt
+from samjax.inference.prompts import Prompt
 from samjax.masks import boxes
 
 
@@ -25,7 +25,7 @@ def truth(tmp_path):
     images, annotations, detections = [], [], []
     for n in range(5):
         height, width = (24, 40) if n % 2 else (40, 30)
-        picture(n, height, width).save(folder / f'{n}.png')
+        random_image(n, height, width).save(folder / f'{n}.png')
         images.append({'id': 10 + n, 'file_name': f'{n}.png', 'height': height, 'width': width})
         for k in range(n % 4):
             box = [2 + 3 * k, 3 + k, 12.0, 9.0]
@@ -83,10 +83,10 @@ def test_suppression_is_torchvisions():
 
 def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
     """The most confident of three for the box, then the most confident of three for the box and that mask."""
-    [predictor] = eval_model(tmp_path, params).predictors
-    image_HW3 = np.array(picture(3, 40, 30))
+    [predictor] = tiny_eval_model(params).predictors
+    image_HW3 = np.array(random_image(3, 40, 30))
     boxes_N4 = np.array([[2, 3, 20, 30], [5, 5, 12, 9], [0, 0, 29, 39], [1, 1, 4, 30]], np.float32)
-    rles = box_masks(predictor, image_HW3, boxes_N4, batch=3)
+    rles = box_masks(predictor, image_HW3, boxes_N4, batch_size=3)
     predictor.set_image(image_HW3)
     for box_4, rle in zip(boxes_N4, rles, strict=True):
         _, iou_M, low_Myx = predictor.predict(box=box_4)
@@ -95,67 +95,67 @@ def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
 
 
 def test_proposals_of_an_image_by_hand(tmp_path, params):
-    [predictor] = eval_model(tmp_path, params).predictors
-    image_HW3 = np.array(picture(3, 40, 30))
-    records = proposer(predictor, 4, batch=5).generate(image_HW3, best)
+    [predictor] = tiny_eval_model(params).predictors
+    image_HW3 = np.array(random_image(3, 40, 30))
+    records = proposal_generator(predictor, 4, points_per_batch=5).generate(image_HW3, best_proposals)
     points = point_grid(4) * (30, 40)
     prompts = [Prompt(point_2[None], np.array([1])) for point_2 in points]
-    [answers] = predictor.predict_batch([image_HW3], [prompts], return_logits=True)
-    logits = [logits_HW for answer in answers for logits_HW in answer.masks_MHW]
-    iou_N = np.array([iou for answer in answers for iou in answer.iou_M])
-    kept = boxes.nms(np.stack([boxes.mask_box(one > 0) for one in logits]), iou_N, OVERLAP)
-    stability_N = [(one > 1).sum() / max((one > -1).sum(), 1) for one in logits]
+    [predictions] = predictor.predict_batch([image_HW3], [prompts], return_logits=True)
+    logits = [logits_HW for prediction in predictions for logits_HW in prediction.masks_MHW]
+    iou_N = np.array([iou for prediction in predictions for iou in prediction.iou_predictions_M])
+    kept = boxes.nms(np.stack([boxes.mask_box(logits_HW > 0) for logits_HW in logits]), iou_N, BOX_NMS_THRESH)
+    stability_N = [(logits_HW > 1).sum() / max((logits_HW > -1).sum(), 1) for logits_HW in logits]
     expected = sorted(((iou_N[n] + stability_N[n]) / 2 for n in kept), reverse=True)
-    found = [(record['predicted_iou'] + record['stability_score']) / 2 for record in records]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert 1 < len(found) < 48
+    scores = [(record['predicted_iou'] + record['stability_score']) / 2 for record in records]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert 1 < len(scores) < 48
 
 
 @pytest.mark.parametrize('task', [proposals, instances])
-def test_eight_devices_find_what_one_finds(tmp_path, params, truth, task):
+def test_eight_devices_have_the_scores_of_one(tmp_path, params, truth, task):
     options = EvalOptions(boxes=str(truth / 'boxes.json'))
     path = truth / 'truth.json'
-    one = task(eval_model(tmp_path, params, 1, path), options, tmp_path / 'one')
-    eight = task(eval_model(tmp_path, params, 8, path), options, tmp_path / 'eight')
-    np.testing.assert_equal(one.scores, eight.scores)
+    single = task(tiny_eval_model(params, 1, path), options, tmp_path / 'single')
+    eight = task(tiny_eval_model(params, 8, path), options, tmp_path / 'eight')
+    np.testing.assert_equal(single.scores, eight.scores)
     lines = [
         sorted(next(folder.rglob('process_0.jsonl')).read_text().splitlines())
-        for folder in (tmp_path / 'one', tmp_path / 'eight')
+        for folder in (tmp_path / 'single', tmp_path / 'eight')
     ]
     assert lines[0] == lines[1]
     assert len(lines[0]) == 5
-    assert one.data['digest'] == eight.data['digest']
-    assert len(one.tables[0].rows) == 3  # the paper's beside ours
+    assert single.data['digest'] == eight.data['digest']
+    assert len(single.tables[0].rows) == 3  # with those of the paper
 
 
 @pytest.mark.parametrize('task', [proposals, instances])
-def test_interrupted_task_goes_on(tmp_path, params, truth, task):
+def test_interrupted_task_continues(tmp_path, params, truth, task):
     options = EvalOptions(boxes=str(truth / 'boxes.json'))
-    here = eval_model(tmp_path, params, 1, truth / 'truth.json')
-    expected = task(here, options, tmp_path / 'whole')
+    model = tiny_eval_model(params, 1, truth / 'truth.json')
+    expected = task(model, options, tmp_path / 'whole')
     [file] = (tmp_path / 'whole').rglob('process_0.jsonl')
     lines = file.read_text().splitlines(keepends=True)
     file.write_text(''.join(lines[:2]) + lines[2][:7])  # killed while it wrote
-    asked, encode = [], here.predictors[0].encode
-    here.predictors[0].encode = lambda images: asked.append(1) or encode(images)
-    again = task(here, options, tmp_path / 'whole')
+    encoded, encode = [], model.predictors[0].encode
+    model.predictors[0].encode = lambda images: encoded.append(1) or encode(images)
+    again = task(model, options, tmp_path / 'whole')
     np.testing.assert_equal(again.scores, expected.scores)
-    assert len(asked) == 3 if task is proposals else 1 <= len(asked) <= 3
+    assert len(encoded) == 3 if task is proposals else 1 <= len(encoded) <= 3
 
 
-def test_what_is_missing_is_said(tmp_path, params, truth):
-    here = eval_model(tmp_path, params, 1, truth / 'truth.json')
+def test_missing_files_are_named(tmp_path, params, truth):
+    model = tiny_eval_model(params, 1, truth / 'truth.json')
     with pytest.raises(SamjaxError, match='--task instances needs --boxes=FILE'):
-        instances(here, EvalOptions(), tmp_path / 'x')
+        instances(model, EvalOptions(), tmp_path / 'x')
     (truth / '2.png').unlink()
     with pytest.raises(SamjaxError, match=r'1 of 5 images cannot be used, such as 2 \(2.png is not to be found'):
-        proposals(here, EvalOptions(), tmp_path / 'x')
-    picture(2, 9, 9).save(truth / '2.png')
+        proposals(model, EvalOptions(), tmp_path / 'x')
+    random_image(2, 9, 9).save(truth / '2.png')
     with pytest.raises(SamjaxError, match='2.png has 9 x 9 px, the JSON says 40 x 30'):
-        proposals(here, EvalOptions(), tmp_path / 'x')
+        proposals(model, EvalOptions(), tmp_path / 'x')
     with pytest.raises(SamjaxError, match='scenes'):
-        proposals(eval_model(tmp_path, params), EvalOptions(), tmp_path / 'x')
-    strange = [{'image_id': 99, 'category_id': 1, 'bbox': [0, 0, 3, 3], 'score': 1.0}]
-    (truth / 'boxes.json').write_text(json.dumps(strange))
+        proposals(tiny_eval_model(params), EvalOptions(), tmp_path / 'x')
+    unknown = [{'image_id': 99, 'category_id': 1, 'bbox': [0, 0, 3, 3], 'score': 1.0}]
+    (truth / 'boxes.json').write_text(json.dumps(unknown))
     with pytest.raises(SamjaxError, match='1 of 1 boxes of .* are of images that .* lacks'):
-        instances(here, EvalOptions(boxes=str(truth / 'boxes.json')), tmp_path / 'x')
+        instances(model, EvalOptions(boxes=str(truth / 'boxes.json')), tmp_path / 'x')

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from samjax.errors import SamjaxError
-from samjax.inference.automatic.crops import crop_boxes, point_grid, point_grids
+from samjax.inference.automatic.crops import build_point_grids, crop_boxes, point_grid
 from samjax.parity import meta
 
 amg = meta.package().utils.amg
@@ -64,16 +64,16 @@ def test_point_grid_worked_example():
 @pytest.mark.parametrize('downscale', [1, 2, 3])
 def test_point_grids_are_the_originals(downscale):
     for side in (8, 11, 32, 64, 100):
-        found = point_grids(side, 1, downscale)
+        found = build_point_grids(side, 1, downscale)
         expected = amg.build_all_layer_point_grids(side, 1, downscale)
         for ours, theirs in zip(found, expected, strict=True):
             assert ours.dtype == np.float64
             assert ours.tolist() == theirs.tolist()
-    assert [len(grid) for grid in point_grids(9, 3, 2)] == [81, 16, 4, 1]
+    assert [len(grid) for grid in build_point_grids(9, 3, 2)] == [81, 16, 4, 1]
 
 
 def test_a_layer_without_points_is_an_error():
     with pytest.raises(SamjaxError, match='points_per_side 4 with a downscale factor of 2 leaves no point in layer 3'):
-        point_grids(4, 3, 2)
+        build_point_grids(4, 3, 2)
     with pytest.raises(SamjaxError, match='points_per_side 0 .* layer 0 of 0 layers'):
-        point_grids(0, 0, 1)
+        build_point_grids(0, 0, 1)

@@ -1,4 +1,4 @@
-"""samjax.automatic against segment-anything's SamAutomaticMaskGenerator, record for record."""
+"""samjax.inference.automatic against segment-anything's SamAutomaticMaskGenerator, record for record."""
 
 import dataclasses
 
@@ -11,13 +11,14 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samjax.convert import weights
-from samjax.convert.convert import to_states
+from samjax.convert.weights import to_states
 from samjax.errors import SamjaxError
 from samjax.inference.automatic import propose
-from samjax.inference.automatic.generator import PRESETS, AmgConfig, AutomaticMaskGenerator, Part
-from samjax.inference.predictor import Frame, Predictor
+from samjax.inference.automatic.generator import PRESETS, AmgConfig, AutomaticMaskGenerator, CroppedMask
+from samjax.inference.frame import Frame
+from samjax.inference.predictor import Predictor
 from samjax.masks import boxes, rle
-from samjax.model.sam import SIZES
+from samjax.model.config import SIZES
 from samjax.parity import meta
 
 CONFIG = SIZES['vit_xxs']
@@ -53,7 +54,7 @@ def predictor(torch_sam):
 
 
 @pytest.fixture(scope='module')
-def photo(real_data):
+def image(real_data):
     """uint8 (321, 481, 3)."""
     return np.array(Image.open(sorted(real_data('bsds500/val').glob('*.jpg'))[0]).convert('RGB'))
 
@@ -64,7 +65,7 @@ def noise(height, width):
 
 
 def compare(torch_sam, predictor, image, *, least=1, **arguments):
-    expected = meta.generator(torch_sam, **arguments).generate(image)
+    expected = meta.automatic_mask_generator(torch_sam, **arguments).generate(image)
     found = AutomaticMaskGenerator(predictor, AmgConfig(**arguments)).generate(image)
     assert len(found) == len(expected) >= least
     for f, e in zip(found, expected, strict=True):
@@ -92,8 +93,8 @@ def compare(torch_sam, predictor, image, *, least=1, **arguments):
     ],
     ids=['plain', 'overlapping', 'few', 'crops', 'two layers', 'small parts', 'crops with small parts'],
 )
-def test_photograph_as_the_original(torch_sam, predictor, photo, settings):
-    compare(torch_sam, predictor, photo, **(LOOSE | settings))
+def test_real_image_as_the_original(torch_sam, predictor, image, settings):
+    compare(torch_sam, predictor, image, **(LOOSE | settings))
 
 
 @pytest.mark.parametrize(('height', 'width'), [(330, 40), (1, 1), (3, 200), (17, 23), (128, 128), (700, 500)])
@@ -101,14 +102,14 @@ def test_any_size_as_the_original(torch_sam, predictor, height, width):
     compare(torch_sam, predictor, noise(height, width), least=0, **LOOSE, box_nms_thresh=0.95)
 
 
-def test_default_settings_as_the_original(torch_sam, predictor, photo):
-    compare(torch_sam, predictor, photo, least=0)
+def test_default_settings_as_the_original(torch_sam, predictor, image):
+    compare(torch_sam, predictor, image, least=0)
 
 
-def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
+def test_thresholds_of_zero_keep_everything(torch_sam, predictor, image):
     settings = LOOSE | {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 1.0}
-    expected = meta.generator(torch_sam, **settings).generate(photo)
-    found = AutomaticMaskGenerator(predictor, AmgConfig(**settings)).generate(photo)
+    expected = meta.automatic_mask_generator(torch_sam, **settings).generate(image)
+    found = AutomaticMaskGenerator(predictor, AmgConfig(**settings)).generate(image)
     assert len(found) == len(expected) == 3 * 36
 
     def by_point(records):  # many scores are equal but for rounding, and so is their order
@@ -119,13 +120,13 @@ def test_thresholds_of_zero_keep_everything(torch_sam, predictor, photo):
         assert abs(f[2] - e[2]) <= 5
 
 
-def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
+def test_grids_and_forms_as_the_original(torch_sam, predictor, image):
     grids = [np.array([[0.3, 0.4], [0.7, 0.6], [0.51, 0.8]])]
     arguments = {**LOOSE, 'points_per_side': None, 'point_grids': grids, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
     settings = AmgConfig(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
     for form, kind in (('uncompressed_rle', list), ('coco_rle', str)):
-        expected = meta.generator(torch_sam, **arguments, output_mode=form).generate(photo)
-        found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(photo)
+        expected = meta.automatic_mask_generator(torch_sam, **arguments, output_mode=form).generate(image)
+        found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(image)
         assert len(found) == len(expected) > 0
         for f, e in zip(found, expected, strict=True):
             assert list(f['segmentation']) == list(e['segmentation']) == ['size', 'counts']
@@ -136,27 +137,27 @@ def test_grids_and_forms_as_the_original(torch_sam, predictor, photo):
             assert coco.iou(masks[:1], masks[1:], [False])[0, 0] >= 0.999
 
 
-def test_nothing_found(predictor, photo):
-    assert AutomaticMaskGenerator(predictor, AmgConfig(pred_iou_thresh=1.0)).generate(photo) == []
+def test_nothing_found(predictor, image):
+    assert AutomaticMaskGenerator(predictor, AmgConfig(pred_iou_thresh=1.0)).generate(image) == []
     # The original stops with an IndexError here.
     settings = AmgConfig(pred_iou_thresh=1.0, crop_n_layers=1, min_mask_region_area=10)
-    assert AutomaticMaskGenerator(predictor, settings).generate(photo) == []
+    assert AutomaticMaskGenerator(predictor, settings).generate(image) == []
 
 
-def test_rules_of_the_paper(predictor, photo):
+def test_rules_of_the_paper(predictor, image):
     loose = AmgConfig(**LOOSE | {'box_nms_thresh': 1.0})
-    everything = AutomaticMaskGenerator(predictor, loose).generate(photo)
+    everything = AutomaticMaskGenerator(predictor, loose).generate(image)
     areas = sorted(record['area'] for record in everything)
-    limit = (areas[-1] - 1) / photo[..., 0].size
-    found = AutomaticMaskGenerator(predictor, dataclasses.replace(loose, max_mask_fraction=limit)).generate(photo)
+    limit = (areas[-1] - 1) / image[..., 0].size
+    found = AutomaticMaskGenerator(predictor, dataclasses.replace(loose, max_mask_fraction=limit)).generate(image)
     assert sorted(record['area'] for record in found) == [area for area in areas if area < areas[-1] - 1]
 
     settings = dataclasses.replace(loose, min_mask_region_area=10**6, drop_small_masks=True)
-    assert AutomaticMaskGenerator(predictor, settings).generate(photo) == []
+    assert AutomaticMaskGenerator(predictor, settings).generate(image) == []
     assert PRESETS['sa1b'].crop_n_layers == 2
 
 
-def test_hundred_images_of_any_size_need_five_programs(predictor):
+def test_hundred_images_of_any_size_are_compiled_for_five_times(predictor):
     generator = AutomaticMaskGenerator(predictor, AmgConfig(**LOOSE | {'points_per_side': 2, 'points_per_batch': 4}))
     before = propose.propose._cache_size()
     sizes = [(30, 40), (100, 128), (120, 100), (200, 256), (256, 90), (400, 512), (700, 900), (1000, 900), (1500, 1100)]
@@ -170,10 +171,10 @@ def test_hundred_images_of_any_size_need_five_programs(predictor):
 
 
 @pytest.mark.parametrize('batch', [7, 36, 64])
-def test_batch_changes_nothing(predictor, photo, batch):
+def test_batch_changes_nothing(predictor, image, batch):
     settings = AmgConfig(**LOOSE | {'box_nms_thresh': 0.95})
-    expected = AutomaticMaskGenerator(predictor, settings).generate(photo)
-    found = AutomaticMaskGenerator(predictor, dataclasses.replace(settings, points_per_batch=batch)).generate(photo)
+    expected = AutomaticMaskGenerator(predictor, settings).generate(image)
+    found = AutomaticMaskGenerator(predictor, dataclasses.replace(settings, points_per_batch=batch)).generate(image)
     assert [record['point_coords'] for record in found] == [record['point_coords'] for record in expected]
     assert [record['area'] for record in found] == pytest.approx([record['area'] for record in expected], abs=2)
 
@@ -184,73 +185,70 @@ def test_measures_are_those_of_the_full_mask(height, width, tile):
     frame = Frame(CONFIG, height, width)
     rng = np.random.default_rng(0)
     coarse = rng.normal(0, 3, (8, 9, 9)).astype(np.float32)
-    low_Gyx = np.array(jax.image.resize(coarse, (8, *CONFIG.low_size), 'cubic'))
-    low_Gyx[0], low_Gyx[1], low_Gyx[2] = -5, 5, -5
-    low_Gyx[2, :3, :4] = 0.5  # neither above +1 nor below -1
-    place = propose.Place(
+    low_res_gyx = np.array(jax.image.resize(coarse, (8, *CONFIG.low_res_size), 'cubic'))
+    low_res_gyx[0], low_res_gyx[1], low_res_gyx[2] = -5, 5, -5
+    low_res_gyx[2, :3, :4] = 0.5  # neither above +1 nor below -1
+    geometry = propose.CropGeometry(
         np.array([height, width], np.int32),
         np.array([0, 0, width, height], np.int32),
         np.array([0, 0, width, height], np.int32),
-        propose.padded(frame.rows),
-        propose.padded(frame.columns),
+        propose.pad_taps(frame.row_taps),
+        propose.pad_taps(frame.column_taps),
     )
-    _, window = propose.tiling(frame, CONFIG.low_size)
-    rules = propose.AmgThresholds(iou=0.0, stability=0.5, offset=1.0, share=0.8, overlap=0.7, batch=4)
-    window = window if tile == 128 else max(CONFIG.low_size)
-    one_by_one = [propose.measure(jnp.asarray(low_Gyx[g : g + 1]), place, rules, window, tile) for g in range(8)]
-    stability, box_G4, good = propose.measure(jnp.asarray(low_Gyx), place, rules, window, tile)
-    for alone, together in zip(zip(*one_by_one, strict=True), (stability, box_G4, good), strict=True):
+    _, window = propose.tiling(frame, CONFIG.low_res_size)
+    thresholds = propose.AmgThresholds(
+        pred_iou_thresh=0.0,
+        stability_score_thresh=0.5,
+        stability_score_offset=1.0,
+        max_mask_fraction=0.8,
+        box_nms_thresh=0.7,
+        points_per_batch=4,
+    )
+    window = window if tile == 128 else max(CONFIG.low_res_size)
+    constants = geometry, thresholds, window, tile
+    one_by_one = [propose.measure_masks(jnp.asarray(low_res_gyx[g : g + 1]), *constants) for g in range(8)]
+    stability, box_g4, good = propose.measure_masks(jnp.asarray(low_res_gyx), *constants)
+    for alone, together in zip(zip(*one_by_one, strict=True), (stability, box_g4, good), strict=True):
         np.testing.assert_array_equal(np.concatenate(alone), together)
-    for g, low_yx in enumerate(low_Gyx):
-        logits_HW = frame.upscale(low_yx)
+    for g, low_res_yx in enumerate(low_res_gyx):
+        logits_HW = frame.upscale(low_res_yx)
         high, low = (logits_HW > 1).sum(), (logits_HW > -1).sum()
         assert stability[g] == np.float32(high / low if low else 0)
-        np.testing.assert_array_equal(box_G4[g], boxes.mask_box(logits_HW > 0))
+        np.testing.assert_array_equal(box_g4[g], boxes.mask_box(logits_HW > 0))
         assert good[g] == (low > 0 and high / low >= 0.5 and (logits_HW > 0).mean() < 0.8)
 
 
 def test_boxes_cut_off_by_a_crop():
-    place = propose.Place(
+    geometry = propose.CropGeometry(
         None, np.array([100, 50, 300, 250]), np.array([0, 0, 319, 600]), None, None
     )  # the right edge of the crop is within 20 px of the image's
-    boxes_G4 = jnp.array(
+    boxes_g4 = jnp.array(
         [[30, 30, 100, 100], [20, 30, 100, 100], [21, 30, 100, 100], [30, 30, 199, 100], [30, 30, 150, 179]], jnp.int32
     )
-    assert propose.cut_off(boxes_G4, place).tolist() == [False, True, False, False, False]
-    assert propose.cut_off(boxes_G4.at[4, 3].set(180), place).tolist()[4] is True
+    assert propose.is_box_near_crop_edge(boxes_g4, geometry).tolist() == [False, True, False, False, False]
+    assert propose.is_box_near_crop_edge(boxes_g4.at[4, 3].set(180), geometry).tolist()[4] is True
 
 
-def test_suppression_as_on_the_host():
-    rng = np.random.default_rng(0)
-    for count in (1, 2, 30, 300):
-        corners = rng.integers(0, 40, (count, 2))
-        box_R4 = np.concatenate([corners, corners + rng.integers(0, 30, (count, 2))], 1).astype(np.int32)
-        score_R = rng.integers(0, 10, count).astype(np.float32)  # many ties
-        good_R = rng.random(count) < 0.8
-        for overlap in (0.0, 0.3, 0.7, 1.0):
-            order_R = np.asarray(propose.nms(jnp.asarray(box_R4), jnp.asarray(score_R), jnp.asarray(good_R), overlap))
-            kept = np.flatnonzero(good_R)[boxes.nms(box_R4[good_R], score_R[good_R], overlap)]
-            assert order_R.tolist() == kept.tolist() + [-1] * (count - len(kept))
-
-
-def test_runs_of_a_part():
+def test_runs_of_a_crop():
     mask_hw = np.array([[1, 0], [1, 1]], bool)
-    assert rle.runs_of_part(mask_hw, 1, 2, (4, 5)) == [9, 2, 3, 1, 5]
-    assert rle.runs_of_part(np.ones((2, 3), bool), 0, 0, (2, 3)) == [0, 6]  # columns without a gap
-    assert rle.runs_of_part(np.zeros((1, 1), bool), 0, 0, (2, 3)) == [6]
+    assert rle.runs_of_crop(mask_hw, 1, 2, (4, 5)) == [9, 2, 3, 1, 5]
+    assert rle.runs_of_crop(np.ones((2, 3), bool), 0, 0, (2, 3)) == [0, 6]  # columns without a gap
+    assert rle.runs_of_crop(np.zeros((1, 1), bool), 0, 0, (2, 3)) == [6]
     rng = np.random.default_rng(0)
     for _ in range(100):
         (height, width), (top, left) = rng.integers(1, 7, 2), rng.integers(0, 3, 2)
         size = height + top + rng.integers(3), width + left + rng.integers(3)
-        part = Part(rng.random((height, width)) < 0.6, top, left, tuple(map(int, size)))
-        assert rle.as_text(rle.encode(part.full())) == part.segmentation('coco_rle')
-        assert part.area() == part.full().sum()
-        np.testing.assert_array_equal(part.box(), boxes.mask_box(part.full()))
+        mask = CroppedMask(rng.random((height, width)) < 0.6, top, left, tuple(map(int, size)))
+        assert rle.as_text(rle.encode(mask.full())) == mask.segmentation('coco_rle')
+        assert mask.area() == mask.full().sum()
+        np.testing.assert_array_equal(mask.box(), boxes.mask_box(mask.full()))
 
 
 def test_wrong_settings_are_one_sentence(predictor):
-    with pytest.raises(SamjaxError, match='pred_iou_thresh is 88: give a share between 0 and 1'):
+    with pytest.raises(SamjaxError, match='pred_iou_thresh is 88: give a fraction between 0 and 1'):
         AmgConfig(pred_iou_thresh=88)
+    with pytest.raises(SamjaxError, match='max_mask_fraction is 95: give a fraction between 0 and 1'):
+        AmgConfig(max_mask_fraction=95)
     with pytest.raises(SamjaxError, match='points_per_side is 0: give at least 1'):
         AmgConfig(points_per_side=0)
     with pytest.raises(SamjaxError, match="output_mode 'png' is not one of binary_mask, uncompressed_rle, coco_rle"):
@@ -261,7 +259,7 @@ def test_wrong_settings_are_one_sentence(predictor):
         AutomaticMaskGenerator(predictor).generate(np.zeros((4, 4, 3)))
 
 
-def test_records_load_in_pycocotools(predictor, photo):
+def test_records_load_in_pycocotools(predictor, image):
     generator = AutomaticMaskGenerator(predictor, AmgConfig(**LOOSE), output_mode='coco_rle')
-    for record in generator.generate(photo):
+    for record in generator.generate(image):
         assert coco.area(record['segmentation']) == record['area']

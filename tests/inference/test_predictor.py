@@ -1,21 +1,16 @@
-"""samjax.inference.predictor against segment-anything's SamPredictor, and `samjax predict`."""
-
-import json
+"""samjax.inference.predictor against segment-anything's SamPredictor."""
 
 import jax
 import numpy as np
 import oracle
 import pytest
-import torch
-from PIL import Image
-from pycocotools import mask as coco
 
-from samjax import __main__ as command
 from samjax.convert import weights
-from samjax.convert.convert import to_states
+from samjax.convert.weights import to_states
 from samjax.errors import SamjaxError
-from samjax.inference.predictor import Predictor, Prompt
-from samjax.model.sam import SIZES
+from samjax.inference.predictor import Predictor
+from samjax.inference.prompts import Prompt
+from samjax.model.config import SIZES
 
 CONFIG = SIZES['vit_xxs']
 RNG = np.random.default_rng(0)
@@ -98,8 +93,8 @@ def test_batch_equals_one_by_one(ours):
         for prediction, p in zip(of_image, asked, strict=True):
             mask = None if p.mask_yx is None else p.mask_yx[None]
             masks_MHW, iou_M, low_Myx = ours.predict(p.points_K2, p.labels_K, p.box_4, mask)
-            np.testing.assert_allclose(prediction.low_Myx, low_Myx, atol=1e-3)
-            np.testing.assert_allclose(prediction.iou_M, iou_M, atol=1e-4)
+            np.testing.assert_allclose(prediction.low_res_masks_Myx, low_Myx, atol=1e-3)
+            np.testing.assert_allclose(prediction.iou_predictions_M, iou_M, atol=1e-4)
             assert prediction.masks_MHW.shape == masks_MHW.shape == (3, *image.shape[:2])
             assert (prediction.masks_MHW == masks_MHW).mean() > 0.9999
 
@@ -148,68 +143,3 @@ def test_predict_without_an_image_says_so(ours):
         ours.predict()
     with pytest.raises(SamjaxError, match='call set_image before get_image_embedding'):
         ours.get_image_embedding()
-
-
-# ---- samjax predict --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def files(torch_sam, tmp_path):
-    torch.save(torch_sam.state_dict(), tmp_path / 'sam.pth')
-    Image.fromarray(IMAGES[0]).save(tmp_path / 'photo.png')
-    return tmp_path
-
-
-def predict(files, *options):
-    command.main(['predict', str(files / 'photo.png'), '--model', str(files / 'sam.pth'), *options])
-
-
-def test_command_writes_every_kind_of_file(files, ours, capsys):
-    out = [files / name for name in ('overlay.png', 'a_mask.png', 'masks.json')]
-    predict(files, '--point', '30,20', *(word for path in out for word in ('--out', str(path))))
-    ours.set_image(IMAGES[0])
-    masks_MHW, iou_M, _ = ours.predict(np.array([[30, 20]]), np.array([1]))
-    records = json.loads(out[2].read_text())['masks']
-    assert [r['predicted_iou'] for r in records] == sorted((r['predicted_iou'] for r in records), reverse=True)
-    best = int(iou_M.argmax())
-    np.testing.assert_array_equal(coco.decode(records[0]['segmentation']), masks_MHW[best])
-    assert records[0]['area'] == masks_MHW[best].sum()
-    with Image.open(out[0]) as overlay, Image.open(out[1]) as mask:
-        np.testing.assert_array_equal(np.array(mask), masks_MHW[best] * np.uint8(255))
-        assert overlay.width > 3 * 400
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f'mask {best + 1}: predicted IoU {iou_M[best]:.3f}, ')
-    assert lines[3:] == [f'wrote {path}' for path in out]
-
-
-def test_command_gives_one_mask_to_several_prompts(files, capsys):
-    predict(files, '--point', '30,20', '--negative', '60,60', '--box', '10,10,80,80')
-    assert len(capsys.readouterr().out.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        ([], 'nothing is pointed at: give --point x,y or --box'),
-        (['--point', '500,20'], '500,20 is outside the image of 128 x 90 px'),
-        (['--point', '5,20', '--out', 'x.tif'], 'x.tif is neither a .json nor a .png file'),
-    ],
-)
-def test_command_says_mistakes_in_one_line(files, options, message):
-    with pytest.raises(SystemExit, match=f'^error: {message}'):
-        predict(files, *options)
-
-
-def test_command_says_what_is_wrong_with_the_image(files):
-    (files / 'photo.png').write_bytes((files / 'photo.png').read_bytes()[:500])
-    with pytest.raises(SystemExit, match='^error: .*photo.png is no whole image'):
-        predict(files, '--point', '5,5')
-    (files / 'photo.png').unlink()
-    with pytest.raises(SystemExit, match='^error: .*photo.png does not exist'):
-        predict(files, '--point', '5,5')
-
-
-def test_command_refuses_what_are_no_numbers(files, capsys):
-    with pytest.raises(SystemExit):
-        predict(files, '--point', 'here')
-    assert "invalid 2 numbers with commas between them value: 'here'" in capsys.readouterr().err

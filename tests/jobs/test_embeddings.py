@@ -1,4 +1,4 @@
-"""`samjax embed` and masks from what it wrote: the same as from the image, and as Meta's embedding of it."""
+"""Embeddings in files give the masks that the image gives, and equal those of segment-anything."""
 
 import dataclasses
 import errno
@@ -12,41 +12,42 @@ import oracle
 import pytest
 import torch
 from PIL import Image
-from samples import files, picture, tree
+from samples import files, random_image, tree
 from tiny import tiny_run_config
 
-from samjax import __main__ as command
-from samjax.convert import convert
+from samjax.cli import main as command
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_model import open_eval_model
+from samjax.inference.load import load
 from samjax.inference.predictor import Predictor
 from samjax.jobs import embeddings
-from samjax.jobs.embeddings import Embedding, embed
-from samjax.jobs.output_folder import HIDDEN, REPORT, OutputFolder, Report
-from samjax.model.sam import SIZES
+from samjax.jobs.embeddings import Embedding, write_embeddings
+from samjax.jobs.model import JobModel
+from samjax.jobs.output_folder import HIDDEN, REPORT, ImageReport
+from samjax.model.config import SIZES
 
 CALL = {'point_coords': np.array([[30, 20]]), 'point_labels': np.array([1])}
 
 
 @pytest.fixture(scope='module')
 def predictor(model):
-    return convert.open_predictor(model)
+    return load(model)
 
 
 @pytest.fixture
 def quick(model, monkeypatch):
     """The model read once for all calls."""
-    read = convert.read(Path(model), force=False)
-    monkeypatch.setattr(embeddings.convert, 'read', lambda path, force: read)
+    job_model = JobModel.read(Path(model))
+    monkeypatch.setattr(JobModel, 'read', lambda path: job_model)
 
 
 @pytest.fixture
 def images(tmp_path):
-    """Five images of other sizes."""
+    """Five images of different sizes."""
     folder = tmp_path / 'images'
     (folder / 'sub').mkdir(parents=True)
     for number, name in enumerate(['a', 'b', 'c', 'sub/d', 'sub/e']):
-        picture(number, 24 + number, 40).save(folder / f'{name}.png')
+        random_image(number, 24 + number, 40).save(folder / f'{name}.png')
     return folder
 
 
@@ -54,8 +55,8 @@ def pixels(file):
     return np.asarray(Image.open(file).convert('RGB'))
 
 
-def assert_same(one, other):
-    for x, y in zip(one, other, strict=True):
+def assert_same(first, second):
+    for x, y in zip(first, second, strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -64,7 +65,7 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_masks_of_an_embedding_are_those_of_the_image(model, images, tmp_path, dtype):
-    ours, fresh = (convert.open_predictor(model, dtype) for _ in range(2))
+    ours, fresh = (load(model, dtype) for _ in range(2))
     ours.set_image(pixels(images / 'b.png'))
     expected, embedding = ours.predict(**CALL), ours.embedding()
     assert (embedding.original, embedding.size, embedding.frame) == ((25, 40), (30, 48), (32, 48))
@@ -151,6 +152,14 @@ def test_damaged_file_is_one_sentence(tmp_path):
         embeddings.read(tmp_path / 'nowhere.npz')
 
 
+def test_arrays_of_npz_files_keep_their_names(tmp_path):
+    embed_hwC = np.ones((4, 6, 16), np.float32)
+    np.savez(tmp_path / 'x.npz', embed_hwC=embed_hwC, original=(24, 40), size=(29, 48), frame=(32, 48), model='abc')
+    embedding = embeddings.read(tmp_path / 'x.npz')
+    np.testing.assert_array_equal(embedding.embed_hwC, embed_hwC)
+    assert dataclasses.replace(embedding, embed_hwC=None) == Embedding(None, (24, 40), (29, 48), (32, 48), 'abc')
+
+
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     embedding = Embedding(np.ones((4, 6, 16), np.float32), (24, 40), (29, 48), (32, 48), 'abc')
 
@@ -170,25 +179,25 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
 # ---- many images -----------------------------------------------------------------------------------
 
 
-def test_npy_is_what_the_original_gives(tmp_path):
+def test_npy_is_what_segment_anything_gives(tmp_path):
     torch_sam = oracle.randomize(oracle.build(SIZES['vit_xxs']), 3)
     torch.save(torch_sam.state_dict(), tmp_path / 'sam.pth')
-    picture(1, 90, 128).save(tmp_path / 'wide.png')
-    picture(2, 300, 41).save(tmp_path / 'tall.png')
+    random_image(1, 90, 128).save(tmp_path / 'wide.png')
+    random_image(2, 300, 41).save(tmp_path / 'tall.png')
     inputs = [str(tmp_path / name) for name in ('wide.png', 'tall.png')]
-    embed(inputs, str(tmp_path / 'sam.pth'), tmp_path / 'out', form='npy', devices=1)
-    theirs = oracle.segment_anything.SamPredictor(torch_sam)
+    write_embeddings(inputs, str(tmp_path / 'sam.pth'), tmp_path / 'out', output_format='npy', devices=1)
+    reference = oracle.segment_anything.SamPredictor(torch_sam)
     for name in ('wide', 'tall'):
-        theirs.set_image(pixels(tmp_path / f'{name}.png'))
-        expected, found = theirs.get_image_embedding().cpu().numpy(), np.load(tmp_path / f'out/{name}.npy')
-        assert (found.shape, found.dtype) == (expected.shape, expected.dtype) == ((1, 64, 16, 16), np.float32)
-        assert np.abs(found - expected).max() < 1e-4 * expected.std()
+        reference.set_image(pixels(tmp_path / f'{name}.png'))
+        expected, array = reference.get_image_embedding().cpu().numpy(), np.load(tmp_path / f'out/{name}.npy')
+        assert (array.shape, array.dtype) == (expected.shape, expected.dtype) == ((1, 64, 16, 16), np.float32)
+        assert np.abs(array - expected).max() < 1e-4 * expected.std()
 
 
 def test_each_image_has_a_file_whatever_the_devices(images, tmp_path, model, quick, predictor):
-    report = embed([str(images)], model, tmp_path / 'out', devices=1)
-    assert (report.found, report.images, report.bad) == (5, 5, {})
-    assert Report.read(tmp_path / 'out' / REPORT) == report
+    report = write_embeddings([str(images)], model, tmp_path / 'out', devices=1)
+    assert (report.num_images, report.num_valid, report.invalid) == (5, 5, {})
+    assert ImageReport.read(tmp_path / 'out' / REPORT) == report
     names = ['a', 'b', 'c', 'sub/d', 'sub/e']
     assert files(tmp_path / 'out') == sorted([REPORT, *(f'{name}.npz' for name in names)])
     for name in names:
@@ -196,26 +205,26 @@ def test_each_image_has_a_file_whatever_the_devices(images, tmp_path, model, qui
         expected = predictor.predict(**CALL)
         predictor.set_embedding(embeddings.read(tmp_path / f'out/{name}.npz'))
         assert_same(predictor.predict(**CALL), expected)
-    embed([str(images)], model, tmp_path / 'two', devices=2)
+    write_embeddings([str(images)], model, tmp_path / 'two', devices=2)
     assert tree(tmp_path / 'two') == tree(tmp_path / 'out')
 
 
 def test_float16_takes_half_the_room_and_is_close(images, tmp_path, model, quick, predictor):
-    embed([str(images)], model, tmp_path / 'out', dtype='float16', devices=1)
+    write_embeddings([str(images)], model, tmp_path / 'out', dtype='float16', devices=1)
     half = embeddings.read(tmp_path / 'out/a.npz')
     assert half.embed_hwC.dtype == np.float16
     predictor.set_image(pixels(images / 'a.png'))
     expected = predictor.predict(**CALL, return_logits=True)[0]
     np.testing.assert_allclose(half.embed_hwC, predictor.embedding().embed_hwC, rtol=1e-3, atol=1e-6)
     predictor.set_embedding(half)
-    found = predictor.predict(**CALL, return_logits=True)[0]
-    np.testing.assert_allclose(found, expected, atol=0.02 * expected.std())
+    logits_MHW = predictor.predict(**CALL, return_logits=True)[0]
+    np.testing.assert_allclose(logits_MHW, expected, atol=0.02 * expected.std())
 
 
 def test_values_too_large_for_float16_are_refused(images, tmp_path, model, quick, monkeypatch):
     monkeypatch.setattr(Predictor, 'encode', _encode_large(Predictor.encode))
     with pytest.raises(SamjaxError, match='the embedding of .*png has values up to 100000, too large for float16'):
-        embed([str(images)], model, tmp_path / 'out', dtype='float16', devices=1)
+        write_embeddings([str(images)], model, tmp_path / 'out', dtype='float16', devices=1)
 
 
 def _encode_large(encode):
@@ -226,60 +235,60 @@ def _encode_large(encode):
     return encoded
 
 
-def test_bad_images_are_named_and_the_others_done(images, tmp_path, model, quick):
+def test_invalid_images_are_named_and_the_others_done(images, tmp_path, model, quick):
     (images / 'b.png').write_bytes((images / 'b.png').read_bytes()[:300])
-    report = embed([str(images)], model, tmp_path / 'out', devices=1)
-    assert (report.found, report.images, report.summary()) == (5, 4, '1 unreadable image')
-    assert report.bad['unreadable image'][0].startswith(f'{images}/b.png: ')
+    report = write_embeddings([str(images)], model, tmp_path / 'out', devices=1)
+    assert (report.num_images, report.num_valid, report.summary()) == (5, 4, '1 unreadable image')
+    assert report.invalid['unreadable image'][0].startswith(f'{images}/b.png: ')
     assert not (tmp_path / 'out/b.npz').exists()
     for file in images.rglob('*.png'):
         file.write_bytes(b'no image')
     with pytest.raises(SamjaxError, match='none of the 5 images can be used'):
-        embed([str(images)], model, tmp_path / 'none', devices=1)
+        write_embeddings([str(images)], model, tmp_path / 'none', devices=1)
     for file in images.rglob('*.png'):
         file.unlink()
     with pytest.raises(SamjaxError, match='images holds no image'):
-        embed([str(images)], model, tmp_path / 'none', devices=1)
+        write_embeddings([str(images)], model, tmp_path / 'none', devices=1)
 
 
 def test_full_disk_is_one_sentence_and_the_same_command_goes_on(images, tmp_path, model, quick, monkeypatch):
-    embed([str(images)], model, tmp_path / 'whole', devices=1)
-    moved, move, encoded, encode = [], OutputFolder._move, [], Predictor.encode
+    write_embeddings([str(images)], model, tmp_path / 'whole', devices=1)
+    replaced, replace, encoded, encode = [], os.replace, [], Predictor.encode
 
-    def full(output, part, file):
-        moved.append(file)
-        if len(moved) == 4:
+    def full(source, target):
+        replaced.append(HIDDEN not in Path(target).parts)
+        if sum(replaced) == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        move(output, part, file)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(OutputFolder, '_move', full)
+        patch.setattr(os, 'replace', full)
         with pytest.raises(SamjaxError, match=r'out cannot be written \(No space left on device\): free some space'):
-            embed([str(images)], model, tmp_path / 'out', devices=1)
+            write_embeddings([str(images)], model, tmp_path / 'out', devices=1)
     assert (tmp_path / 'out' / HIDDEN).is_dir()
     with pytest.raises(SamjaxError, match='out holds an unfinished run of other format: choose another --out'):
-        embed([str(images)], model, tmp_path / 'out', form='npy')
+        write_embeddings([str(images)], model, tmp_path / 'out', output_format='npy')
     monkeypatch.setattr(Predictor, 'encode', lambda *arguments: encoded.append(1) or encode(*arguments))
-    embed([str(images)], model, tmp_path / 'out', devices=1)
+    write_embeddings([str(images)], model, tmp_path / 'out', devices=1)
     assert len(encoded) == 2
     assert tree(tmp_path / 'out') == tree(tmp_path / 'whole')
-    embed([str(images)], model, tmp_path / 'out', devices=1)  # is done
+    write_embeddings([str(images)], model, tmp_path / 'out', devices=1)  # is done
     assert len(encoded) == 2
 
 
 def test_output_of_something_else_is_refused(images, tmp_path, model, quick):
-    def said(**options):
+    def refusal(**options):
         with pytest.raises(SamjaxError) as error:
-            embed([str(images)], model, tmp_path / 'out', **options, devices=1)
+            write_embeddings([str(images)], model, tmp_path / 'out', **options, devices=1)
         return str(error.value).replace(str(tmp_path), 'TMP')
 
-    embed([str(images)], model, tmp_path / 'out', devices=1)
-    assert said(dtype='float16').startswith('TMP/out holds embeddings of other dtype: choose another --out')
-    picture(9).save(images / 'new.png')
-    assert said().startswith('TMP/out holds embeddings of other images: ')
-    assert said(form='png') == "the format 'png' is not known: choose one of npz, npy"
-    assert said(dtype='int8') == "the dtype 'int8' is not known: choose one of float32, float16"
-    assert said(form='npy', dtype='float16').startswith('.npy files are float32')
+    write_embeddings([str(images)], model, tmp_path / 'out', devices=1)
+    assert refusal(dtype='float16').startswith('TMP/out holds embeddings of other dtype: choose another --out')
+    random_image(9).save(images / 'new.png')
+    assert refusal().startswith('TMP/out holds embeddings of other images: ')
+    assert refusal(output_format='png') == "the format 'png' is not known: choose one of npz, npy"
+    assert refusal(dtype='int8') == "the dtype 'int8' is not known: choose one of float32, float16"
+    assert refusal(output_format='npy', dtype='float16').startswith('.npy files are float32')
 
 
 # ---- the commands ----------------------------------------------------------------------------------
@@ -309,29 +318,29 @@ def test_commands_give_the_same_masks_with_and_without(images, tmp_path, model, 
     assert tree(tmp_path / 'embedding') == {file: alone[file] for file in map(Path, ('x.json', 'mask.png'))}
     assert len(json.loads((tmp_path / 'image/x.json').read_text())['masks']) == 3
 
-    def said(*more):
+    def refusal(*more):
         with pytest.raises(SystemExit) as stop:
             command.main([*words, *more])
         return stop.value.code.replace(str(tmp_path), 'TMP')
 
-    assert said() == 'error: there is nothing to look at: name an image, or an --embedding of one'
-    assert said(*encoded, '--out', 'o.png').startswith('error: o.png would show the image: name that too')
-    assert said(*encoded, '--point', '70,5') == 'error: 70,5 is outside the image of 40 x 24 px'
+    assert refusal() == 'error: there is no image: name one, or the --embedding of one'
+    assert refusal(*encoded, '--out', 'o.png').startswith('error: o.png would show the image: name that too')
+    assert refusal(*encoded, '--point', '70,5') == 'error: 70,5 is outside the image of 40 x 24 px'
     message = (
         'error: TMP/out/a.npz is of an image of 40 x 24 px, and TMP/images/b.png has 40 x 25 px: name its own image'
     )
-    assert said(*encoded, str(images / 'b.png')) == message
-    found = embeddings.read(tmp_path / 'out/a.npz')
-    embeddings.write(tmp_path / 'other.npz', dataclasses.replace(found, model='abc'))
-    assert said('--embedding', str(tmp_path / 'other.npz')).startswith(
+    assert refusal(*encoded, str(images / 'b.png')) == message
+    embedding = embeddings.read(tmp_path / 'out/a.npz')
+    embeddings.write(tmp_path / 'other.npz', dataclasses.replace(embedding, model='abc'))
+    assert refusal('--embedding', str(tmp_path / 'other.npz')).startswith(
         'error: TMP/other.npz cannot be used: the embedding is of another model (parameters abc, '
     )
 
 
-def test_photo_turned_by_exif_is_seen_alike(tmp_path, model, no_cache):
+def test_image_rotated_by_exif_gives_the_same_masks(tmp_path, model, no_cache):
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(1).save(tmp_path / 'x.png', exif=exif)
+    random_image(1).save(tmp_path / 'x.png', exif=exif)
     command.main(['embed', str(tmp_path / 'x.png'), '--model', model, '--out', str(tmp_path / 'out'), '--devices=1'])
     assert embeddings.read(tmp_path / 'out/x.npz').original == (40, 24)
     words = ['predict', '--model', model, '--point', '5,35']

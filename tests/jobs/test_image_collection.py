@@ -1,4 +1,4 @@
-"""Images as they come get names that files can have, and pixels as people see them."""
+"""Images of any origin get names that files can have, and are upright RGB."""
 
 import io
 import os
@@ -8,12 +8,11 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from samples import add, encoded, jpeg, picture, smooth, write
+from samples import add, encoded, jpeg, random_image, smooth, write
 
-from samjax.data.formats.dataset_index import InvalidExample
-from samjax.data.formats.detect import find
+from samjax.data.formats.detect import open_index
 from samjax.data.records.prepare import prepare
-from samjax.errors import SamjaxError
+from samjax.errors import InvalidExample, SamjaxError
 from samjax.jobs.image_collection import find_images
 
 
@@ -23,98 +22,98 @@ def save(image, file, **options):
     return file
 
 
-def found(*inputs):
-    return find_images([str(one) for one in inputs])
+def collect(*inputs):
+    return find_images([str(path) for path in inputs])
 
 
 def test_folder_gives_images_at_any_depth_in_order(tmp_path):
     for name in ('b.png', 'a/2.jpg', 'a/1.webp', 'a/c/x.BMP', 'z.tif', '.hidden.png', '.cache/a.png'):
-        save(picture(1), tmp_path / name)
+        save(random_image(1), tmp_path / name)
     (tmp_path / 'notes.txt').write_text('no image')
     (tmp_path / 'a' / 'loop').symlink_to(tmp_path)
-    photos = found(tmp_path)
-    assert photos.names == ['b', 'z', 'a/1', 'a/2', 'a/c/x']
-    assert len(photos) == 5
-    assert [loaded.suffix for loaded in photos] == ['.png', '.tif', '.webp', '.jpg', '.bmp']
-    assert photos.place(3) == f'{tmp_path}/a/2.jpg'
+    images = collect(tmp_path)
+    assert images.names == ['b', 'z', 'a/1', 'a/2', 'a/c/x']
+    assert len(images) == 5
+    assert [loaded.suffix for loaded in images] == ['.png', '.tif', '.webp', '.jpg', '.bmp']
+    assert images.location(3) == f'{tmp_path}/a/2.jpg'
     for n in (0, 1, 4):
-        np.testing.assert_array_equal(photos[n].image_HW3, np.asarray(picture(1)))
+        np.testing.assert_array_equal(images[n].image_HW3, np.asarray(random_image(1)))
     with pytest.raises(IndexError):
-        photos[5]
+        images[5]
 
 
 def test_files_keep_the_order_of_the_command(tmp_path):
-    files = [save(picture(n), tmp_path / name) for n, name in enumerate(('b.png', 'sub/a.png', 'c.d.png'))]
-    photos = found(*files)
-    assert photos.names == ['b', 'a', 'c.d']
-    assert photos[0].data == files[0].read_bytes()
-    assert found(*files, files[0], tmp_path / 'sub').names == ['b', 'a', 'c.d']  # nothing twice
+    files = [save(random_image(n), tmp_path / name) for n, name in enumerate(('b.png', 'sub/a.png', 'c.d.png'))]
+    images = collect(*files)
+    assert images.names == ['b', 'a', 'c.d']
+    assert images[0].data == files[0].read_bytes()
+    assert collect(*files, files[0], tmp_path / 'sub').names == ['b', 'a', 'c.d']  # nothing twice
 
 
-def test_clashing_inputs_are_told_apart_by_their_own_names(tmp_path):
+def test_clashing_names_begin_with_the_name_of_their_input(tmp_path):
     for name in ('train/x', 'train/y', 'val/x', 'old/val/x'):
-        save(picture(len(name)), tmp_path / f'{name}.png')
-    assert found(tmp_path / 'train', tmp_path / 'val').names == ['train/x', 'train/y', 'val/x']
-    assert found(tmp_path / 'train/x.png', tmp_path / 'val/x.png').names == ['train/x', 'val/x']
-    assert found(tmp_path / 'val', tmp_path / 'old/val').names == ['val/x', 'val_2/x']
-    assert found(tmp_path / 'train/y.png', tmp_path / 'val').names == ['y', 'x']
+        save(random_image(len(name)), tmp_path / f'{name}.png')
+    assert collect(tmp_path / 'train', tmp_path / 'val').names == ['train/x', 'train/y', 'val/x']
+    assert collect(tmp_path / 'train/x.png', tmp_path / 'val/x.png').names == ['train/x', 'val/x']
+    assert collect(tmp_path / 'val', tmp_path / 'old/val').names == ['val/x', 'val_2/x']
+    assert collect(tmp_path / 'train/y.png', tmp_path / 'val').names == ['y', 'x']
 
 
 def test_same_stem_in_one_folder_is_numbered(tmp_path):
     for name in ('x.jpg', 'x.png', 'x_2.png', 'y.png', 'y/a.png'):
-        save(picture(1), tmp_path / name)
-    assert found(tmp_path).names == ['x', 'x_3', 'x_2', 'y_2', 'y/a']
+        save(random_image(1), tmp_path / name)
+    assert collect(tmp_path).names == ['x', 'x_3', 'x_2', 'y_2', 'y/a']
 
 
 def test_tar_is_read_where_its_members_lie(tmp_path):
-    data = encoded(picture(1))
+    data = encoded(random_image(1))
     with tarfile.open(tmp_path / 'set.tar', 'w') as tar:
         add(tar, '/', b'')
         for name in ('./a/1.jpg', '2.png', '../../up.jpg', '/abs.jpg', '._2.png', '.git/x.jpg', 'a/1.json'):
             add(tar, name, data)
-    photos = found(tmp_path / 'set.tar')
-    assert photos.names == ['a/1', '2', 'up', 'abs']
-    assert photos[0].data == photos[1].data == data
-    assert photos[1].suffix == '.jpg'  # whatever it is called
-    assert found(tmp_path).names == ['set.tar/a/1', 'set.tar/2', 'set.tar/up', 'set.tar/abs']
-    assert photos.place(0) == f'{tmp_path}/set.tar/a/1.jpg'
+    images = collect(tmp_path / 'set.tar')
+    assert images.names == ['a/1', '2', 'up', 'abs']
+    assert images[0].data == images[1].data == data
+    assert images[1].suffix == '.jpg'  # whatever its name ends in
+    assert collect(tmp_path).names == ['set.tar/a/1', 'set.tar/2', 'set.tar/up', 'set.tar/abs']
+    assert images.location(0) == f'{tmp_path}/set.tar/a/1.jpg'
 
 
-def test_damaged_tar_gives_what_is_whole_and_says_what_is_wrong(tmp_path):
+def test_damaged_tar_gives_its_whole_images_and_an_invalid_one(tmp_path):
     with tarfile.open(tmp_path / 'set.tar', 'w') as tar:
         for n in range(3):
-            add(tar, f'{n}.jpg', encoded(picture(n)))
+            add(tar, f'{n}.jpg', encoded(random_image(n)))
     whole = (tmp_path / 'set.tar').read_bytes()
     (tmp_path / 'set.tar').write_bytes(whole[: whole.index(b'2.jpg') + 600])
-    photos = found(tmp_path / 'set.tar')
-    assert photos.names == ['0', '1', '2', 'set.tar']
-    photos[1]
+    images = collect(tmp_path / 'set.tar')
+    assert images.names == ['0', '1', '2', 'set.tar']
+    images[1]
     for n, cause in ((2, 'unreadable image'), (3, 'damaged tar')):
         with pytest.raises(InvalidExample) as error:
-            photos[n]
+            images[n]
         assert error.value.cause == cause
 
 
 def test_prepared_set_gives_its_images(tmp_path):
     for name in ('a', 'sub/b'):
         (tmp_path / 'set' / name).parent.mkdir(parents=True, exist_ok=True)
-        write((tmp_path / 'set' / name).parent, name[-1], image=picture(len(name)))
-    prepare(find(str(tmp_path / 'set')), 'set', tmp_path / 'out', max_invalid_fraction=0.0, workers=1)
-    photos = found(tmp_path / 'out')
-    assert photos.names == ['a', 'sub/b']
-    assert photos[1].data == (tmp_path / 'set/sub/b.jpg').read_bytes()
-    assert photos[1].as_stored
-    np.testing.assert_array_equal(photos[1].image_HW3, found(tmp_path / 'set')[1].image_HW3)
-    assert photos.place(0) == f'{tmp_path}/out/a'
-    assert pickle.loads(pickle.dumps(photos))[1].data == photos[1].data
+        write((tmp_path / 'set' / name).parent, name[-1], image=random_image(len(name)))
+    prepare(open_index(str(tmp_path / 'set')), 'set', tmp_path / 'out', max_invalid_fraction=0.0, num_workers=1)
+    images = collect(tmp_path / 'out')
+    assert images.names == ['a', 'sub/b']
+    assert images[1].data == (tmp_path / 'set/sub/b.jpg').read_bytes()
+    assert images[1].as_stored
+    np.testing.assert_array_equal(images[1].image_HW3, collect(tmp_path / 'set')[1].image_HW3)
+    assert images.location(0) == f'{tmp_path}/out/a'
+    assert pickle.loads(pickle.dumps(images))[1].data == images[1].data
 
 
-def test_photo_turned_by_exif_is_upright_and_not_copied(tmp_path):
+def test_image_rotated_by_exif_is_upright_and_not_copied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / 'x.jpg').write_bytes(jpeg(smooth(20, 40), exif=exif))
     (tmp_path / 'y.jpg').write_bytes(jpeg(smooth(20, 40)))
-    rotated, upright = found(tmp_path)
+    rotated, upright = collect(tmp_path)
     np.testing.assert_array_equal(rotated.image_HW3, np.rot90(upright.image_HW3, -1))
     assert (rotated.as_stored, upright.as_stored) == (False, True)
     assert rotated.image_HW3.flags.c_contiguous
@@ -130,7 +129,7 @@ def test_photo_turned_by_exif_is_upright_and_not_copied(tmp_path):
 )  # fmt: skip
 def test_every_colour_becomes_rgb(tmp_path, mode, suffix, as_stored):
     save(smooth(20, 40).convert(mode), tmp_path / f'x{suffix}')
-    [loaded] = found(tmp_path)
+    [loaded] = collect(tmp_path)
     assert (loaded.image_HW3.shape, loaded.image_HW3.dtype) == ((20, 40, 3), np.uint8)
     assert loaded.as_stored == as_stored
     with Image.open(io.BytesIO(loaded.data)) as image:
@@ -138,54 +137,54 @@ def test_every_colour_becomes_rgb(tmp_path, mode, suffix, as_stored):
 
 
 def test_opacity_is_dropped_without_a_warning(tmp_path):
-    image_HW4 = np.dstack([np.asarray(picture(1)), np.full((24, 40), 7, np.uint8)])
+    image_HW4 = np.dstack([np.asarray(random_image(1)), np.full((24, 40), 7, np.uint8)])
     save(Image.fromarray(image_HW4), tmp_path / 'a.png')
-    save(picture(1).convert('P'), tmp_path / 'b.png', transparency=bytes(range(256)))
-    save(picture(1), tmp_path / 'c.png', transparency=(1, 2, 3))
-    rgba, palette, rgb = found(tmp_path)
-    np.testing.assert_array_equal(rgba.image_HW3, np.asarray(picture(1)))
-    np.testing.assert_array_equal(rgb.image_HW3, np.asarray(picture(1)))
+    save(random_image(1).convert('P'), tmp_path / 'b.png', transparency=bytes(range(256)))
+    save(random_image(1), tmp_path / 'c.png', transparency=(1, 2, 3))
+    rgba, palette, rgb = collect(tmp_path)
+    np.testing.assert_array_equal(rgba.image_HW3, np.asarray(random_image(1)))
+    np.testing.assert_array_equal(rgb.image_HW3, np.asarray(random_image(1)))
     assert [loaded.as_stored for loaded in (rgba, palette, rgb)] == [False] * 3
 
 
 def test_what_is_no_whole_image_is_named(tmp_path):
-    data = encoded(picture(1))
+    data = encoded(random_image(1))
     (tmp_path / 'cut.jpg').write_bytes(data[: len(data) // 2])
     (tmp_path / 'empty.png').write_bytes(b'')
     save(Image.fromarray(np.zeros((9, 9), np.uint16)), tmp_path / 'grey.png')
     (tmp_path / 'link.png').symlink_to(tmp_path / 'nowhere.png')
     (tmp_path / 'text.webp').write_text('no image')
-    photos = found(tmp_path)
-    assert photos.names == ['cut', 'empty', 'grey', 'link', 'text']
+    images = collect(tmp_path)
+    assert images.names == ['cut', 'empty', 'grey', 'link', 'text']
     causes = []
     for n in range(5):
         with pytest.raises(InvalidExample) as error:
-            photos[n]
+            images[n]
         causes.append(error.value.cause)
     assert causes == ['unreadable image', 'unreadable image', 'not 8 bits', 'unreadable image', 'unreadable image']
 
 
 def test_digest_changes_with_the_files(tmp_path):
-    folder = tmp_path / 'photos'
+    folder = tmp_path / 'images'
     folder.mkdir()
-    files = [save(picture(n), folder / f'{n}.png') for n in range(2)]
-    digests = [found(folder).digest, found(folder).digest]
+    files = [save(random_image(n), folder / f'{n}.png') for n in range(2)]
+    digests = [collect(folder).digest, collect(folder).digest]
     os.utime(files[0], ns=(1, 1))
-    digests.append(found(folder).digest)
+    digests.append(collect(folder).digest)
     files[1].rename(folder / '2.png')
-    digests.append(found(folder).digest)
-    save(picture(5), folder / '3.png')
-    digests.append(found(folder).digest)
+    digests.append(collect(folder).digest)
+    save(random_image(5), folder / '3.png')
+    digests.append(collect(folder).digest)
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
     folder.rename(tmp_path / 'moved')
-    assert found(tmp_path / 'moved').digest == digests[-1]
+    assert collect(tmp_path / 'moved').digest == digests[-1]
 
 
 def test_nothing_to_find_is_one_sentence(tmp_path):
     (tmp_path / 'x.json').write_text('{}')
     with pytest.raises(SamjaxError, match=r'nowhere does not exist: name an image'):
-        found(tmp_path / 'nowhere')
+        collect(tmp_path / 'nowhere')
     for path in (tmp_path, tmp_path / 'x.json'):
         with pytest.raises(SamjaxError, match=f'^{path} holds no image: name a file that ends in .jpg'):
-            found(path)
+            collect(path)

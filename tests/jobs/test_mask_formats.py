@@ -1,4 +1,4 @@
-"""Masks in files: each format says what was found, is read back by others, and is there whole or not at all."""
+"""Masks in files: each format holds every mask, is read back by others, and appears whole or not at all."""
 
 import errno
 import io
@@ -11,21 +11,21 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from samples import check, encoded, files, picture, record
+from samples import check, encoded, files, random_image, record
 
 from samjax.jobs import mask_formats
 from samjax.jobs.image_collection import LoadedImage
 from samjax.jobs.output_folder import OutputFolder
-from samjax.visualization.pictures import TINT
+from samjax.visualization.overlays import TINT
 
 RECORDS = [record(2, 3, 9, 20), record(5, 30, 6, 31), record(0, 0, 24, 40)]
-JPEG = encoded(picture(1))
+JPEG = encoded(random_image(1))
 STORED = LoadedImage('sub/a', JPEG, '.jpg', np.array(Image.open(io.BytesIO(JPEG))), True)
-TURNED = LoadedImage('b.c', b'a file that shows something else', '.jpg', np.array(picture(2)), False)
+ROTATED = LoadedImage('b.c', b'a file of other pixels', '.jpg', np.array(random_image(2)), False)
 
 
 def masks_of(records):
-    return [coco_mask.decode(one['segmentation']) for one in records]
+    return [coco_mask.decode(record['segmentation']) for record in records]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def assert_read(folder, layout, tmp_path, capsys, caplog):
     lines, _ = check(folder, tmp_path, capsys)
     assert lines[0].endswith(f': {layout}')
     assert lines[1:3] == [
-        'images: 2; 2 can be used, 0 have no mask, 0 are bad',
+        'images: 2; 2 can be used, 0 have no mask, 0 are invalid',
         'masks: 4; least, median and most per image: 1, 2, 3',
     ]
     assert not caplog.records
@@ -46,26 +46,26 @@ def assert_read(folder, layout, tmp_path, capsys, caplog):
 
 def test_sa1b_is_as_sa1b(output, tmp_path, capsys, caplog):
     assert mask_formats.write('sa1b', output, 0, STORED, RECORDS) == 'sub/a.jpg'
-    assert mask_formats.write('sa1b', output, 1, TURNED, RECORDS[:1]) == 'b.c.png'
+    assert mask_formats.write('sa1b', output, 1, ROTATED, RECORDS[:1]) == 'b.c.png'
     assert files(output.folder) == ['b.c.json', 'b.c.png', 'sub/a.jpg', 'sub/a.json']
     assert (output.folder / 'sub/a.jpg').read_bytes() == JPEG
     with Image.open(output.folder / 'b.c.png') as image:
-        np.testing.assert_array_equal(np.asarray(image), TURNED.image_HW3)
+        np.testing.assert_array_equal(np.asarray(image), ROTATED.image_HW3)
     content = json.loads((output.folder / 'sub/a.json').read_text())
     assert content['image'] == {'image_id': 1, 'width': 40, 'height': 24, 'file_name': 'a.jpg'}
     first = content['annotations'][0]
     assert first == RECORDS[0] | {'id': 1, 'bbox': [3.0, 2.0, 17.0, 7.0]}
-    ids = [one['id'] for one in json.loads((output.folder / 'b.c.json').read_text())['annotations']]
+    ids = [annotation['id'] for annotation in json.loads((output.folder / 'b.c.json').read_text())['annotations']]
     assert ids == [100_001]
     assert_read(output.folder, 'SA-1B', tmp_path, capsys, caplog)
 
 
 def test_coco_is_read_by_pycocotools(output, tmp_path, capsys):
     images = []
-    for place, (loaded, records) in enumerate([(STORED, RECORDS), (TURNED, []), (TURNED._replace(name='c'), RECORDS)]):
-        file = mask_formats.write('coco', output, place, loaded, records)
+    for index, (image, records) in enumerate([(STORED, RECORDS), (ROTATED, []), (ROTATED._replace(name='c'), RECORDS)]):
+        file = mask_formats.write('coco', output, index, image, records)
         images.append({'file': file, 'size': [24, 40]})
-    mask_formats.write_instances(output, [*images[:1], None, *images[1:2]])  # the second is bad
+    mask_formats.write_instances(output, [*images[:1], None, *images[1:2]])  # the second is invalid
     read = json.loads((output.folder / 'instances.json').read_text())
     assert [image['id'] for image in read['images']] == [1, 3]
     assert len(read['annotations']) == 6
@@ -80,15 +80,15 @@ def test_coco_is_read_by_pycocotools(output, tmp_path, capsys):
     assert read.getAnnIds(imgIds=[2]) == []
     for image in (1, 3):
         annotations = read.loadAnns(read.getAnnIds(imgIds=[image]))
-        for one, mask_HW, expected in zip(annotations, masks_of(RECORDS), RECORDS, strict=True):
-            np.testing.assert_array_equal(read.annToMask(one), mask_HW)
-            assert (one['category_id'], one['iscrowd'], one['area']) == (1, 0, expected['area'])
-            assert (one['predicted_iou'], one['stability_score']) == (0.9, 0.97)
+        for annotation, mask_HW, expected in zip(annotations, masks_of(RECORDS), RECORDS, strict=True):
+            np.testing.assert_array_equal(read.annToMask(annotation), mask_HW)
+            assert (annotation['category_id'], annotation['iscrowd'], annotation['area']) == (1, 0, expected['area'])
+            assert (annotation['predicted_iou'], annotation['stability_score']) == (0.9, 0.97)
     assert read.cats == {1: {'id': 1, 'name': 'object'}}
     capsys.readouterr()  # of pycocotools
     lines, _ = check(output.folder, tmp_path, capsys)
     assert lines[0].endswith(': COCO instances')
-    assert lines[1] == 'images: 3; 2 can be used, 1 have no mask, 0 are bad'
+    assert lines[1] == 'images: 3; 2 can be used, 1 have no mask, 0 are invalid'
 
 
 def test_instances_without_any_mask_or_image(output):
@@ -99,9 +99,9 @@ def test_instances_without_any_mask_or_image(output):
     assert (len(content['images']), content['annotations']) == (1, [])
 
 
-def test_png_is_as_the_original_writes_it(output, tmp_path, capsys, caplog):
+def test_png_is_as_segment_anything_writes_it(output, tmp_path, capsys, caplog):
     assert mask_formats.write('png', output, 0, STORED, RECORDS) == 'images/sub/a.jpg'
-    mask_formats.write('png', output, 1, TURNED, RECORDS[:1])
+    mask_formats.write('png', output, 1, ROTATED, RECORDS[:1])
     assert files(output.folder) == [
         'images/b.c.png', 'images/sub/a.jpg', 'masks/b.c/0.png', 'masks/b.c/metadata.csv', 'masks/sub/a/0.png',
         'masks/sub/a/1.png', 'masks/sub/a/2.png', 'masks/sub/a/metadata.csv',
@@ -135,22 +135,23 @@ def test_overlay_shows_small_masks_over_large_ones(output):
     assert np.abs(inside.mean(0) - around.mean(0)).max() > 50
     border = {tuple(colour) for colour in drawn_HW3[2, 3:20]}
     assert len(border) == 1
-    np.testing.assert_array_equal(mask_formats.draw(STORED.image_HW3, []), STORED.image_HW3)
+    np.testing.assert_array_equal(mask_formats.draw_masks(STORED.image_HW3, []), STORED.image_HW3)
 
 
 def test_every_format_takes_an_image_without_masks(output):
-    for form in mask_formats.FORMATS:
-        one = OutputFolder(output.folder / form, output.folder / form / '.unfinished')
-        file = mask_formats.write(form, one, 0, STORED, [])
-        assert (one.folder / file).is_file()
+    for name in mask_formats.FORMATS:
+        folder = OutputFolder(output.folder / name, output.folder / name / '.unfinished')
+        file = mask_formats.write(name, folder, 0, STORED, [])
+        assert (folder.folder / file).is_file()
     assert json.loads((output.folder / 'sa1b/sub/a.json').read_text())['annotations'] == []
     assert files(output.folder / 'png/masks') == ['sub/a/metadata.csv']
 
 
 @pytest.mark.parametrize(
-    ('form', 'which'), [('sa1b', 0), ('sa1b', 1), ('coco', 0), ('coco', 1), ('png', 0), ('png', 1), ('overlay', 0)]
+    ('output_format', 'which'),
+    [('sa1b', 0), ('sa1b', 1), ('coco', 0), ('coco', 1), ('png', 0), ('png', 1), ('overlay', 0)],
 )
-def test_error_leaves_nothing_cut_off(output, monkeypatch, form, which):
+def test_error_leaves_nothing_cut_off(output, monkeypatch, output_format, which):
     """The disk gets full in the middle of the first or second file."""
     written, write_bytes = [], Path.write_bytes
 
@@ -164,8 +165,8 @@ def test_error_leaves_nothing_cut_off(output, monkeypatch, form, which):
     monkeypatch.setattr(Path, 'write_bytes', full)
     monkeypatch.setattr(Path, 'write_text', lambda path, text: full(path, text.encode()))
     with pytest.raises(OSError, match='No space left'):
-        mask_formats.write(form, output, 0, STORED, RECORDS)
+        mask_formats.write(output_format, output, 0, STORED, RECORDS)
     whole = ['sub/a.jpg', 'images/sub/a.jpg']
     assert [file for file in files(output.folder) if file not in whole] == []
     monkeypatch.undo()
-    mask_formats.write(form, output, 0, STORED, RECORDS)
+    mask_formats.write(output_format, output, 0, STORED, RECORDS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samjax.masks.regions import clean, remove_small
+from samjax.masks.regions import clean, remove_small_regions
 from samjax.parity import meta
 
 amg = meta.package().utils.amg
@@ -13,46 +13,46 @@ MODES = ('holes', 'islands')
 def same_as_the_original(mask_HW, area):
     before_HW = mask_HW.copy()
     for mode in MODES:
-        found_HW, changed = remove_small(mask_HW, area, mode)
+        actual_HW, changed = remove_small_regions(mask_HW, area, mode)
         expected_HW, expected_changed = amg.remove_small_regions(mask_HW, area, mode)
-        assert found_HW.dtype == bool
-        np.testing.assert_array_equal(found_HW, expected_HW)
+        assert actual_HW.dtype == bool
+        np.testing.assert_array_equal(actual_HW, expected_HW)
         assert changed is expected_changed
-        assert changed or found_HW is mask_HW
+        assert changed or actual_HW is mask_HW
         np.testing.assert_array_equal(mask_HW, before_HW)
 
 
-def drawn(*lines):
+def mask_of(*lines):
     return np.array([[pixel == '#' for pixel in line] for line in lines])
 
 
 def test_holes_worked_example():
-    mask_HW = drawn(
+    mask_HW = mask_of(
         '.......',
         '.####..',
         '.#.##..',
         '.##.#..',
         '.####.#',
     )
-    filled_HW = drawn(
+    filled_HW = mask_of(
         '.......',
         '.####..',
         '.####..',
         '.####..',
         '.####.#',
     )
-    found_HW, changed = remove_small(mask_HW, 3, 'holes')  # 2 px that share a corner
+    actual_HW, changed = remove_small_regions(mask_HW, 3, 'holes')  # 2 px that share a corner
     assert changed is True
-    np.testing.assert_array_equal(found_HW, filled_HW)
-    assert remove_small(mask_HW, 2, 'holes') == (mask_HW, False)
-    assert remove_small(filled_HW, 18, 'holes') == (filled_HW, False)  # all that is outside
-    found_HW, changed = remove_small(filled_HW, 19, 'holes')
+    np.testing.assert_array_equal(actual_HW, filled_HW)
+    assert remove_small_regions(mask_HW, 2, 'holes') == (mask_HW, False)
+    assert remove_small_regions(filled_HW, 18, 'holes') == (filled_HW, False)  # all that is outside
+    actual_HW, changed = remove_small_regions(filled_HW, 19, 'holes')
     assert changed is True
-    assert found_HW.all()
+    assert actual_HW.all()
 
 
 def test_islands_worked_example():
-    mask_HW = drawn(
+    mask_HW = mask_of(
         '##..#',
         '#..#.',
         '....#',
@@ -60,23 +60,23 @@ def test_islands_worked_example():
     )
     for area, expected_HW in (
         (1, mask_HW),
-        (2, drawn('##..#', '#..#.', '....#', '.....')),
-        (3, drawn('##..#', '#..#.', '....#', '.....')),
-        (9, drawn('##...', '#....', '.....', '.....')),
+        (2, mask_of('##..#', '#..#.', '....#', '.....')),
+        (3, mask_of('##..#', '#..#.', '....#', '.....')),
+        (9, mask_of('##...', '#....', '.....', '.....')),
     ):
-        found_HW, changed = remove_small(mask_HW, area, 'islands')
-        np.testing.assert_array_equal(found_HW, expected_HW)
+        actual_HW, changed = remove_small_regions(mask_HW, area, 'islands')
+        np.testing.assert_array_equal(actual_HW, expected_HW)
         assert changed is (area > 1)
 
 
 def test_of_equal_islands_the_one_further_left_in_the_first_two_rows_stays():
     """It begins a row lower here, but OpenCV scans two rows at once."""
-    mask_HW = drawn(
+    mask_HW = mask_of(
         '...#.',
         '#....',
     )
-    found_HW, _ = remove_small(mask_HW, 5, 'islands')
-    np.testing.assert_array_equal(found_HW, drawn('.....', '#....'))
+    actual_HW, _ = remove_small_regions(mask_HW, 5, 'islands')
+    np.testing.assert_array_equal(actual_HW, mask_of('.....', '#....'))
     same_as_the_original(mask_HW, 5)
     for top in range(4):  # which rows are a pair depends on the image, not on the window
         for left in range(4):
@@ -107,8 +107,8 @@ def test_random_masks_are_cleaned_as_by_the_original(seed):
             same_as_the_original(mask_HW, area)
 
 
-@pytest.mark.parametrize('turn', range(4))
-def test_stripes_and_frames_at_borders_are_cleaned_as_by_the_original(turn):
+@pytest.mark.parametrize('quarter_turns', range(4))
+def test_stripes_and_frames_at_borders_are_cleaned_as_by_the_original(quarter_turns):
     """Background on one side of the mask or on two, which are apart only if the mask reaches across the image."""
     masks = []
     for top, bottom in ((0, 1), (0, 5), (3, 5), (9, 11), (10, 11), (0, 11)):
@@ -124,27 +124,27 @@ def test_stripes_and_frames_at_borders_are_cleaned_as_by_the_original(turn):
     masks.append(np.indices((11, 13)).sum(0) % 4 == 0)
     for mask_HW in masks:
         for area in (*range(1, 145, 3), 26, 39, 78):
-            same_as_the_original(np.rot90(mask_HW, turn), area)
+            same_as_the_original(np.rot90(mask_HW, quarter_turns), area)
 
 
 def test_clean_fills_before_it_removes():
     """A ring of 8 px, which with its hole has 9, and a single pixel."""
-    mask_HW = drawn(
+    mask_HW = mask_of(
         '###..',
         '#.#..',
         '###.#',
         '.....',
         '.....',
     )
-    square_HW = drawn('###..', '###..', '###..', '.....', '.....')
+    square_HW = mask_of('###..', '###..', '###..', '.....', '.....')
     for drop in (False, True):
-        found_HW, changed = clean(mask_HW, 9, drop)
-        np.testing.assert_array_equal(found_HW, square_HW)
+        actual_HW, changed = clean(mask_HW, 9, drop)
+        np.testing.assert_array_equal(actual_HW, square_HW)
         assert changed is True
         assert clean(square_HW, 9, drop) == (square_HW, False)
         assert clean(mask_HW, 1, drop) == (mask_HW, False)
-    found_HW, changed = clean(mask_HW, 10, False)
-    np.testing.assert_array_equal(found_HW, square_HW)
+    actual_HW, changed = clean(mask_HW, 10, False)
+    np.testing.assert_array_equal(actual_HW, square_HW)
     assert changed is True
     assert clean(mask_HW, 10, True) == (None, True)
 

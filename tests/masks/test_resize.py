@@ -31,8 +31,8 @@ def test_gradient_of_upsample_equals_that_of_interpolation(factor):
 
 
 @pytest.mark.parametrize('size', [(13, 4), (5, 7), (3, 20), (1, 1)])
-def test_matrix_equals_interpolation_both_ways(size):
+def test_linear_matrix_equals_interpolation_both_ways(size):
     x = np.random.default_rng(1).normal(size=(5, 7)).astype(np.float32)
     expected = jax.image.resize(x, size, 'bilinear', antialias=False)
-    actual = resize.matrix(5, size[0]) @ x @ resize.matrix(7, size[1]).T
+    actual = resize.linear_matrix(5, size[0]) @ x @ resize.linear_matrix(7, size[1]).T
     np.testing.assert_allclose(actual, expected, atol=2e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from samjax.masks.rle import Window, bounds, encode_labels, run_lengths, segments, shares
+from samjax.masks.rle import GridWindow, covered_window, encode_labels, pixel_coverage, run_lengths, segments
 
 
 def test_run_lengths_worked_example():
@@ -15,8 +15,8 @@ def test_run_lengths_worked_example():
 
 def test_run_lengths_of_random_masks_are_those_of_pycocotools():
     rng = np.random.default_rng(0)
-    for share in (0.0, 0.01, 0.5, 1.0):
-        mask_HW = np.asfortranarray((rng.random((300, 411)) < share).astype(np.uint8))
+    for density in (0.0, 0.01, 0.5, 1.0):
+        mask_HW = np.asfortranarray((rng.random((300, 411)) < density).astype(np.uint8))
         runs = run_lengths(coco.encode(mask_HW)['counts'])
         decoded = np.repeat(np.arange(len(runs)) % 2, runs).reshape(411, 300).T
         np.testing.assert_array_equal(decoded, mask_HW)
@@ -44,12 +44,12 @@ def test_segments_are_cut_at_the_foot_of_a_column():
 
 
 def overlaps(n, length):
-    """(n, length): how much pixel q of n and pixel p of `length` share, where a line has n * length."""
+    """(n, length): overlap of pixel q of n and pixel p of `length`, where a line has n * length."""
     q, p = np.ogrid[:n, :length]
     return np.maximum(np.minimum((q + 1) * length, (p + 1) * n) - np.maximum(q * length, p * n), 0)
 
 
-def test_shares_worked_example():
+def test_pixel_coverage_worked_example():
     """4 x 6 px become 2 x 3: each pixel is a block of 2 x 2, of which a covered pixel is a quarter of 24."""
     mask_HW = np.array(
         [
@@ -61,12 +61,12 @@ def test_shares_worked_example():
         np.uint8,
     )
     mask = segments(run_lengths(coco.encode(np.asfortranarray(mask_HW))['counts']), 4)
-    assert bounds(mask, (4, 6), (2, 3)) == (0, 0, 2, 3)
-    assert shares(mask, (4, 6), (2, 3), Window(0, 0, 2, 3)).T.tolist() == [[24, 6, 0], [0, 0, 18]]
-    assert shares(mask, (4, 6), (2, 3), Window(1, 1, 2, 3)).T.tolist() == [[0, 18]]
+    assert covered_window(mask, (4, 6), (2, 3)) == (0, 0, 2, 3)
+    assert pixel_coverage(mask, (4, 6), (2, 3), GridWindow(0, 0, 2, 3)).T.tolist() == [[24, 6, 0], [0, 0, 18]]
+    assert pixel_coverage(mask, (4, 6), (2, 3), GridWindow(1, 1, 2, 3)).T.tolist() == [[0, 18]]
 
 
-def test_shares_of_any_mask_and_grid_are_exact():
+def test_pixel_coverage_of_any_mask_and_grid_are_exact():
     rng = np.random.default_rng(0)
     for _ in range(200):
         size, grid = tuple(rng.integers(1, 30, 2).tolist()), tuple(rng.integers(1, 60, 2).tolist())
@@ -74,14 +74,14 @@ def test_shares_of_any_mask_and_grid_are_exact():
         mask_HW[tuple(rng.integers(size))] = 1
         mask = segments(run_lengths(coco.encode(np.asfortranarray(mask_HW))['counts']), size[0])
         expected_hw = overlaps(grid[0], size[0]) @ mask_HW.astype(int) @ overlaps(grid[1], size[1]).T
-        window = bounds(mask, size, grid)
+        window = covered_window(mask, size, grid)
         found_hw = np.zeros(grid)
-        found_hw[window.top : window.bottom, window.left : window.right] = shares(mask, size, grid, window).T
+        found_hw[window.top : window.bottom, window.left : window.right] = pixel_coverage(mask, size, grid, window).T
         np.testing.assert_array_equal(found_hw, expected_hw)
         top, left = (int(rng.integers(side)) for side in grid)
-        part = Window(top, left, int(rng.integers(top, grid[0])) + 1, int(rng.integers(left, grid[1])) + 1)
+        part = GridWindow(top, left, int(rng.integers(top, grid[0])) + 1, int(rng.integers(left, grid[1])) + 1)
         np.testing.assert_array_equal(
-            shares(mask, size, grid, part).T, expected_hw[part.top : part.bottom, part.left : part.right]
+            pixel_coverage(mask, size, grid, part).T, expected_hw[part.top : part.bottom, part.left : part.right]
         )
 
 

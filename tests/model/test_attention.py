@@ -1,4 +1,4 @@
-"""samjax.model.attention.attention: ways to the same numbers, forward and backward; and the kernels compile for TPUs."""
+"""samjax.model.attention: all functions equal the definition, and their gradients; the kernels compile for TPUs."""
 
 import functools
 
@@ -9,99 +9,101 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from samjax.model.attention import attention, tpu
+from samjax.model.attention import by_platform, chunked, dense, tpu
 from samjax.preflight.compile_ahead import describe
 
 TOLERANCE = 1e-5
-PLAIN = attention.dense_attention
+DENSE = dense.dense_attention
 
 
 def draw(g, a, h, w, e, dtype=jnp.float32):
     rng = np.random.default_rng(g + h)
     q, k, v = (jnp.asarray(rng.normal(size=(g, a, h, w, e)), dtype) for _ in range(3))
     tables = (jnp.asarray(rng.normal(size=(2 * side - 1, e)), dtype) for side in (h, w))
-    return q, k, v, *(attention.relative(table, side) for table, side in zip(tables, (h, w), strict=True))
+    return q, k, v, *(dense.relative_positions(table, side) for table, side in zip(tables, (h, w), strict=True))
 
 
-def test_relative_rows_by_hand():
+def test_relative_positions_by_hand():
     table_RE = jnp.arange(5.0)[:, None]  # distances -2, -1, 0, 1, 2 of query minus key
-    np.testing.assert_array_equal(attention.relative(table_RE, 3)[..., 0], [[2, 1, 0], [3, 2, 1], [4, 3, 2]])
+    np.testing.assert_array_equal(dense.relative_positions(table_RE, 3)[..., 0], [[2, 1, 0], [3, 2, 1], [4, 3, 2]])
 
 
 def test_attention_by_hand():
     """Two cells in a row, one head of one channel: each logit is q k + q rel[distance]."""
     q, k, v = (jnp.array(x, jnp.float32).reshape(1, 1, 1, 2, 1) for x in ([1, 2], [3, 0], [10, 20]))
-    rel_h, rel_w = jnp.zeros((1, 1, 1)), attention.relative(jnp.array([[-1.0], [0], [1]]), 2)
+    rel_h, rel_w = jnp.zeros((1, 1, 1)), dense.relative_positions(jnp.array([[-1.0], [0], [1]]), 2)
     logits = np.array([[3 + 0, 0 - 1], [6 + 2, 0 + 0]])
     weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    out = attention.dense_attention(q, k, v, rel_h, rel_w)
+    out = dense.dense_attention(q, k, v, rel_h, rel_w)
     np.testing.assert_allclose(out.reshape(2), weights @ [10, 20], rtol=1e-6)
 
 
 WINDOWED, GLOBAL = (2, 2, 14, 14, 8), (1, 2, 24, 16, 10)  # 196 tokens fill no whole blocks; 384 do
-WAYS = {
-    'heads': functools.partial(attention.chunked_attention, logits=2**17),  # 3 of 4 would fit: 2 at a time
-    'rows': functools.partial(attention.chunked_attention, logits=2**15),
-    'row': functools.partial(attention.chunked_attention, logits=1),
-    'all': functools.partial(attention.chunked_attention, logits=2**30),
+FUNCTIONS = {
+    'heads': functools.partial(chunked.chunked_attention, logits=2**17),  # 3 of 4 would fit: 2 at a time
+    'rows': functools.partial(chunked.chunked_attention, logits=2**15),
+    'row': functools.partial(chunked.chunked_attention, logits=1),
+    'all': functools.partial(chunked.chunked_attention, logits=2**30),
     'tpu': functools.partial(tpu.tpu_attention, interpret=True),
 }
 
 
 @pytest.mark.parametrize('shape', [WINDOWED, GLOBAL], ids=['windowed', 'global'])
-@pytest.mark.parametrize('way', WAYS)
-def test_forward_and_backward_equal_the_definition(way, shape):
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_forward_and_backward_equal_the_definition(name, shape):
     arrays = draw(*shape)
     weight = jnp.asarray(np.random.default_rng(9).normal(size=shape), jnp.float32) / 8
-    with jax.default_matmul_precision('global_max'):
-        expected, found = (jax.jit(both, static_argnums=0)(attend, arrays, weight) for attend in (PLAIN, WAYS[way]))
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+    with jax.default_matmul_precision('highest'):
+        expected, actual = (
+            jax.jit(both, static_argnums=0)(attend, arrays, weight) for attend in (DENSE, FUNCTIONS[name])
+        )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
         np.testing.assert_allclose(b, a, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize('shape', [WINDOWED, GLOBAL], ids=['windowed', 'global'])
-@pytest.mark.parametrize('way', WAYS)
-def test_bfloat16_errs_at_most_twice_as_much_as_the_definition(way, shape):
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_bfloat16_errs_at_most_twice_as_much_as_the_definition(name, shape):
     arrays = draw(*shape)
     weight = jnp.asarray(np.random.default_rng(9).normal(size=shape), jnp.float32) / 8
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), arrays)
-    exact = jax.jit(both, static_argnums=0)(PLAIN, jax.tree.map(lambda x: x.astype(jnp.float32), half), weight)
-    plain, found = (jax.jit(both, static_argnums=0)(attend, half, weight) for attend in (PLAIN, WAYS[way]))
-    for x, a, b in zip(*map(jax.tree.leaves, (exact, plain, found)), strict=True):
+    exact = jax.jit(both, static_argnums=0)(DENSE, jax.tree.map(lambda x: x.astype(jnp.float32), half), weight)
+    plain, actual = (jax.jit(both, static_argnums=0)(attend, half, weight) for attend in (DENSE, FUNCTIONS[name]))
+    for x, a, b in zip(*map(jax.tree.leaves, (exact, plain, actual)), strict=True):
         assert jnp.linalg.norm(b - x) <= 2 * jnp.linalg.norm(a - x)
 
 
-def test_parts_hold_no_more_logits_than_they_may():
+def test_chunks_hold_no_more_logits_than_they_may():
     """Two heads of 16 x 16 cells: 2^17 logits.  Of rows of one head there may be four times as many."""
     arrays = draw(1, 2, 16, 16, 4)
     for logits, most in ((2**17, 2**17), (2**16, 2**16), (2**13, 2**15), (2**12, 2**14)):
-        part = functools.partial(attention.chunked_attention, logits=logits)
+        part = functools.partial(chunked.chunked_attention, logits=logits)
         sizes = [np.prod(shape, dtype=int) for shape in shapes(jax.make_jaxpr(part)(*arrays).jaxpr)]
         assert max(sizes) == most
 
 
-def test_platforms_have_their_own_way():
-    assert attention.ATTEND['cpu'] is attention.chunked_attention
-    assert attention.ATTEND['gpu'].keywords == {'logits': 2**26}
-    assert attention.ATTEND['tpu'] is attention.tpu_attention
+def test_platforms_have_their_own_function():
+    assert by_platform.BY_PLATFORM['cpu'] is chunked.chunked_attention
+    assert by_platform.BY_PLATFORM['gpu'].keywords == {'logits': 2**26}
+    assert by_platform.BY_PLATFORM['tpu'] is by_platform.tpu_attention
 
 
-def test_small_grids_are_attended_whole_on_tpus(monkeypatch):
+def test_small_grids_are_a_single_block_on_tpus(monkeypatch):
     monkeypatch.setattr(tpu, 'single_block_attention', lambda *x: 0 * x[2] + 1)
     monkeypatch.setattr(tpu, 'flash_attention', lambda *x: 0 * x[2] + 2)
-    assert attention.tpu_attention(*draw(1, 1, 14, 14, 2))[0, 0, 0, 0, 0] == 1
-    assert attention.tpu_attention(*draw(1, 1, 16, 17, 2))[0, 0, 0, 0, 0] == 2
+    assert by_platform.tpu_attention(*draw(1, 1, 14, 14, 2))[0, 0, 0, 0, 0] == 1
+    assert by_platform.tpu_attention(*draw(1, 1, 16, 17, 2))[0, 0, 0, 0, 0] == 2
 
 
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
 @pytest.mark.parametrize(('side', 'batch'), [(14, 25), (64, 1)], ids=['windowed', 'global'])
 def test_kernels_compile_for_tpus_and_no_logits_exist(side, batch, topology):
     """ViT-H, forward and backward: 16 heads of 4096 x 4096 logits would take .5 GiB in bfloat16, of windows .03."""
-    there = SingleDeviceSharding(describe(topology, 1)[0])
+    sharding = SingleDeviceSharding(describe(topology, 1)[0])
     arrays = jax.eval_shape(lambda: draw(batch, 16, side, side, 80, jnp.bfloat16))
-    arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), arrays)
+    arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arrays)
 
-    compiled = jax.jit(both, static_argnums=0).lower(attention.tpu_attention, arrays, arrays[0]).compile()
+    compiled = jax.jit(both, static_argnums=0).lower(by_platform.tpu_attention, arrays, arrays[0]).compile()
     assert compiled.as_text().count('tpu_custom_call') >= 2
     for logits in (f'[{batch * 16},{side**2},{side**2}]', f'[{batch},16,{side},{side},{side},{side}]'):
         assert logits not in compiled.as_text()

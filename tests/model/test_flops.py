@@ -9,8 +9,8 @@ from flax import nnx
 from samjax.config import get_config
 from samjax.masks.packing import unpack_rows
 from samjax.model import flops, mask_decoder
+from samjax.model.config import SIZES
 from samjax.model.params import abstract_state
-from samjax.model.sam import SIZES
 from samjax.structs import ALL_MASKS, MULTIMASK, SINGLE_MASK, Prompts
 from samjax.training import click_simulation
 from samjax.training.click_simulation import ClickSimulation
@@ -65,10 +65,10 @@ def test_encoder_multiplies_what_is_counted(size):
 @pytest.mark.parametrize('masks', [SINGLE_MASK, ALL_MASKS])
 @pytest.mark.parametrize('size', ['test', 'vit_b'])
 def test_decoder_multiplies_what_is_counted(monkeypatch, size, masks):
-    monkeypatch.setattr(mask_decoder, 'cheapest_order', lambda *sides: 'project_all')
+    monkeypatch.setattr(mask_decoder, 'cheapest_order', lambda *sides: mask_decoder.Order.PROJECT_BOTH)
     config = SIZES[size]
     decode, inputs = decoder(config, slots=10, masks=masks)
-    cells, c = math.prod(config.grid), config.channels
+    cells, c = math.prod(config.embedding_size), config.embed_dim
     fourier = (10 + cells) * c  # is left out of the count
     last = 2 * 10 * (c * c // 2 + cells * c // 2)  # a last look of the prompt's tokens, which nobody wants
     counted = flops.decoder_macs(config, tokens=15, mask_prompt=True, masks=len(masks))
@@ -100,7 +100,7 @@ def test_training_counts_every_prompt_slot(tiny_config, tiny_batch, rounds):
 
     def first_prompts(packed_masks_BNVW, size_B2):
         keys_B, masks_BNHW = jax.random.split(jax.random.key(0), len(size_B2)), unpack_rows(packed_masks_BNVW, 32)
-        return click_simulation.first_prompts(simulation, masks_BNHW, tiny_config.low_size, size_B2, keys_B)
+        return click_simulation.first_prompts(simulation, masks_BNHW, tiny_config.low_res_size, size_B2, keys_B)
 
     labels_BNP = jax.eval_shape(first_prompts, tiny_batch.packed_masks_BNVW, tiny_batch.size_B2).labels_BNP
     first, later = (
@@ -111,20 +111,6 @@ def test_training_counts_every_prompt_slot(tiny_config, tiny_batch, rounds):
     assert flops.train_flops(tiny_config, objects=3, rounds=rounds) == 2 * 3 * forward
 
 
-def test_peaks():
-    assert flops.peak('TPU v5 lite') == 197e12
-    assert flops.peak('TPU v5p') == flops.peak('TPU v5') == 459e12
-    assert flops.peak('NVIDIA H200') == 989e12
-    assert flops.peak('cpu') is None
-
-
-def test_chips():
-    per_byte = {kind: (chip.peak / chip.bandwidth, chip.peak / chip.network) for kind, chip in flops.CHIPS.items()}
-    assert per_byte['TPU v5 lite'] == pytest.approx((240.5, 985), rel=1e-3)
-    assert per_byte['TPU v6 lite'] == pytest.approx((560.4, 2295), rel=1e-3)
-    assert flops.CHIPS['TPU v5 lite'].usable / 2**30 == 15.75
-
-
 def decoder(config, slots: int, masks: tuple[int, ...], objects: int = 1, mask_prompt: bool = True):
     """A function of arrays that decodes prompts about one image, and the shapes of the arrays."""
     graphdef, *state = abstract_state(config)
@@ -132,10 +118,10 @@ def decoder(config, slots: int, masks: tuple[int, ...], objects: int = 1, mask_p
     given = Prompts(
         points_BNP2=shape((1, objects, slots, 2), jnp.float32),
         labels_BNP=shape((1, objects, slots), jnp.int32),
-        mask_BNyx=shape((1, objects, *config.low_size), jnp.float32) if mask_prompt else None,
+        mask_BNyx=shape((1, objects, *config.low_res_size), jnp.float32) if mask_prompt else None,
         has_mask_BN=shape((1, objects), bool) if mask_prompt else None,
     )
-    embed_BhwC = shape((1, *config.grid, config.channels), jnp.float32)
+    embed_BhwC = shape((1, *config.embedding_size, config.embed_dim), jnp.float32)
 
     def decode(state, embed_BhwC, given):
         return nnx.merge(graphdef, *state).decode(embed_BhwC, given, masks)

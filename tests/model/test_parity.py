@@ -20,7 +20,10 @@ from flax import nnx
 from samjax.convert import key_map
 from samjax.data.transforms import frame_size
 from samjax.masks import resize
-from samjax.model.sam import SIZES, Sam, normalize
+from samjax.model.config import SIZES, SamConfig
+from samjax.model.encoders.vit import ViTConfig
+from samjax.model.mask_decoder import MaskDecoderConfig
+from samjax.model.sam import Sam, normalize
 from samjax.structs import (
     ABSENT,
     ALL_MASKS,
@@ -38,10 +41,13 @@ SIMPLE = 1e-5  # one module
 COMPOSED = 1e-4  # many modules in a row
 
 # The window of 3 divides no side of the grids, 5 x 5 and 5 x 7: windows are padded both ways.
-SQUARE = dataclasses.replace(
-    SIZES['test'], image_size=(80, 80), patch=16, width=24, stages=2, windowed=1, heads=2, window=3,
-    channels=32, mask_channels=8, decoder_heads=4, decoder_mlp=48, iou_hidden=20,
-)  # fmt: skip
+SQUARE = SamConfig(
+    ViTConfig(width=24, num_stages=2, windowed_per_stage=1, num_heads=2, patch_size=16, window_size=3),
+    image_size=(80, 80),
+    embed_dim=32,
+    mask_in_chans=8,
+    decoder=MaskDecoderConfig(num_heads=4, mlp_dim=48, iou_head_hidden_dim=20),
+)
 WIDE = dataclasses.replace(SQUARE, image_size=(80, 112))
 
 
@@ -54,7 +60,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def exact():
-    with jax.default_matmul_precision('global_max'), torch.no_grad():
+    with jax.default_matmul_precision('highest'), torch.no_grad():
         yield
 
 
@@ -87,10 +93,10 @@ def assert_equal(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def one_of(stacked, place):
-    """The module at a place of stacked ones."""
+def unstacked(stacked, index):
+    """The module at an index of the stacked ones."""
     graphdef, params = nnx.split(stacked)
-    return nnx.merge(graphdef, jax.tree.map(lambda x: x[place], params))
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], params))
 
 
 # Image encoder
@@ -98,15 +104,15 @@ def one_of(stacked, place):
 
 @pytest.mark.parametrize('index', [0, 1], ids=['windowed', 'global'])
 def test_encoder_block(wide, index):
-    x_BhwD = draw(0, 2, 5, 7, WIDE.width)
+    x_BhwD = draw(0, 2, 5, 7, WIDE.encoder.width)
     expected = wide.torch.image_encoder.blocks[index](torch.from_numpy(x_BhwD))
     encoder = wide.jax.image_encoder
-    stacked, place = [(encoder.windowed_blocks, (0, 0)), (encoder.global_blocks, 0)][index]
-    assert_equal(one_of(stacked, place)(x_BhwD, 0.0), expected, SIMPLE)
+    stacked, position = [(encoder.windowed_blocks, (0, 0)), (encoder.global_blocks, 0)][index]
+    assert_equal(unstacked(stacked, position)(x_BhwD, 0.0), expected, SIMPLE)
 
 
 def test_neck(wide):
-    x_BhwD = draw(1, 2, 5, 7, WIDE.width)
+    x_BhwD = draw(1, 2, 5, 7, WIDE.encoder.width)
     expected = channels_last(wide.torch.image_encoder.neck(channels_first(x_BhwD)))
     assert_equal(wide.jax.image_encoder.neck(x_BhwD), expected, SIMPLE)
 
@@ -114,7 +120,7 @@ def test_neck(wide):
 @pytest.mark.parametrize('frame', ['square', 'wide'])
 def test_image_encoder(frame, request):
     pair = request.getfixturevalue(frame)
-    h, w = pair.jax.prompt_encoder.grid
+    h, w = pair.jax.prompt_encoder.embedding_size
     image_BHW3 = draw(2, 2, 16 * h, 16 * w, 3)
     expected = channels_last(pair.torch.image_encoder(channels_first(image_BHW3)))
     assert_equal(pair.jax.image_encoder(image_BHW3), expected, COMPOSED)
@@ -122,14 +128,14 @@ def test_image_encoder(frame, request):
 
 def test_every_norm_with_little_variance(square):
     """An epsilon of 1e-5 instead of 1e-6 only shows when the variance is about as small."""
-    norms, rows = 0, {row.meta: row for row in key_map.table(SQUARE)}
+    norms, keys = 0, {key.meta: key for key in key_map.checkpoint_keys(SQUARE)}
     for name, module in square.torch.named_modules():
         if not isinstance(module, (torch.nn.LayerNorm, oracle.modeling.common.LayerNorm2d)):
             continue
-        ours, row = square.jax, rows[f'{name}.weight']
-        for part in row.ours.split('/')[:-1]:
+        ours, key = square.jax, keys[f'{name}.weight']
+        for part in key.ours.split('/')[:-1]:
             ours = ours[int(part)] if part.isdigit() else getattr(ours, part)
-        ours = one_of(ours, row.place)
+        ours = unstacked(ours, key.index)
         x_B11C = draw(norms, 4, 1, 1, ours.scale.shape[0]) * 2e-3
         if isinstance(module, torch.nn.LayerNorm):
             expected = module(torch.from_numpy(x_B11C))
@@ -137,7 +143,7 @@ def test_every_norm_with_little_variance(square):
             expected = channels_last(module(channels_first(x_B11C)))
         assert_equal(ours(x_B11C), expected, SIMPLE)
         norms += 1
-    assert norms == 2 * SQUARE.depth + 2 + 2 + 4 * SQUARE.decoder_depth + 1 + 1
+    assert norms == 2 * SQUARE.encoder.depth + 2 + 2 + 4 * SQUARE.decoder.depth + 1 + 1
 
 
 # Prompt encoder
@@ -391,7 +397,8 @@ def test_pixels_to_masks(square):
 def restoring(low, frame, size, original):
     """Matrices from low-resolution logits to the frame, less its padding, to original size."""
     return tuple(
-        resize.matrix(s, o) @ resize.matrix(x, f)[:s] for x, f, s, o in zip(low, frame, size, original, strict=True)
+        resize.linear_matrix(s, o) @ resize.linear_matrix(x, f)[:s]
+        for x, f, s, o in zip(low, frame, size, original, strict=True)
     )
 
 
@@ -424,7 +431,7 @@ def test_postprocessing_of_the_released_frame(original):
 def test_resize_matrix(size):
     x_yx = draw(16, 5, 7)
     expected = F.interpolate(torch.from_numpy(x_yx)[None, None], size, mode='bilinear', align_corners=False)[0, 0]
-    assert_equal(resize.matrix(5, size[0]) @ x_yx @ resize.matrix(7, size[1]).T, expected, SIMPLE)
+    assert_equal(resize.linear_matrix(5, size[0]) @ x_yx @ resize.linear_matrix(7, size[1]).T, expected, SIMPLE)
 
 
 @pytest.mark.parametrize('factor', [1, 2, 3, 4, 8])

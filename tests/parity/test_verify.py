@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from samjax.errors import SamjaxError
-from samjax.model.sam import SIZES
+from samjax.model.config import SIZES
 from samjax.parity import meta, verify
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.mark.parametrize(
     'size', ['vit_b', pytest.param('vit_l', marks=pytest.mark.large), pytest.param('vit_h', marks=pytest.mark.large)]
 )
-def test_converted_model_answers_like_the_original(tmp_path, size):
+def test_converted_model_predicts_like_the_original(tmp_path, size):
     """In a process of its own: this one compiles without optimisation."""
     torch.save(oracle.randomize(oracle.build(SIZES[size]), 0, gain=1.0).state_dict(), tmp_path / 'sam.pth')
     arguments = ['convert', tmp_path / 'sam.pth', tmp_path / 'run', '--verify']

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from samjax.preflight import collectives
-from samjax.preflight.collectives import Sent
+from samjax.preflight.collectives import Collective
 
 # Text, most of it from programs compiled for TPUs, shortened.
 
@@ -37,7 +37,7 @@ def test_groups(groups, size):
         f'replica_groups={groups}, dimensions={{0}}, use_global_device_ids=true',
         'ROOT %copy.3 = bf16[1024,1280]{1,0:T(8,128)(2,1)} copy(%all-gather.4)',
     )
-    assert collectives.read(text) == [Sent('all-gather', 1, (size - 1) * 128 * 1280 * 2, 0)]
+    assert collectives.read(text) == [Collective('all-gather', 1, (size - 1) * 128 * 1280 * 2, 0)]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_bytes_received_by_one_of_four(kind, received):
         '%x = f32[10,25]{1,0} parameter(0)',
         f'ROOT %y = f32[10,25]{{1,0}} {kind}(%x), replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}',
     )
-    assert collectives.read(text) == [Sent(kind, 1, received, 0)]
+    assert collectives.read(text) == [Collective(kind, 1, received, 0)]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_bytes_of_arrays(array, size):
         f'%x = {array} parameter(0)',
         f'ROOT %y = {array} collective-permute(%x), source_target_pairs={{{{0,1}},{{1,0}}}}',
     )
-    assert collectives.read(text) == [Sent('collective-permute', 1, size, 0)]
+    assert collectives.read(text) == [Collective('collective-permute', 1, size, 0)]
 
 
 def test_start_and_done_are_one():
@@ -97,10 +97,10 @@ def test_start_and_done_are_one():
     )
     size = 128 * 1280 * 2
     assert collectives.read(text) == [
-        Sent('all-gather', 1, 7 * size, 0),
-        Sent('all-reduce', 1, size, 0),
-        Sent('reduce-scatter', 1, size * 7 // 8, 0),
-        Sent('collective-permute', 1, size, 0),
+        Collective('all-gather', 1, 7 * size, 0),
+        Collective('all-reduce', 1, size, 0),
+        Collective('reduce-scatter', 1, size * 7 // 8, 0),
+        Collective('collective-permute', 1, size, 0),
     ]
 
 
@@ -113,7 +113,7 @@ def test_several_arrays_in_one():
         'use_global_device_ids=true, to_apply=%add.2',
         others='%add.2 (p: f32[]) -> f32[] {\n  ROOT %p = f32[] parameter(0)\n}',
     )
-    assert collectives.read(text) == [Sent('all-reduce', 1, 2 * 7 * (2 * 1024 * 1024 + 4 * 64 * 256) // 8, 0)]
+    assert collectives.read(text) == [Collective('all-reduce', 1, 2 * 7 * (2 * 1024 * 1024 + 4 * 64 * 256) // 8, 0)]
 
 
 def test_tpu_reduce_scatter():
@@ -139,7 +139,7 @@ replica_groups={{0,1,2,3,4,5,6,7}}, use_global_device_ids=true, to_apply=%add.1.
 }
 """,
     )
-    assert collectives.read(text) == [Sent('reduce-scatter', 1, 7 * 128 * 1024 * 2, 0)]
+    assert collectives.read(text) == [Collective('reduce-scatter', 1, 7 * 128 * 1024 * 2, 0)]
 
 
 def test_tpu_gather_that_other_work_hides():
@@ -176,7 +176,7 @@ custom_call_target="AsyncCollectiveDone"
 }}
 """,
     )
-    assert collectives.read(text) == [Sent('all-gather', 1, 7 * 128 * 1024 * 2, 0)]
+    assert collectives.read(text) == [Collective('all-gather', 1, 7 * 128 * 1024 * 2, 0)]
 
 
 def test_tpu_slices_are_received_by_the_host():
@@ -193,7 +193,7 @@ def test_tpu_slices_are_received_by_the_host():
         f'%recv-done = (bf16[128,8,128]{{2,1,0}}, token[]) recv-done(%recv), {attributes}',
         'ROOT %y = bf16[128,8,128]{2,1,0} get-tuple-element(%recv-done), index=0',
     )
-    assert collectives.read(text) == [Sent('other-slices', 1, 128 * 8 * 128 * 2, 0)]
+    assert collectives.read(text) == [Collective('other-slices', 1, 128 * 8 * 128 * 2, 0)]
 
 
 LOOP = """
@@ -238,12 +238,12 @@ def loop(start: str, stop: int, step: int, config: str = '') -> str:
 )
 def test_loops_of_constants(start, stop, step, trips):
     rows = collectives.read(loop(f'constant({start})', stop, step))
-    assert rows == ([Sent('collective-permute', trips, trips * 128 * 1280 * 2, 0)] if trips else [])
+    assert rows == ([Collective('collective-permute', trips, trips * 128 * 1280 * 2, 0)] if trips else [])
 
 
 def test_loop_whose_length_the_compiler_knows():
     text = loop('add(%n, %n)', 7, 1, ', backend_config={"known_trip_count":{"n":"5"},"known_init_step":{"init":"0"}}')
-    assert collectives.read(text) == [Sent('collective-permute', 5, 5 * 128 * 1280 * 2, 0)]
+    assert collectives.read(text) == [Collective('collective-permute', 5, 5 * 128 * 1280 * 2, 0)]
 
 
 @pytest.mark.parametrize(
@@ -261,14 +261,14 @@ def test_loop_whose_length_the_compiler_knows():
 def test_loops_of_unknown_length_count_once(known, unknown):
     text = loop('constant(0)', 7, 1)
     assert known in text
-    assert collectives.read(text.replace(known, unknown)) == [Sent('collective-permute', 1, 128 * 1280 * 2, 1)]
+    assert collectives.read(text.replace(known, unknown)) == [Collective('collective-permute', 1, 128 * 1280 * 2, 1)]
 
 
 def test_condition_of_a_loop_runs_once_more_than_its_body():
     test = '  ROOT %lt'
     reduced = '  %all = s32[]{:T(128)} all-reduce(%i.1), replica_groups=[4,2]<=[8], to_apply=%add\n' + test
     rows = collectives.read(loop('constant(0)', 7, 1).replace(test, reduced))
-    assert rows == [Sent('all-reduce', 8, 8 * 4, 0), Sent('collective-permute', 7, 7 * 128 * 1280 * 2, 0)]
+    assert rows == [Collective('all-reduce', 8, 8 * 4, 0), Collective('collective-permute', 7, 7 * 128 * 1280 * 2, 0)]
 
 
 def test_every_branch_counts():
@@ -284,13 +284,13 @@ def test_every_branch_counts():
         'ROOT %y = f32[8]{0} conditional(%which, %x, %x), branch_computations={%yes, %no}',
         others=branch.format('yes') + branch.format('no'),
     )
-    assert collectives.read(text) == [Sent('all-reduce', 2, 2 * 32, 0)]
+    assert collectives.read(text) == [Collective('all-reduce', 2, 2 * 32, 0)]
 
 
 # Programs compiled for the eight simulated devices.
 
 
-def compiled(f, sides: dict[str, int]) -> list[Sent]:
+def compiled(f, sides: dict[str, int]) -> list[Collective]:
     """What `f` of a device's eighth of a float32 (64, 16) sends, on a mesh with these sides."""
     mesh = Mesh(np.array(jax.devices()).reshape(*sides.values()), tuple(sides))
     split = PartitionSpec(tuple(sides))
@@ -314,7 +314,7 @@ ROUND = [(i, (i + 1) % 8) for i in range(8)]
     ],
 )
 def test_programs(f, kind, received):
-    assert compiled(f, {'x': 8}) == [Sent(kind, 1, received, 0)]
+    assert compiled(f, {'x': 8}) == [Collective(kind, 1, received, 0)]
 
 
 def test_nothing_is_sent():
@@ -323,9 +323,9 @@ def test_nothing_is_sent():
 
 def test_groups_of_a_mesh_with_two_axes():
     sides = {'y': 2, 'x': 4}
-    assert compiled(lambda x: jax.lax.psum(x, 'x'), sides) == [Sent('all-reduce', 1, 2 * 3 * SHARD // 4, 0)]
-    assert compiled(lambda x: jax.lax.psum(x, 'y'), sides) == [Sent('all-reduce', 1, 2 * 1 * SHARD // 2, 0)]
-    assert compiled(lambda x: jax.lax.psum(x, ('y', 'x')), sides) == [Sent('all-reduce', 1, 2 * 7 * SHARD // 8, 0)]
+    assert compiled(lambda x: jax.lax.psum(x, 'x'), sides) == [Collective('all-reduce', 1, 2 * 3 * SHARD // 4, 0)]
+    assert compiled(lambda x: jax.lax.psum(x, 'y'), sides) == [Collective('all-reduce', 1, 2 * 1 * SHARD // 2, 0)]
+    assert compiled(lambda x: jax.lax.psum(x, ('y', 'x')), sides) == [Collective('all-reduce', 1, 2 * 7 * SHARD // 8, 0)]
 
 
 def test_loops_of_programs():
@@ -340,10 +340,10 @@ def test_loops_of_programs():
         return jax.lax.psum_scatter(jax.lax.all_gather(x, 'x', tiled=True), 'x', tiled=True)
 
     assert compiled(f, {'x': 8}) == [
-        Sent('all-gather', 1, 7 * SHARD, 0),
-        Sent('all-reduce', 7, 7 * 2 * 7 * SHARD // 8, 0),
-        Sent('reduce-scatter', 1, 7 * SHARD, 0),
-        Sent('collective-permute', 21, 21 * SHARD, 0),
+        Collective('all-gather', 1, 7 * SHARD, 0),
+        Collective('all-reduce', 7, 7 * 2 * 7 * SHARD // 8, 0),
+        Collective('reduce-scatter', 1, 7 * SHARD, 0),
+        Collective('collective-permute', 21, 21 * SHARD, 0),
     ]
 
 
@@ -353,4 +353,4 @@ def test_loop_that_data_ends():
             lambda x: jax.lax.pmax(x.max(), 'x') < 9, lambda x: jax.lax.ppermute(x, 'x', ROUND), x
         )
 
-    assert compiled(f, {'x': 8}) == [Sent('all-reduce', 1, 2 * 7 * 4 // 8, 1), Sent('collective-permute', 1, SHARD, 1)]
+    assert compiled(f, {'x': 8}) == [Collective('all-reduce', 1, 2 * 7 * 4 // 8, 1), Collective('collective-permute', 1, SHARD, 1)]

@@ -5,9 +5,10 @@ import torch
 from flax import nnx
 
 from samjax.convert import weights
-from samjax.convert.convert import to_states
+from samjax.convert.weights import to_states
+from samjax.model.config import SamConfig
 from samjax.model.params import abstract_state
-from samjax.model.sam import Sam, SamConfig
+from samjax.model.sam import Sam
 from samjax.parity import meta
 
 segment_anything = meta.package()

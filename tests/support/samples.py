@@ -1,4 +1,4 @@
-"""Images, masks and files that tests of several modules make and look at."""
+"""Images, masks and files for tests of several modules."""
 
 import io
 import json
@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.sa1b_like import as_annotation
-from samjax.__main__ import main
+from samjax.cli.main import main
 from samjax.masks import rle
 
 HEIGHT, WIDTH = 24, 40
 
 
-def picture(number, height=HEIGHT, width=WIDTH):
+def random_image(number, height=HEIGHT, width=WIDTH):
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
 
@@ -41,10 +41,10 @@ def content(masks=MASKS, height=HEIGHT, width=WIDTH):
 
 
 def write(folder, name, suffix='.jpg', image=None, json_content=None):
-    """One image with its JSON; returns their paths."""
+    """Writes an image with its JSON in the layout of SA-1B; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / f'{name}{suffix}', folder / f'{name}.json'
-    files[0].write_bytes(encoded(image or picture(len(name)), suffix))
+    files[0].write_bytes(encoded(image or random_image(len(name)), suffix))
     files[1].write_text(json.dumps(json_content or content()))
     return files
 
@@ -71,7 +71,7 @@ def tree(folder):
 
 
 def record(top, left, bottom, right, size=(24, 40)):
-    """What the generator says of a rectangle."""
+    """A rectangle as `samjax masks` writes it."""
     mask_HW = np.zeros(size, bool)
     mask_HW[top:bottom, left:right] = True
     return {

@@ -1,9 +1,9 @@
 """A model of two parameters that stands in for SAM in the tests of the loop: it compiles at once.
 
 Both parameters chase a number that depends on the images of the step and its key, so the curve tells whether data,
-step and seed are as they were.  Run as a program it is train.py with this model:
+step and seed are as they were.  Run as a program it is `samjax train` with this model:
 
-    python tests/stand_in.py WORKDIR STEPS SECONDS_PER_STEP DEVICES [PORT PROCESSES PROCESS [sam]]
+    python tests/support/stand_in.py WORKDIR STEPS SECONDS_PER_STEP DEVICES [PORT PROCESSES PROCESS [sam]]
 
 or, with the last word, with a real SAM, which takes a minute to compile.
 """
@@ -23,9 +23,12 @@ from flax import nnx
 
 from samjax.config import get_config
 from samjax.distributed import sharding
+from samjax.distributed.processes import exit_process, initialize
 from samjax.errors import SamjaxError
+from samjax.evaluation.during_training import TrainingEvaluation
+from samjax.model.config import from_options
 from samjax.model.layers import Buffer
-from samjax.model.sam import sam_config
+from samjax.model.param_rules import DENSE, ParamRule
 from samjax.training import loop, optimizer, step
 from samjax.training.compiled_step import CompiledTrainStep
 from samjax.training.losses import LossConfig
@@ -46,10 +49,10 @@ QUICK = {
     'train.log_every': 1,
     'train.save_every': 2,
     'train.eval_every': 2,
+    'train.eval_max_objects': 2,
     'eval.clicks': (1, 2),
     'eval.prompt_batch_size': 2,
     'eval.devices': 1,
-    'eval.max_objects': 2,
     'eval.num_visualizations': 1,
 }
 
@@ -61,15 +64,25 @@ def quick(steps, **changes):
     return config
 
 
+class Rules:
+    """The kernel is a matrix, the bias is none."""
+
+    num_layers = 1
+
+    def of(self, names):
+        return ParamRule(names[-1], DENSE if names[-1] == 'kernel' else None)
+
+
 def build(config):
-    """A program whose model has two parameters."""
-    model, mesh = sam_config(**config.model), sharding.make_mesh(sharding.MeshConfig(**config.mesh), 16, 2)
+    """A training step whose model has two parameters."""
+    model, _, _ = from_options(**config.model)
+    mesh = sharding.make_mesh(sharding.MeshConfig(**config.mesh), 16, 2)
     sharding.check_batch(config.train.batch_size, config.train.grad_accum_steps, mesh)
     everywhere = sharding.replicated(mesh)
     params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
     buffers, zero = nnx.State({'fixed': Buffer(jnp.ones(3))}), jnp.zeros((), jnp.int32)
     options = optimizer.OptimizerConfig(**config.optimizer)
-    tx = optimizer.make_optimizer(options, params, model)
+    tx = optimizer.make_optimizer(options, params, Rules())
 
     def init():
         return TrainState(zero, params, buffers, tx.init(params), zero)
@@ -119,14 +132,15 @@ def main(workdir, steps, seconds, devices, port='', processes='', process='', mo
         return opened
 
     loop.open_batches = open_slowly
+    open_evaluation = TrainingEvaluation
     if model == 'stand-in':
-        loop.build, loop.Evaluation = build, Evaluation
+        loop.build, open_evaluation = build, Evaluation
     try:
         if port:
-            processes.initialize(False, f'127.0.0.1:{port}', int(processes), int(process), 60)
-        loop.train(quick(int(steps)), workdir)
+            initialize(False, f'127.0.0.1:{port}', int(processes), int(process), 60)
+        loop.train(quick(int(steps)), workdir, open_evaluation)
     except SamjaxError as error:
-        processes.exit_process(f'error: {error}')
+        exit_process(f'error: {error}')
     except loop.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(stopped.code)

@@ -6,7 +6,7 @@ import functools
 import optax
 
 from samjax.config import get_config
-from samjax.evaluation.eval_model import EvalModel, on_devices
+from samjax.evaluation.eval_model import EvalModel
 from samjax.model.params import abstract_state
 from samjax.training import step
 from samjax.training.click_simulation import ClickSimulation
@@ -25,13 +25,13 @@ def tiny_run_config():
     return config
 
 
-def eval_model(tmp_path, params, devices=1, path=None):
+def tiny_eval_model(params, devices=1, path='scenes', cache='~/.cache/samjax'):
     config = tiny_run_config()
     config.eval.devices = devices
     config.eval.points_per_side = 4
-    if path:
-        config.data.eval_path = str(path)
-    return EvalModel(config, tmp_path, 7, 'digest', on_devices(config, *params))
+    config.data.eval_path = str(path)
+    config.data.cache = str(cache)
+    return EvalModel.from_params(config, *params, step=7, params_digest='digest')
 
 
 SIMULATION = dataclasses.replace(ClickSimulation(**get_config().prompts), rounds=5, objects_per_chunk=1)

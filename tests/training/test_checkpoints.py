@@ -1,11 +1,9 @@
-"""samjax.training.checkpoints: what is saved comes back, what is broken is said, and a good checkpoint is never lost."""
+"""samjax.training.checkpoints: saved states come back, damage is reported, and a good checkpoint is never lost."""
 
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
-import logging
 import pathlib
 import re
 import shutil
@@ -19,11 +17,12 @@ import optax
 import pytest
 from flax import nnx
 
+from samjax.checkpoints import run
+from samjax.config import RENAMED, get_config
 from samjax.distributed import sharding
 from samjax.errors import SamjaxError
+from samjax.model.config import from_options
 from samjax.model.layers import Buffer
-from samjax.model.sam import sam_config
-from samjax.training import checkpoints
 from samjax.training.checkpoints import Checkpoints
 from samjax.training.step import TrainState, init_state
 
@@ -43,11 +42,8 @@ def on_mesh(shapes):
 
 
 def tiny_config(**changes):
-    """configs/default.py with the model of SIZES['test']; changes as {'train.num_steps': 3}."""
-    spec = importlib.util.spec_from_file_location('default', ROOT / 'configs' / 'default.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    """samjax/config.py with the model of SIZES['test']; changes as {'train.num_steps': 3}."""
+    config = get_config()
     config.update_from_flattened_dict({'model.size': 'test', 'model.image_size': (32, 48)} | changes)
     return config
 
@@ -66,7 +62,7 @@ def abstract_state(config):
 
 def abstract_sam(config):
     """The shapes of a real state."""
-    init = functools.partial(init_state, sam_config(**config.model), TX, config.seed)
+    init = functools.partial(init_state, from_options(**config.model)[0], TX, config.seed)
     return on_mesh(jax.eval_shape(init))
 
 
@@ -132,13 +128,13 @@ def test_newest_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2', '3']
 
 
-def test_params_are_loaded_without_the_optimiser(tmp_path):
+def test_params_are_loaded_without_the_optimizer_state(tmp_path):
     config = tiny_config()
     saved = filled(abstract_sam(config), 3)
     save(tmp_path, saved, Position(), config=config, keep=2)
     shutil.rmtree(tmp_path / 'checkpoints' / '3' / 'opt_state')
     (tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp').mkdir()  # another process is just saving
-    params, buffers, step = checkpoints.restore_params(str(tmp_path), config)
+    params, buffers, step = run.restore_params(str(tmp_path), config)
     assert step == 3
     assert_same(saved.params, params)
     assert_same(saved.buffers, buffers)
@@ -147,17 +143,17 @@ def test_params_are_loaded_without_the_optimiser(tmp_path):
 def test_config_comes_back_from_the_workdir(tmp_path):
     config = tiny_config(**{'optimizer.milestones': ()})
     Checkpoints(str(tmp_path), 2, config)
-    assert checkpoints.read_config(str(tmp_path)) == config
+    assert run.read_config(str(tmp_path)) == config
 
 
 def test_evaluating_an_empty_workdir_is_refused(tmp_path):
     with pytest.raises(SamjaxError, match='holds no checkpoint: name the --workdir'):
-        checkpoints.restore_params(str(tmp_path), tiny_config())
+        run.restore_params(str(tmp_path), tiny_config())
     with pytest.raises(SamjaxError, match='config.json does not exist'):
-        checkpoints.read_config(str(tmp_path))
+        run.read_config(str(tmp_path))
     Checkpoints(str(tmp_path), 2, tiny_config())
     with pytest.raises(SamjaxError, match='holds no complete checkpoint'):
-        checkpoints.restore_params(str(tmp_path), tiny_config())
+        run.restore_params(str(tmp_path), tiny_config())
 
 
 def test_workdir_of_another_config_is_refused(tmp_path):
@@ -169,13 +165,13 @@ def test_workdir_of_another_config_is_refused(tmp_path):
         f'{tmp_path} belongs to a run with another config (optimizer.lr is 0.0008 there and 1e-05 here; '
         f'seed is 0 there and 1 here): choose another --workdir, or give the same options'
     )
-    assert checkpoints.read_config(str(tmp_path)) == tiny_config()
+    assert run.read_config(str(tmp_path)) == tiny_config()
 
 
 def test_run_that_saved_nothing_may_start_again_with_other_options(tmp_path):
     Checkpoints(str(tmp_path), 2, tiny_config())
     Checkpoints(str(tmp_path), 2, tiny_config(seed=1))
-    assert checkpoints.read_config(str(tmp_path)).seed == 1
+    assert run.read_config(str(tmp_path)).seed == 1
 
 
 def test_lengths_and_evaluation_may_change(tmp_path):
@@ -195,17 +191,31 @@ def test_lengths_and_evaluation_may_change(tmp_path):
         'eval.num_visualizations': 1,
     }
     Checkpoints(str(tmp_path), 2, tiny_config(**longer, **places))
-    assert checkpoints.read_config(str(tmp_path)).train.num_steps == 7
+    assert run.read_config(str(tmp_path)).train.num_steps == 7
 
 
-def test_option_that_did_not_exist_is_named(tmp_path):
+def test_option_that_did_not_exist_then_has_its_default(tmp_path):
     save(tmp_path, state_at(1, tiny_config()), Position(), config=tiny_config(), keep=2)
     path = tmp_path / 'config.json'
     old = json.loads(path.read_text())
     del old['loss']['dice']
     path.write_text(json.dumps(old))
-    with pytest.raises(SamjaxError, match='loss.dice is absent there and 1.0 here'):
-        Checkpoints(str(tmp_path), 2, tiny_config())
+    Checkpoints(str(tmp_path), 2, tiny_config())
+    path.write_text(json.dumps(old))
+    with pytest.raises(SamjaxError, match='loss.dice is 1.0 there and 2.0 here'):
+        Checkpoints(str(tmp_path), 2, tiny_config(**{'loss.dice': 2.0}))
+
+
+def test_run_saved_with_the_old_names_of_options_opens(tmp_path):
+    saved = tiny_config(**{'train.batch_size': 4, 'loss.resolution': 'low_res', 'optimizer.milestones': (7, 8)})
+    old = json.loads(saved.to_json())
+    names = {new: before for before, new in RENAMED.items()}
+    for new, before in names.items():
+        (section, key), (old_section, old_key) = new.split('.'), before.split('.')
+        old[old_section][old_key] = old[section].pop(key)
+    old['loss']['resolution'] = 'low'
+    (tmp_path / 'config.json').write_text(json.dumps(old))
+    assert run.read_config(str(tmp_path)) == saved
 
 
 def test_checkpoint_of_another_size_is_refused(tmp_path):
@@ -217,7 +227,7 @@ def test_checkpoint_of_another_size_is_refused(tmp_path):
         r'\(.* is \(.*\) there and \(.*\) here\): set --config.model.size'
     )
     with pytest.raises(SamjaxError, match=message):
-        checkpoints.restore_params(str(tmp_path), other)
+        run.restore_params(str(tmp_path), other)
     with pytest.raises(SamjaxError, match=message):
         Checkpoints(str(tmp_path), 2, other).restore(abstract_sam(other), Position())
 
@@ -239,9 +249,9 @@ def test_half_written_checkpoint_is_not_picked_up(tmp_path, unfinished):
 
 KILLED = """
 import os, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-import conftest, test_checkpoint as t
-from samjax.checkpoint import Checkpoints
+sys.path[:0] = [{root!r}, *({root!r} + '/tests' + folder for folder in ('', '/support', '/training'))]
+import conftest, test_checkpoints as t
+from samjax.training.checkpoints import Checkpoints
 from samjax.errors import SamjaxError
 
 config = t.tiny_config()
@@ -270,7 +280,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
 def run_with_trouble(workdir, trouble):
-    code = KILLED.format(tests=str(ROOT / 'tests'), root=str(ROOT), workdir=str(workdir), trouble=trouble)
+    code = KILLED.format(root=str(ROOT), workdir=str(workdir), trouble=trouble)
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
 
 
@@ -295,20 +305,13 @@ def test_full_disk_while_saving_keeps_the_previous(tmp_path):
     assert process.returncode == 1
     assert re.fullmatch(
         rf'error: checkpoint {tmp_path}/checkpoints/9 cannot be written \(.*File too large.*\): '
-        r'make room and run the same command, it continues from step 3\n',
+        r'free some space and run the same command, it continues from step 3\n',
         process.stderr,
     )
     assert_step_3_is_whole(tmp_path)
 
 
-@pytest.fixture
-def quiet(monkeypatch):
-    """What an error keeps from the log for good is undone."""
-    for name in ('absl', 'asyncio'):
-        monkeypatch.setattr(logging.getLogger(name), 'level', logging.getLogger(name).level)
-
-
-def test_damaged_checkpoint_is_named(tmp_path, quiet):
+def test_damaged_checkpoint_is_named(tmp_path):
     config = tiny_config()
     save(tmp_path, state_at(3, config), Position(), config=config, keep=3)
     for path in (tmp_path / 'checkpoints' / '3' / 'params').rglob('d/*'):
@@ -333,7 +336,7 @@ def empty_the_position(folder):
 
 
 @pytest.mark.parametrize('damage', [cut_short, remove_a_file, empty_the_position, shutil.rmtree])
-def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, quiet, capsys, damage):
+def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, capsys, damage):
     config = tiny_config()
     for step in (3, 9):
         save(tmp_path, state_at(step, config), Position(step), config, keep=3)

@@ -1,14 +1,11 @@
-"""samjax.training.loop and train.py: the order of things, resuming, and what stops a run.
+"""samjax.training.loop: the order of things, resuming, and what stops a run.
 
 Most tests train the model of tests/stand_in.py, which compiles at once.  One trains a real, tiny SAM.
 """
 
 import os
-import pathlib
 import re
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +13,22 @@ import numpy as np
 import pytest
 from jax import random
 from PIL import Image
-from stand_in import QUICK, Evaluation, build, quick, summed_gradients
+from stand_in import Evaluation, build, quick, summed_gradients
 
+from samjax.checkpoints import run
 from samjax.distributed import sharding
 from samjax.errors import SamjaxError
+from samjax.evaluation.during_training import TrainingEvaluation
+from samjax.model.config import from_options
 from samjax.model.params import init_params
-from samjax.model.sam import sam_config
-from samjax.training import checkpoints, loop, metric_logger
+from samjax.training import loop, metric_logger
 from samjax.training.checkpoints import Checkpoints
-from samjax.training.compiled_step import build as build_program
-
-ROOT = pathlib.Path(__file__).parents[2]
+from samjax.training.compiled_step import build as build_real
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    for part in (build, Evaluation):
-        monkeypatch.setattr(loop, part.__name__, part)
+    monkeypatch.setattr(loop, 'build', build)
     return monkeypatch
 
 
@@ -49,10 +45,10 @@ def lines_without_time(workdir):
 
 
 def test_two_and_two_steps_equal_four(stand_in, tmp_path):
-    whole = loop.train(quick(4), str(tmp_path / 'whole'))
-    first = loop.train(quick(2), str(tmp_path / 'parts'))
+    whole = loop.train(quick(4), str(tmp_path / 'whole'), Evaluation)
+    first = loop.train(quick(2), str(tmp_path / 'parts'), Evaluation)
     assert int(first.step) == 2
-    second = loop.train(quick(4), str(tmp_path / 'parts'))
+    second = loop.train(quick(4), str(tmp_path / 'parts'), Evaluation)
     assert_same(whole, second)
     assert not np.array_equal(first.params['layer']['bias'], second.params['layer']['bias'])
     lines = lines_without_time(tmp_path / 'whole')
@@ -61,9 +57,9 @@ def test_two_and_two_steps_equal_four(stand_in, tmp_path):
 
 
 def test_finished_run_is_left_alone(stand_in, tmp_path):
-    done = loop.train(quick(2), str(tmp_path))
+    done = loop.train(quick(2), str(tmp_path), Evaluation)
     before = lines_without_time(tmp_path)
-    assert_same(loop.train(quick(2), str(tmp_path)), done)
+    assert_same(loop.train(quick(2), str(tmp_path), Evaluation), done)
     assert lines_without_time(tmp_path) == before
 
 
@@ -82,8 +78,8 @@ def test_order_is_evaluate_save_batch_step_log(stand_in, tmp_path):
     spy(Evaluation, '__call__', lambda self, state: f'evaluate {int(state.step)}')
     spy(Checkpoints, 'save', lambda self, state, data: f'save {int(state.step)}')
     spy(loop.pipeline.Batches, '__next__', lambda self: 'batch')
-    spy(metric_logger.Log, 'step', lambda self, step, metrics: f'log {step}')
-    loop.train(quick(5, **{'train.save_every': 3}), str(tmp_path))
+    spy(metric_logger.MetricLogger, 'step', lambda self, step, metrics: f'log {step}')
+    loop.train(quick(5, **{'train.save_every': 3}), str(tmp_path), Evaluation)
     assert events == [
         *('batch', 'batch', 'log 1', 'log 2', 'evaluate 2'),  # read one step late, but before evaluating and saving
         *('batch', 'log 3', 'save 3'),
@@ -95,7 +91,7 @@ def test_order_is_evaluate_save_batch_step_log(stand_in, tmp_path):
 def test_hidden_transfers_are_refused(stand_in, tmp_path):
     stand_in.setattr(sharding, 'to_global', lambda local, mesh: local)
     with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
-        loop.train(quick(2), str(tmp_path))
+        loop.train(quick(2), str(tmp_path), Evaluation)
 
 
 def spoil(at, name, summed_gradients=summed_gradients):
@@ -130,18 +126,17 @@ def test_loss_that_is_not_finite_stops_and_is_not_saved(stand_in, tmp_path, at, 
     config = quick(6, **{'train.max_skipped': 0})
     stand_in.setattr('stand_in.summed_gradients', spoil([at], name))
     with pytest.raises(SamjaxError, match=message):
-        loop.train(config, str(tmp_path))
+        loop.train(config, str(tmp_path), Evaluation)
     # The checkpoint that is left is good: the same command goes on from it, once the cause is gone.
     stand_in.undo()
-    for part in (build, Evaluation):
-        stand_in.setattr(loop, part.__name__, part)
-    assert_same(loop.train(config, str(tmp_path)), loop.train(config, str(tmp_path / 'whole')))
+    stand_in.setattr(loop, 'build', build)
+    assert_same(loop.train(config, str(tmp_path), Evaluation), loop.train(config, str(tmp_path / 'whole'), Evaluation))
     assert [line['step'] for line in metric_logger.read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
 
 
 def test_bad_steps_are_skipped_and_counted_until_there_are_too_many(stand_in, tmp_path, capsys):
     stand_in.setattr('stand_in.summed_gradients', spoil([2, 3], 'loss'))
-    loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'two'))
+    loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'two'), Evaluation)
     out = capsys.readouterr().out
     assert 'loss is nan at step 2: the step is skipped' in out
     assert [
@@ -155,7 +150,7 @@ def test_bad_steps_are_skipped_and_counted_until_there_are_too_many(stand_in, tm
     ]
     stand_in.setattr('stand_in.summed_gradients', spoil([2, 3, 4], 'loss'))
     with pytest.raises(SamjaxError, match='loss is nan at step 4, training stops'):
-        loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'three'))
+        loop.train(quick(5, **{'train.max_skipped': 2}), str(tmp_path / 'three'), Evaluation)
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
@@ -168,12 +163,14 @@ def test_signal_saves_and_the_same_command_continues(stand_in, tmp_path, capsys,
     before = signal.getsignal(number)
     stand_in.setattr(Evaluation, '__call__', evaluate_and_signal)
     with pytest.raises(loop.Stopped, match='stopped and saved at step 4; the same command continues') as stopped:
-        loop.train(quick(6, **{'train.save_every': 100}), str(tmp_path))
+        loop.train(quick(6, **{'train.save_every': 100}), str(tmp_path), Evaluation)
     assert stopped.value.code == code
-    assert f'{number.name}: saves after this step; once more stops at once' in capsys.readouterr().out
+    assert f'{number.name}: saves after this step; a second signal stops at once' in capsys.readouterr().out
     assert signal.getsignal(number) is before
     stand_in.setattr(Evaluation, '__call__', lambda self, state: {})
-    assert_same(loop.train(quick(6), str(tmp_path)), loop.train(quick(6), str(tmp_path / 'whole')))
+    assert_same(
+        loop.train(quick(6), str(tmp_path), Evaluation), loop.train(quick(6), str(tmp_path / 'whole'), Evaluation)
+    )
 
 
 def test_signal_that_is_noticed_before_an_evaluation_saves_at_once(stand_in, tmp_path):
@@ -189,7 +186,7 @@ def test_signal_that_is_noticed_before_an_evaluation_saves_at_once(stand_in, tmp
     stand_in.setattr(loop.pipeline.Batches, '__next__', take_and_signal)
     stand_in.setattr(Evaluation, '__call__', lambda self, state: evaluated.append(int(state.step)) or {})
     with pytest.raises(loop.Stopped, match='stopped and saved at step 4'):
-        loop.train(quick(6, **{'train.save_every': 100, 'train.eval_every': 4}), str(tmp_path))
+        loop.train(quick(6, **{'train.save_every': 100, 'train.eval_every': 4}), str(tmp_path), Evaluation)
     assert evaluated == []
     assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['4']
 
@@ -199,14 +196,14 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(stand_in, tmp_p
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **facts: compiled.append(name) if 'backend_compile' in name else None
     )
-    step_of_log = metric_logger.Log.step
+    original_step = metric_logger.MetricLogger.step
 
     def note(self, step, metrics):
         at[step] = len(compiled)
-        step_of_log(self, step, metrics)
+        original_step(self, step, metrics)
 
-    stand_in.setattr(metric_logger.Log, 'step', note)
-    loop.train(quick(12), str(tmp_path))
+    stand_in.setattr(metric_logger.MetricLogger, 'step', note)
+    loop.train(quick(12), str(tmp_path), Evaluation)
     assert at[1] > 0
     assert at[12] == at[4]  # evaluations and saves come every two steps
 
@@ -214,24 +211,24 @@ def test_nothing_is_compiled_after_the_first_evaluation_and_save(stand_in, tmp_p
 @pytest.mark.parametrize('steps', [(2, 3), (4, 9)])
 def test_profile_is_traced(stand_in, tmp_path, steps):
     """Also if the run ends before the trace does."""
-    loop.train(quick(4, **{'train.profile_steps': steps}), str(tmp_path))
+    loop.train(quick(4, **{'train.profile_steps': steps}), str(tmp_path), Evaluation)
     [trace] = (tmp_path / 'profile').rglob('*.xplane.pb')
     assert trace.stat().st_size > 1000
 
 
 def test_start_tells_parameters_and_devices(stand_in, tmp_path, capsys):
-    loop.train(quick(1), str(tmp_path))
+    loop.train(quick(1), str(tmp_path), Evaluation)
     out = capsys.readouterr().out
     assert re.search(r'^layer/kernel +4$', out, re.MULTILINE)
     assert '8 x cpu (cpu) in 1 process(es), mesh data 1 x fsdp 8 x tensor 1; 8 images per step' in out
     assert f'starts at step 0 of 1 in {tmp_path}' in out
-    loop.train(quick(2), str(tmp_path))
+    loop.train(quick(2), str(tmp_path), Evaluation)
     assert 'continues at step 1 of 2' in capsys.readouterr().out
 
 
 def test_batch_must_fit_the_devices(stand_in, tmp_path):
     with pytest.raises(SamjaxError, match='train.batch_size=4 cannot be split evenly over 8 devices'):
-        loop.train(quick(2, **{'train.batch_size': 4}), str(tmp_path))
+        loop.train(quick(2, **{'train.batch_size': 4}), str(tmp_path), Evaluation)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,9 +237,9 @@ def test_sam_trains_ten_and_ten_as_twenty(tmp_path):
     jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'xla'))
     try:
         rare = {'train.log_every': 5, 'train.save_every': 100, 'train.eval_every': 100}
-        whole = loop.train(quick(20, **rare), str(tmp_path / 'whole'))
-        loop.train(quick(10, **rare), str(tmp_path / 'parts'))
-        assert_same(whole, loop.train(quick(20, **rare), str(tmp_path / 'parts')))
+        whole = loop.train(quick(20, **rare), str(tmp_path / 'whole'), TrainingEvaluation)
+        loop.train(quick(10, **rare), str(tmp_path / 'parts'), TrainingEvaluation)
+        assert_same(whole, loop.train(quick(20, **rare), str(tmp_path / 'parts'), TrainingEvaluation))
     finally:
         jax.config.update('jax_compilation_cache_dir', None)
     lines = lines_without_time(tmp_path / 'whole')
@@ -256,46 +253,11 @@ def test_sam_trains_ten_and_ten_as_twenty(tmp_path):
             assert picture.size > (300, 100)
 
 
-def command(workdir, *options):
-    words = [sys.executable, 'train.py', f'--workdir={workdir}', *options]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.parametrize(
-    ('option', 'message'),
-    [
-        ('--config.trian.steps=3', r"the config has no option 'trian' Did you mean \"train\".* See configs/default.py"),
-        ('--config.train.stepz=3', r"the config has no option 'stepz' Did you mean \"steps\".*"),
-        ('--config=configs/nowhere.py', r'.*configs/nowhere.py.*'),
-        ('--config.optimizer.weight_decay_on=some', r"optimizer.weight_decay_on='some' is not known.*"),
-        ('train.num_steps=3', r"'train.num_steps=3' is not an option: write --config.section.key=value"),
-    ],
-)
-def test_wrong_command_is_one_line(tmp_path, option, message):
-    process = command(tmp_path / 'run', option)
-    last = process.stderr.strip().splitlines()[-1]
-    assert process.returncode == 1
-    assert re.match(f'error: {message}', last)
-    assert 'Traceback' not in process.stderr
-    assert not (tmp_path / 'run').exists()
-
-
-def test_options_of_the_command_reach_the_run(stand_in, tmp_path):
-    """The command stops at the folder of another run, after its options have been compared with those."""
-    loop.train(quick(2), str(tmp_path))
-    options = [f'--config.{key}={value}' for key, value in (QUICK | {'model.image_size': (32, 48)}).items()]
-    process = command(tmp_path, '--config.model.size=test', *options, '--config.optimizer.lr=0.5')
-    assert process.stderr == (
-        f'error: {tmp_path} belongs to a run with another config (optimizer.lr is 0.0008 there and 0.5 here): '
-        f'choose another --workdir, or give the same options\n'
-    )
-
-
 def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     config = quick(1, **{'train.init_from': str(tmp_path / 'first')})
-    params, buffers = init_params(sam_config(**config.model), 3)
-    checkpoints.save_params(str(tmp_path / 'first'), config, params, buffers)
-    compiled = build_program(config)
+    params, buffers = init_params(from_options(**config.model)[0], 3)
+    run.save_params(str(tmp_path / 'first'), config, params, buffers)
+    compiled = build_real(config)
     started = loop.initial_state(config, compiled)
     assert_same(params, started.params)
     assert_same(buffers, started.buffers)

@@ -9,6 +9,7 @@ import pytest
 
 from samjax.config import get_config
 from samjax.masks import resize
+from samjax.masks.iou import mask_iou
 from samjax.training import losses
 from samjax.training.losses import LossConfig
 
@@ -43,15 +44,6 @@ def test_losses_are_finite_for_extreme_logits():
     value, grad = jax.value_and_grad(total)(jnp.array([[1e4, -1e4, -1e4, 1e4]]))
     assert np.isfinite(value)
     assert np.isfinite(grad).all()
-
-
-def test_mask_iou_of_hand_made_masks():
-    predicted = jnp.array([[1, 1, 0], [0, 0, 1]], bool)
-    truth = jnp.array([[0, 1, 1], [0, 0, 1]], bool)
-    assert losses.mask_iou(predicted, truth, jnp.ones((2, 3), bool)) == 0.5
-    last_row_only = jnp.array([[0, 0, 0], [1, 1, 1]], bool)
-    assert losses.mask_iou(predicted, truth, last_row_only) == 1.0
-    assert losses.mask_iou(jnp.zeros((2, 3), bool), jnp.zeros((2, 3), bool), jnp.ones((2, 3), bool)) == 0.0
 
 
 def transcribed(logits_MHW, iou_M, truth_HW, area_HW, supervision):
@@ -128,7 +120,7 @@ def test_one_mask_at_a_time_equals_all_enlarged_at_once():
         logits_BNMHW, weight, truth = upscale(low_BNMyx), area_BHW[:, None, None] * 1.0, masks_BNHW[:, :, None] * 1.0
         mask_loss_BNM = 20 * losses.focal_loss(logits_BNMHW, truth, weight, 0.25, 2.0)
         mask_loss_BNM += losses.dice_loss(logits_BNMHW, truth, weight)
-        actual_BNM = losses.mask_iou(logits_BNMHW > 0, masks_BNHW[:, :, None], area_BHW[:, None, None])
+        actual_BNM = mask_iou(logits_BNMHW > 0, masks_BNHW[:, :, None], area_BHW[:, None, None])
         best_BN1 = mask_loss_BNM.argmin(-1)[..., None]
         return jnp.take_along_axis(mask_loss_BNM + (iou_BNM - actual_BNM) ** 2, best_BN1, -1).sum()
 

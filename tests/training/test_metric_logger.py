@@ -20,13 +20,15 @@ def rate(count):
     return 0.1 * (count + 1)
 
 
-def utilisation(images_per_second):
+def utilization(images_per_second):
     return math.nan
 
 
 def run(workdir, start, stop, steps=6):
     """Logs updates start + 1 ... stop with loss = step, a line every 2 updates, and a score after update 4."""
-    log = logs.Log(str(workdir), start, steps, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
+    log = logs.MetricLogger(
+        str(workdir), start, steps, every=2, batch_size=8, rate=rate, begun=0.0, utilization=utilization
+    )
     for step in range(start + 1, stop + 1):
         log.step(step, METRICS | {'loss': float(step)})
         if step == 4:
@@ -89,7 +91,7 @@ def events(path):
 
 
 def test_progress_line_is_one_line_with_everything(capsys, tmp_path):
-    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch=8, used=math.nan)
+    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch_size=8, mfu=math.nan)
     assert line == (
         'step 50/200 | 4.0 images/s | loss 3.0000 (focal 0.1000, dice 0.5000, iou 0.5000) | '
         'mask IoU 0.250 to 0.500 | lr 8.00e-04 | ETA 5 min 00 s'
@@ -99,7 +101,7 @@ def test_progress_line_is_one_line_with_everything(capsys, tmp_path):
 
 
 def test_first_step_of_a_process_is_not_timed():
-    line = logs.progress(1, 200, METRICS, 8e-4, per_second=math.nan, batch=8, used=math.nan)
+    line = logs.progress(1, 200, METRICS, 8e-4, per_second=math.nan, batch_size=8, mfu=math.nan)
     assert '| - images/s |' in line
     assert line.endswith('ETA -')
 
@@ -107,16 +109,16 @@ def test_first_step_of_a_process_is_not_timed():
 def test_time_outside_training_does_not_count(tmp_path, monkeypatch):
     clock = iter([10.0, 11.0, 51.0, 54.0])  # first step ends, evaluation begins, ends, second step ends
     monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(clock))
-    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
+    log = logs.MetricLogger(str(tmp_path), 0, 6, every=2, batch_size=8, rate=rate, begun=0.0, utilization=utilization)
     log.step(1, METRICS)
-    with log.spends('evaluation'):
+    with log.time_of('evaluation'):
         pass
     log.step(2, METRICS)
     assert logs.read_metrics(tmp_path)[0]['train/images_per_second'] == pytest.approx(8 / 4)
 
 
 def test_share_of_the_peak_is_in_the_line():
-    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch=8, used=0.412)
+    line = logs.progress(50, 200, METRICS, 8e-4, per_second=0.5, batch_size=8, mfu=0.412)
     assert '| 4.0 images/s (MFU 41%) |' in line
 
 
@@ -124,10 +126,10 @@ def test_waiting_for_data_counts_only_if_the_devices_are_idle(tmp_path, monkeypa
     # First step ends; a wait of 2 s, one that is not counted; second step ends; the run ends.
     clock = itertools.chain([10.0, 11.0, 13.0, 14.0, 20.0], itertools.repeat(30.0))
     monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(clock))
-    log = logs.Log(str(tmp_path), 0, 2, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
+    log = logs.MetricLogger(str(tmp_path), 0, 2, every=2, batch_size=8, rate=rate, begun=0.0, utilization=utilization)
     log.step(1, METRICS)
     for idle in (True, False):
-        with log.waits(lambda idle=idle: idle):
+        with log.waiting(lambda idle=idle: idle):
             pass
     log.step(2, METRICS)
     assert logs.read_metrics(tmp_path)[0]['train/data_wait'] == pytest.approx(0.2)
@@ -135,13 +137,6 @@ def test_waiting_for_data_counts_only_if_the_devices_are_idle(tmp_path, monkeypa
     out = capsys.readouterr().out
     assert 'the devices waited 20% of the time for data: raise --config.data.num_workers' in out
     assert 'goodput 60.0% of 30 s (else: start 10 s, data 2 s)' in out
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'text'), [(0.4, '0 s'), (62, '1 min 02 s'), (3599.6, '1 h 00 min'), (360_000, '100 h 00 min')]
-)
-def test_duration(seconds, text):
-    assert logs.duration(seconds) == text
 
 
 def test_parameter_table_counts_modules():
@@ -172,7 +167,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
 
 
 def test_values_are_json_of_the_standard(tmp_path):
-    log = logs.Log(str(tmp_path), 0, 6, every=2, batch=8, rate=rate, begun=0.0, utilisation=utilisation)
+    log = logs.MetricLogger(str(tmp_path), 0, 6, every=2, batch_size=8, rate=rate, begun=0.0, utilization=utilization)
     log.values(3, {'eval/iou_spearman': 0.5})
     assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 3, 'eval/iou_spearman': 0.5}
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from samjax.errors import SamjaxError
-from samjax.model.params import init_params
-from samjax.model.sam import SIZES
+from samjax.model.config import SIZES
+from samjax.model.params import ParamRules, init_params, path_names
 from samjax.training import optimizer
 
 OPTIONS = optimizer.OptimizerConfig(
@@ -29,7 +29,7 @@ OPTIONS = optimizer.OptimizerConfig(
 )
 
 
-TWO_BLOCKS = dataclasses.replace(SIZES['test'], stages=1, windowed=1)
+RULES = ParamRules(SIZES['test'])  # two blocks: one windowed, one global
 
 
 def with_options(**changes):
@@ -42,15 +42,23 @@ def tiny_params():
     def layer(value, *lead):
         return {'kernel': nnx.Param(jnp.full((*lead, 2, 2), value)), 'bias': nnx.Param(jnp.full((*lead, 2), value))}
 
-    encoder = {'patch_embed': layer(1.0), 'neck': layer(4.0)}
-    encoder |= {'windowed_blocks': layer(2.0, 1, 1), 'global_blocks': layer(3.0, 1)}
+    def mlp(value, *lead):
+        return {'mlp': {'layers': {0: layer(value, *lead)}}}
+
+    encoder = {'patch_embed': layer(1.0), 'windowed_blocks': mlp(2.0, 1, 1), 'global_blocks': mlp(3.0, 1)}
     encoder['pos_embed'] = nnx.Param(jnp.full((2, 2, 2), 5.0))
-    return nnx.State({'image_encoder': encoder})
+    return nnx.State({'image_encoder': encoder, 'mask_decoder': {'upscale1': layer(4.0)}})
+
+
+def head(**arrays):
+    """Parameters of a linear layer behind the encoder."""
+    layer = {name: nnx.Param(array) for name, array in arrays.items()}
+    return nnx.State({'mask_decoder': {'iou_head': {'layers': {0: layer}}}})
 
 
 def names(tree):
     """{'a/b': leaf}"""
-    return {'/'.join(optimizer.parts(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {'/'.join(path_names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def rates(counts, **changes):
@@ -98,7 +106,7 @@ def adamw(params, grads, rates, factor, decay):
 
 def test_two_updates_equal_adamw_with_parameter_groups():
     params = tiny_params()
-    tx = optimizer.make_optimizer(OPTIONS, params, TWO_BLOCKS)
+    tx = optimizer.make_optimizer(OPTIONS, params, RULES)
     state = tx.init(params)
     rng = np.random.default_rng(0)
     flat = {name: np.asarray(p, np.float64) for name, p in names(params).items()}
@@ -110,12 +118,12 @@ def test_two_updates_equal_adamw_with_parameter_groups():
         'image_encoder/patch_embed/kernel': (0.125, 0.1),
         'image_encoder/patch_embed/bias': (0.125, 0),
         'image_encoder/pos_embed': (0.125, 0),
-        'image_encoder/windowed_blocks/kernel': (0.25, 0.1),
-        'image_encoder/windowed_blocks/bias': (0.25, 0),
-        'image_encoder/global_blocks/kernel': (0.5, 0.1),
-        'image_encoder/global_blocks/bias': (0.5, 0),
-        'image_encoder/neck/kernel': (1.0, 0.1),
-        'image_encoder/neck/bias': (1.0, 0),
+        'image_encoder/windowed_blocks/mlp/layers/0/kernel': (0.25, 0.1),
+        'image_encoder/windowed_blocks/mlp/layers/0/bias': (0.25, 0),
+        'image_encoder/global_blocks/mlp/layers/0/kernel': (0.5, 0.1),
+        'image_encoder/global_blocks/mlp/layers/0/bias': (0.5, 0),
+        'mask_decoder/upscale1/kernel': (1.0, 0.1),
+        'mask_decoder/upscale1/bias': (1.0, 0),
     }
     after = names(params)
     assert after.keys() == expected_factor_and_decay.keys()
@@ -127,22 +135,22 @@ def test_two_updates_equal_adamw_with_parameter_groups():
 
 def test_first_update_in_literal_numbers():
     """Adam's first update is the sign of the gradient: 1 - 0.005 * (1 + 0.1 * 1) = 0.9945."""
-    params = nnx.State({'neck': {'kernel': nnx.Param(jnp.ones((1, 1)))}})
-    tx = optimizer.make_optimizer(OPTIONS, params, TWO_BLOCKS)
+    params = head(kernel=jnp.ones((1, 1)))
+    tx = optimizer.make_optimizer(OPTIONS, params, RULES)
     updates, _ = tx.update(jax.tree.map(lambda p: 7 * p, params), tx.init(params), params)
-    np.testing.assert_allclose(updates['neck']['kernel'], [[-0.0055]], rtol=1e-5)
+    np.testing.assert_allclose(updates['mask_decoder']['iou_head']['layers'][0]['kernel'], [[-0.0055]], rtol=1e-5)
 
 
 def test_clip_scales_gradients_to_the_norm():
     """Adam hides the scale of gradients, but not of the second one relative to the first: 30, 3 is clipped to 1, 1."""
-    params = nnx.State({'neck': {'kernel': nnx.Param(jnp.zeros((1, 1)))}})
+    params = head(kernel=jnp.zeros((1, 1)))
 
     def after(clip, first, second):
-        tx = optimizer.make_optimizer(with_options(clip_norm=clip), params, TWO_BLOCKS)
+        tx = optimizer.make_optimizer(with_options(clip_norm=clip), params, RULES)
         state = tx.init(params)
         for g in (first, second):
             updates, state = tx.update(jax.tree.map(lambda p, g=g: p + g, params), state, params)
-        return float(updates['neck']['kernel'][0, 0])
+        return float(updates['mask_decoder']['iou_head']['layers'][0]['kernel'][0, 0])
 
     assert after(1.0, 30.0, 3.0) == pytest.approx(after(0.0, 1.0, 1.0))
     assert after(0.0, 30.0, 3.0) != pytest.approx(after(0.0, 1.0, 1.0))
@@ -150,7 +158,7 @@ def test_clip_scales_gradients_to_the_norm():
 
 def test_decay_reaches_the_kernels_of_the_model_and_nothing_else(tiny_config):
     params, _ = jax.eval_shape(lambda: init_params(tiny_config, 0))
-    mask = names(optimizer.decay_mask(params, 'kernels'))
+    mask = names(optimizer.decay_mask(params, RULES, 'kernels'))
     last = {decayed: {name.split('/')[-1] for name, m in mask.items() if m == decayed} for decayed in (True, False)}
     assert last[True] == {
         'kernel', 'project_DC', 'smooth_33CC', 'w_qkv_DsAE', 'w_out_AED',
@@ -161,17 +169,17 @@ def test_decay_reaches_the_kernels_of_the_model_and_nothing_else(tiny_config):
         'pos_embed', 'rel_h_RE', 'rel_w_RE',
         'label_embed_4C', 'not_a_point_C', 'no_mask_C', 'iou_token_1C', 'mask_tokens_4C',
     }  # fmt: skip
-    assert all(names(optimizer.decay_mask(params, 'all')).values())
+    assert all(names(optimizer.decay_mask(params, RULES, 'all')).values())
 
 
 def test_unknown_decay_is_named():
     with pytest.raises(SamjaxError, match="optimizer.weight_decay_on='some'.*kernels, all"):
-        optimizer.make_optimizer(with_options(weight_decay_on='some'), tiny_params(), TWO_BLOCKS)
+        optimizer.make_optimizer(with_options(weight_decay_on='some'), tiny_params(), RULES)
 
 
 def test_layer_factors_of_vit_b():
     params, _ = jax.eval_shape(lambda: init_params(SIZES['vit_b'], 0))
-    factor = names(optimizer.layer_factors(params, SIZES['vit_b'], 0.6))
+    factor = names(optimizer.layer_factors(params, ParamRules(SIZES['vit_b']), 0.6))
     np.testing.assert_allclose(factor['image_encoder/pos_embed'], 0.6**13, rtol=1e-6)
     np.testing.assert_allclose(factor['image_encoder/patch_embed/kernel'], 0.6**13, rtol=1e-6)
     # Blocks 0, 1 | 3, 4 | 6, 7 | 9, 10 attend in windows, 2, 5, 8, 11 globally.
@@ -191,32 +199,34 @@ def test_muon_moves_all_directions_of_a_matrix_alike_and_the_rest_as_adam_does()
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.normal(size=(side, 3)))[0] for side in (6, 4))
     kernel = jnp.asarray(left @ np.diag([1.0, 0.1, 0.01]) @ right.T, jnp.float32)
-    params = nnx.State({'neck': {'kernel': nnx.Param(kernel), 'bias': nnx.Param(jnp.array([1.0, -1e-3]))}})
-    tx = optimizer.make_optimizer(with_options(name='muon', weight_decay=0.0, warmup_steps=0), params, TWO_BLOCKS)
+    params = head(kernel=kernel, bias=jnp.array([1.0, -1e-3]))
+    tx = optimizer.make_optimizer(with_options(name='muon', weight_decay=0.0, warmup_steps=0), params, RULES)
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     scale = -1e-2 * 0.2 * 6**0.5
-    singular = np.linalg.svd(left.T @ (np.asarray(updates['neck']['kernel'][...]) / scale) @ right)[1]
+    singular = np.linalg.svd(
+        left.T @ (np.asarray(updates['mask_decoder']['iou_head']['layers'][0]['kernel'][...]) / scale) @ right
+    )[1]
     assert 0.65 < singular.min() <= singular.max() < 1.25  # five Newton-Schulz steps come that near to 1
-    np.testing.assert_allclose(updates['neck']['bias'], [-1e-2, 1e-2], rtol=1e-4)
+    np.testing.assert_allclose(updates['mask_decoder']['iou_head']['layers'][0]['bias'], [-1e-2, 1e-2], rtol=1e-4)
 
 
 def test_muon_sees_each_product_of_the_model_as_one_matrix(tiny_config):
     params, _ = jax.eval_shape(lambda: init_params(tiny_config, 0))
-    rules = {
-        name: (rule.reduction_axis, rule.output_axis, p.shape)
+    rules = ParamRules(tiny_config)
+    axes = {
+        name: (*optimizer.muon_axes(rule.matrix, len(p.shape)), p.shape)
         for name, p in names(params).items()
-        if optimizer.is_matrix(tuple(name.split('/')))
-        for rule in [optimizer.matrix_axes(tuple(name.split('/')), len(p.shape))]
+        if (rule := rules.of(tuple(name.split('/')))).matrix
     }
-    assert rules['image_encoder/patch_embed/kernel'] == ((0, 1, 2), (3,), (8, 8, 3, 16))
-    assert rules['image_encoder/windowed_blocks/attention/w_qkv_DsAE'] == ((2,), (4, 5), (1, 1, 16, 3, 2, 8))
-    assert rules['image_encoder/global_blocks/attention/w_out_AED'] == ((1, 2), (3,), (1, 2, 8, 16))
-    assert rules['image_encoder/neck/smooth_33CC'] == ((0, 1, 2), (3,), (3, 3, 16, 16))
-    assert rules['mask_decoder/transformer/final_attention/w_q_CAE'] == ((0,), (1, 2), (16, 2, 4))
-    assert rules['mask_decoder/upscale1/kernel'] == ((2,), (0, 1, 3), (2, 2, 16, 4))
-    assert rules['mask_decoder/iou_head/layers/0/kernel'] == ((0,), (1,), (16, 16))
+    assert axes['image_encoder/patch_embed/kernel'] == ((0, 1, 2), (3,), (8, 8, 3, 16))
+    assert axes['image_encoder/windowed_blocks/attention/w_qkv_DsAE'] == ((2,), (4, 5), (1, 1, 16, 3, 2, 8))
+    assert axes['image_encoder/global_blocks/attention/w_out_AED'] == ((1, 2), (3,), (1, 2, 8, 16))
+    assert axes['image_encoder/neck/smooth_33CC'] == ((0, 1, 2), (3,), (3, 3, 16, 16))
+    assert axes['mask_decoder/transformer/final_attention/w_q_CAE'] == ((0,), (1, 2), (16, 2, 4))
+    assert axes['mask_decoder/upscale1/kernel'] == ((2,), (0, 1, 3), (2, 2, 16, 4))
+    assert axes['mask_decoder/iou_head/layers/0/kernel'] == ((0,), (1,), (16, 16))
 
 
-def test_unknown_rule_is_named():
+def test_unknown_optimizer_is_named():
     with pytest.raises(SamjaxError, match="optimizer.name='lion'.*adamw, muon"):
-        optimizer.make_optimizer(with_options(name='lion'), tiny_params(), TWO_BLOCKS)
+        optimizer.make_optimizer(with_options(name='lion'), tiny_params(), RULES)

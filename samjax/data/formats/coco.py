@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
-import io
 import json
 import os
 import pathlib
@@ -17,35 +15,45 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidExample, InvalidItem, Item, in_shards
-from samjax.errors import SamjaxError
+from samjax.data.formats import coco_json
+from samjax.data.formats.coco_json import integer
+from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
+from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.open import image_size
 from samjax.masks import rle
+from samjax.storage import digest
+from samjax.storage.walk import list_files
 
-LONGEST = 4_000_000  # px of one outline; pycocotools takes 80 bytes for each, and no outline that people draw is near
-MOST = 2**31  # px of one image; pycocotools counts them in 32 bits
+MAX_OUTLINE = 4_000_000  # px; pycocotools takes 80 bytes for each, and no outline that people draw is near
+LISTS = ('images', 'annotations')
+REMEDY = "data.path must name a whole file in COCO's form, with images and annotations"
 
 
 def is_coco(path: pathlib.Path) -> bool:
-    """Whether a file is JSON of this form; parses it, unless the one look that SA-1B's many files get is enough."""
+    """Whether a file is JSON of this form; not parsed if a search for one word rules it out, as for SA-1B's files."""
     try:
         data = path.read_bytes()
-        return b'"images"' in data and not _wrong_form(json.loads(data))
+        return b'"images"' in data and not coco_json.wrong_form(json.loads(data), LISTS)
     except (OSError, ValueError, RecursionError):
         return False
 
 
-def find(path: pathlib.Path) -> DatasetIndex:
-    """The images and masks of one JSON in the order of its `images`.
+def open_index(path: pathlib.Path) -> DatasetIndex:
+    """The images and masks of a JSON file in the order of its `images`.
 
     An image is looked for where its `file_name` leads from the JSON's folder or the parent of that, then below the
     JSON's folder, then below the parent if the folder is called annotations or holds none of the images.  Items that
     annotations name but `images` lacks come last.
-    Raises SamjaxError if the file cannot be read or is no JSON of this form.
+
+    Raises:
+        SamjaxError: the file cannot be read or is no JSON of this form.
     """
     path = pathlib.Path(os.path.abspath(path))
-    content = _read_json(path)
+    content = coco_json.read(path, REMEDY)
+    if wrong := coco_json.wrong_form(content, LISTS):
+        raise SamjaxError(f'{path} {wrong}: {REMEDY}')
     entries = _entries(content['images'], path.name)
-    panoptic = any(isinstance(one, Mapping) and 'segments_info' in one for one in content['annotations'])
+    panoptic = any(isinstance(a, Mapping) and 'segments_info' in a for a in content['annotations'])
     groups = _by_image(content['annotations'], panoptic)
 
     folder = path.parent
@@ -60,41 +68,42 @@ def find(path: pathlib.Path) -> DatasetIndex:
     items = list(_items(entries, groups, images, pngs if panoptic else None, folder))
     items += _unknown(groups, content['images'], {item.name for item in items}, path.name)
     layout = 'COCO panoptic' if panoptic else 'COCO instances'
-    return DatasetIndex(layout, in_shards(items), _digest(path, images, pngs))
+    unique = [(name, files[0]) for located in (images, pngs) for name, files in located.items() if len(files) == 1]
+    return DatasetIndex(layout, in_shards(items), digest.of_files(path, [('', path), *unique]))
 
 
 class Instances(NamedTuple):
     """An image with a polygon or an RLE for each mask."""
 
     name: str
-    place: str
+    location: str
     path: str
     size: tuple[int, int] | None  # height and width in px; None if only the image says
     masks: tuple[tuple[object, bool], ...]  # segmentation as in the JSON, whether it is a crowd
-    repeated: int  # masks with the id of another one
+    duplicates: int  # masks with the id of another one
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
         image, size = _read_image(self.path, self.size)
-        masks, left_out = [], collections.Counter({'duplicate id': self.repeated})
+        masks, skipped = [], collections.Counter({'duplicate id': self.duplicates})
         for segmentation, crowd in self.masks:
             try:
                 masks.append(_mask(segmentation, crowd, *size))
-            except _LeftOut as error:
-                left_out[error.cause] += 1
-        return AnnotatedImage(image, size, masks, dict(+left_out))
+            except _SkippedMask as error:
+                skipped[error.cause] += 1
+        return AnnotatedImage(image, size, masks, dict(+skipped))
 
 
 class Panoptic(NamedTuple):
     """An image with a PNG of the same size whose colours are segments."""
 
     name: str
-    place: str
+    location: str
     path: str
     size: tuple[int, int] | None  # height and width in px; None if only the image says
     png: str
     segments: tuple[tuple[int, bool], ...]  # id, whether it is a crowd
-    repeated: int  # segments with the id of another one
+    duplicates: int  # segments with the id of another one
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
@@ -103,22 +112,22 @@ class Panoptic(NamedTuple):
         if unlisted := sorted(rles.keys() - dict(self.segments).keys()):
             detail = f'{len(unlisted)} segments of the PNG are not in segments_info, such as {unlisted[0]}'
             raise InvalidExample('wrong segments', detail)
-        masks, left_out = [], collections.Counter({'duplicate id': self.repeated})
+        masks, skipped = [], collections.Counter({'duplicate id': self.duplicates})
         for segment, crowd in self.segments:
             if crowd:
-                left_out['crowd'] += 1
+                skipped['crowd'] += 1
             elif segment not in rles:
-                left_out['no pixels'] += 1
+                skipped['no pixels'] += 1
             else:
                 masks.append(rles[segment])
-        return AnnotatedImage(image, size, masks, dict(+left_out))
+        return AnnotatedImage(image, size, masks, dict(+skipped))
 
 
 # ---- the JSON --------------------------------------------------------------------------------------
 
 
 class _Entry(NamedTuple):
-    """A good entry of `images`."""
+    """A valid entry of `images`."""
 
     id: int
     name: str
@@ -130,49 +139,28 @@ class _Group(NamedTuple):
     """The annotations of one image."""
 
     annotations: list[Mapping]
-    repeated: list[Mapping]  # left out, for their id is taken
+    duplicates: list[Mapping]  # skipped, because another annotation has the same id
 
 
-def _read_json(path: pathlib.Path) -> Mapping:
-    mend = "data.path must name a whole file in COCO's form, with images and annotations"
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise SamjaxError(f'{path} cannot be read ({error.strerror}): {mend}') from error
-    except (ValueError, RecursionError) as error:
-        raise SamjaxError(f'{path} is not valid JSON ({error}): {mend}') from error
-    if wrong := _wrong_form(content):
-        raise SamjaxError(f'{path} {wrong}: {mend}')
-    return content
-
-
-def _wrong_form(content) -> str:
-    """Why parsed JSON is not of COCO's form, empty if it is."""
-    if not isinstance(content, Mapping):
-        return 'is not a JSON object'
-    lacking = [key for key in ('images', 'annotations') if not isinstance(content.get(key), list)]
-    return f'has no list of {" and ".join(lacking)}' if lacking else ''
-
-
-def _entries(images: list, place: str) -> list[_Entry | InvalidItem]:
-    """What the `images` say, in their order; of several with one id or name the first is good."""
+def _entries(images: list, location: str) -> list[_Entry | InvalidItem]:
+    """The entries of `images` in their order; of several with the same id or name only the first is valid."""
     ids, names, entries = set(), set(), []
     for number, image in enumerate(images):
-        which = f'images[{number}]'
-        file_name, image_id = _file_name(image), _integer(image, 'id')
+        entry = f'images[{number}]'
+        file_name, image_id = _file_name(image), integer(image, 'id')
         if file_name is None or image_id is None:
-            detail = f'{which} has no {"integer id" if image_id is None else "file_name"}'
-            entries.append(InvalidItem(which, place, 'missing key', detail))
+            detail = f'{entry} has no {"integer id" if image_id is None else "file_name"}'
+            entries.append(InvalidItem(entry, location, 'missing key', detail))
             continue
         name = os.path.splitext(file_name)[0]
         if image_id in ids:
-            detail = f'{which} has the id {image_id} of an entry before it'
-            entries.append(InvalidItem(f'{name} ({which})', place, 'duplicate id', detail))
+            detail = f'{entry} has the id {image_id} of an entry before it'
+            entries.append(InvalidItem(f'{name} ({entry})', location, 'duplicate id', detail))
         elif name in names:
-            detail = f'{which} has the name of an entry before it'
-            entries.append(InvalidItem(f'{name} ({which})', place, 'duplicate name', detail))
+            detail = f'{entry} has the name of an entry before it'
+            entries.append(InvalidItem(f'{name} ({entry})', location, 'duplicate name', detail))
         else:
-            entries.append(_Entry(image_id, name, file_name, _size(image)))
+            entries.append(_Entry(image_id, name, file_name, coco_json.image_size(image)))
         ids.add(image_id)
         names.add(name)
     return entries
@@ -183,13 +171,13 @@ def _by_image(annotations: list, panoptic: bool) -> dict[int | None, _Group]:
     groups = collections.defaultdict(lambda: _Group([], []))
     seen = set()
     for annotation in annotations:
-        image_id = _integer(annotation, 'image_id')
-        # COCO's panoptic annotations have no id: there is one for each image.
-        own = image_id if panoptic or not isinstance(annotation, Mapping) else annotation.get('id')
-        taken = isinstance(own, (int, str)) and own in seen
-        (groups[image_id].repeated if taken else groups[image_id].annotations).append(annotation)
-        if isinstance(own, (int, str)):
-            seen.add(own)
+        image_id = integer(annotation, 'image_id')
+        # COCO's panoptic annotations have no id: an image has only one.
+        own_id = image_id if panoptic or not isinstance(annotation, Mapping) else annotation.get('id')
+        is_duplicate = isinstance(own_id, (int, str)) and own_id in seen
+        (groups[image_id].duplicates if is_duplicate else groups[image_id].annotations).append(annotation)
+        if isinstance(own_id, (int, str)):
+            seen.add(own_id)
     return dict(groups)
 
 
@@ -200,19 +188,22 @@ def _items(
     pngs: Mapping[str, list[str]] | None,
     folder: pathlib.Path,
 ) -> Iterator[Item]:
-    """One for each entry; images, pngs: the files that each file name may mean, pngs None if not panoptic."""
+    """An item for each entry.
+
+    images, pngs: the files that each file name may mean; pngs is None if the JSON is not panoptic.
+    """
     for entry in entries:
         if isinstance(entry, InvalidItem):
             yield entry
             continue
         files = images[entry.file_name]
         if len(files) != 1:
-            yield InvalidItem(entry.name, entry.file_name, 'no image', _lost(entry.file_name, files))
+            yield InvalidItem(entry.name, entry.file_name, 'no image', _why_missing(entry.file_name, files))
             continue
-        common = entry.name, _place(files[0], folder), files[0], entry.size
+        common = entry.name, _location(files[0], folder), files[0], entry.size
         group = groups[entry.id] if entry.id in groups else _Group([], [])
         if pngs is None or not group.annotations:
-            yield Instances(*common, tuple(map(_segmentation, group.annotations)), len(group.repeated))
+            yield Instances(*common, tuple(map(_segmentation, group.annotations)), len(group.duplicates))
         else:
             yield _panoptic(common, group, pngs)
 
@@ -222,33 +213,33 @@ def _segmentation(annotation: Mapping) -> tuple[object, bool]:
 
 
 def _panoptic(common: tuple, group: _Group, pngs: Mapping[str, list[str]]) -> Panoptic | InvalidItem:
-    name, place = common[:2]
+    name, location = common[:2]
     (annotation,) = group.annotations
     file_name, segments = _file_name(annotation), _segments(annotation)
-    if file_name is None or any(_integer(one, 'id') is None for one in segments):
+    if file_name is None or any(integer(segment, 'id') is None for segment in segments):
         detail = f'the annotation has {"no file_name" if file_name is None else "segments without an integer id"}'
-        return InvalidItem(name, place, 'missing key', detail)
+        return InvalidItem(name, location, 'missing key', detail)
     files = pngs[file_name]
     if len(files) != 1:
-        return InvalidItem(name, place, 'no PNG', _lost(file_name, files))
+        return InvalidItem(name, location, 'no PNG', _why_missing(file_name, files))
     crowd = {}
-    for one in segments:
-        crowd.setdefault(one['id'], bool(one.get('iscrowd')))
-    repeated = len(segments) - len(crowd) + sum(len(_segments(again)) for again in group.repeated)
-    return Panoptic(*common, files[0], tuple(crowd.items()), repeated)
+    for segment in segments:
+        crowd.setdefault(segment['id'], bool(segment.get('iscrowd')))
+    duplicates = len(segments) - len(crowd) + sum(len(_segments(annotation)) for annotation in group.duplicates)
+    return Panoptic(*common, files[0], tuple(crowd.items()), duplicates)
 
 
 def _unknown(
-    groups: Mapping[int | None, _Group], images: list, names: Collection[str], place: str
+    groups: Mapping[int | None, _Group], images: list, names: Collection[str], location: str
 ) -> Iterator[InvalidItem]:
-    """One for each image id that annotations have and `images` lacks."""
-    known = {_integer(image, 'id') for image in images} - {None}
+    """An item for each image id that annotations have and `images` lacks."""
+    known = {integer(image, 'id') for image in images} - {None}
     for image_id, group in groups.items():
         if image_id not in known:
-            name, count = f'image {image_id}', len(group.annotations) + len(group.repeated)
-            what = 'no integer image_id' if image_id is None else f'the image_id {image_id}, which no image has'
+            name, count = f'image {image_id}', len(group.annotations) + len(group.duplicates)
+            problem = 'no integer image_id' if image_id is None else f'the image_id {image_id}, which no image has'
             name = f'{name} of the annotations' if name in names else name
-            yield InvalidItem(name, place, 'unknown image id', f'{count} annotations have {what}')
+            yield InvalidItem(name, location, 'unknown image id', f'{count} annotations have {problem}')
 
 
 def _file_name(content) -> str | None:
@@ -265,22 +256,10 @@ def _file_name(content) -> str | None:
     return None if path.name in ('', '..') else str(path)
 
 
-def _size(image: Mapping) -> tuple[int, int] | None:
-    """Height and width in px as the JSON says, None if it says none that can be."""
-    height, width = _integer(image, 'height'), _integer(image, 'width')
-    stated = height is not None and width is not None and height > 0 and width > 0
-    return (height, width) if stated and height * width < MOST else None
-
-
 def _segments(annotation) -> list:
     """`segments_info`, or one entry without an id if it is not a list."""
     segments = annotation.get('segments_info')
     return segments if isinstance(segments, list) else [None]
-
-
-def _integer(content, key: str) -> int | None:
-    value = content.get(key) if isinstance(content, Mapping) else None
-    return value if type(value) is int else None
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -292,17 +271,17 @@ def _locate(
     folder: pathlib.Path,
     taken: Collection[str] = (),
 ) -> dict[str, list[str]]:
-    """Files that each name may mean: one if all is well, none if it is absent, several if that is not clear.
+    """Files that each name may mean: none if it is missing, several if that is ambiguous.
 
-    No file of `taken` is meant: an image may have the name of the PNG of its segments.
+    Files of `taken` are left out: an image may have the name of the PNG of its segments.
     """
-    found = {name: _first_file(name, bases, taken) for name in file_names}
-    _search(found, folder, taken)
+    located = {name: _first_file(name, bases, taken) for name in file_names}
+    _search(located, folder, taken)
     below = os.path.join(folder, '')
-    some = any(os.path.normpath(file).startswith(below) for files in found.values() for file in files)
-    if folder.name == 'annotations' or not some:
-        _search(found, folder.parent, taken)
-    return found
+    any_below = any(os.path.normpath(file).startswith(below) for files in located.values() for file in files)
+    if folder.name == 'annotations' or not any_below:
+        _search(located, folder.parent, taken)
+    return located
 
 
 def _first_file(name: str, bases: list[pathlib.Path], taken: Collection[str]) -> list[str]:
@@ -310,64 +289,46 @@ def _first_file(name: str, bases: list[pathlib.Path], taken: Collection[str]) ->
     return [file for file in files if file not in taken and os.path.isfile(file)][:1]
 
 
-def _search(found: dict[str, list[str]], root: pathlib.Path, taken: Collection[str]) -> None:
-    """Fills in what lies below `root`: files that end in the whole name, else in its last part if one name has that."""
-    lasts = collections.Counter(map(os.path.basename, found))
-    absent = [name for name, files in found.items() if not files]
-    by_last = _walk(root, set(map(os.path.basename, absent)))
-    for name in absent:
-        last = os.path.basename(name)
-        files = [file for file in by_last[last] if file not in taken]
+def _search(located: dict[str, list[str]], root: pathlib.Path, taken: Collection[str]) -> None:
+    """Adds files below `root` for names without any: those that end in the whole name, else in its unique last part."""
+    last_parts = collections.Counter(map(os.path.basename, located))
+    missing = [name for name, files in located.items() if not files]
+    by_last_part = _files_named(root, set(map(os.path.basename, missing)))
+    for name in missing:
+        last_part = os.path.basename(name)
+        files = [file for file in by_last_part[last_part] if file not in taken]
         end = '/'.join(part for part in name.split('/') if part not in ('', '..'))
         whole = [file for file in files if file.endswith(f'/{end}')]
-        found[name] = whole or (files if lasts[last] == 1 else [])
+        located[name] = whole or (files if last_parts[last_part] == 1 else [])
 
 
-def _walk(root: pathlib.Path, names: set[str]) -> dict[str, list[str]]:
-    """Files below `root` by each of the names, in a fixed order; hidden folders are left out."""
-    found = {name: [] for name in names}
-    if not names:
-        return found
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up, or a second link to the same folder
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(subfolder for subfolder in subfolders if subfolder[0] != '.')
-        for file in names.intersection(files):
-            found[file].append(os.path.join(folder, file))
-    return found
+def _files_named(root: pathlib.Path, names: set[str]) -> dict[str, list[str]]:
+    """Files below `root` by each of the names, in a fixed order; folders that cannot be read are left out."""
+    files = {name: [] for name in names}
+    for file in list_files(root, names.__contains__, on_error=lambda error: None) if names else ():
+        files[os.path.basename(file)].append(file)
+    return files
 
 
-def _lost(file_name: str, files: list[str]) -> str:
+def _why_missing(file_name: str, files: list[str]) -> str:
     """Why a name means no file: `files` are none, or several."""
     if files:
         return f'{file_name} may be {files[0]} or {files[1]}'
-    return f'{file_name} is not to be found from the folder of the JSON'
+    return f'{file_name} is not below the folder of the JSON, nor where it leads from there'
 
 
-def _place(file: str, folder: pathlib.Path) -> str:
-    """Path from the folder if it lies below, else the whole one."""
+def _location(file: str, folder: pathlib.Path) -> str:
+    """Path from the folder if the file lies below it, else the whole one."""
     file, below = os.path.normpath(file), os.path.join(folder, '')
     return file.removeprefix(below)
-
-
-def _digest(path: pathlib.Path, *found: Mapping[str, list[str]]) -> str:
-    """Fingerprint of the JSON's path, and of name, size and time of it and of every file found."""
-    digest = hashlib.sha256(os.fsencode(path.resolve()))
-    single = ((name, files[0]) for one in found for name, files in one.items() if len(files) == 1)
-    for name, file in [('', str(path)), *single]:
-        stat = os.stat(file)
-        digest.update(f'\0{name} {stat.st_size} {stat.st_mtime_ns}'.encode())
-    return digest.hexdigest()[:32]
 
 
 # ---- image and masks -------------------------------------------------------------------------------
 
 
-class _LeftOut(Exception):
+class _SkippedMask(Exception):
+    """An annotation that is no mask to train on: `cause` is counted."""
+
     def __init__(self, cause: str):
         super().__init__(cause)
         self.cause = cause
@@ -376,14 +337,10 @@ class _LeftOut(Exception):
 def _read_image(path: str, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
     """Bytes of the file, and height and width in px: as stated, else from the image.  Raises InvalidExample."""
     try:
-        with open(path, 'rb') as file:
-            data = file.read()
-        if size is None:
-            with Image.open(io.BytesIO(data)) as image:
-                size = image.height, image.width
-    except Exception as error:  # PIL raises nearly anything on damaged files
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
         raise InvalidExample('unreadable image', str(error)) from error
-    return data, size
+    return data, image_size(data) if size is None else size
 
 
 def _read_segments(path: str, size: tuple[int, int]) -> np.ndarray:
@@ -392,42 +349,42 @@ def _read_segments(path: str, size: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as image:
             mode = image.mode
             rgb_HW3 = np.asarray(image.convert('RGB') if mode in ('RGB', 'RGBA', 'P') else None)
-    except Exception as error:  # as above
+    except Exception as error:  # pillow raises nearly anything on damaged files
         raise InvalidExample('unreadable PNG', str(error)) from error
     if rgb_HW3.ndim != 3:
         raise InvalidExample('wrong segments', f'the PNG of the segments has pixels of type {mode}, not RGB')
     if rgb_HW3.shape[:2] != size:
-        stated, there = (' x '.join(map(str, sides)) for sides in (size, rgb_HW3.shape[:2]))
-        raise InvalidExample('wrong size', f'the image has {stated} px, the PNG of its segments {there}')
+        expected, actual = (' x '.join(map(str, sides)) for sides in (size, rgb_HW3.shape[:2]))
+        raise InvalidExample('wrong size', f'the image has {expected} px, the PNG of its segments {actual}')
     return rgb_HW3 @ np.array([1, 256, 256**2], np.int32)  # uint8 @ int32 is int32
 
 
 def _mask(segmentation, crowd: bool, height: int, width: int) -> dict:
-    """COCO RLE of one annotation, that of the JSON as it is.  Raises _LeftOut."""
+    """COCO RLE of an annotation; one that the JSON has is not checked here.  Raises _SkippedMask."""
     if crowd:
-        raise _LeftOut('crowd')
+        raise _SkippedMask('crowd')
     if isinstance(segmentation, Mapping):
         size, counts = segmentation.get('size'), segmentation.get('counts')
         if not isinstance(size, list) or not isinstance(counts, (str, list)):
-            raise _LeftOut('no mask')
+            raise _SkippedMask('no mask')
         return {'size': size, 'counts': counts}
     if not isinstance(segmentation, list) or not segmentation:
-        raise _LeftOut('no mask')
+        raise _SkippedMask('no mask')
     polygons = [_polygon(part, height, width) for part in segmentation]
-    good = [polygon for polygon in polygons if polygon is not None]
-    if not good:
-        raise _LeftOut('bad polygon')
-    merged = coco.merge(coco.frPyObjects(good, height, width))
+    valid = [polygon for polygon in polygons if polygon is not None]
+    if not valid:
+        raise _SkippedMask('invalid polygon')
+    merged = coco_json.polygons_to_rle(valid, height, width)
     if not coco.area(merged):
-        raise _LeftOut('no pixels')
+        raise _SkippedMask('no pixels')
     return merged
 
 
 def _polygon(part, height: int, width: int) -> np.ndarray | None:
-    """x, y, x, y, .. in px of a polygon, None if it is none.
+    """A polygon x, y, x, y, .. in px, None if `part` is not one.
 
-    pycocotools steps along the outline, so corners far outside the image would take it any time and memory;
-    they are moved nearer, which no sensible polygon notices.
+    pycocotools steps along the outline, so corners far outside the image could take it unlimited time and memory;
+    they are moved nearer, which changes no mask of a sensible polygon.
     """
     if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
         return None
@@ -442,4 +399,4 @@ def _polygon(part, height: int, width: int) -> np.ndarray | None:
     sides_2 = np.array([width, height])
     corners_N2 = np.clip(corners_N2, -2 * sides_2, 3 * sides_2)
     outline = np.abs(corners_N2 - np.roll(corners_N2, 1, 0)).max(1).sum()
-    return corners_N2.ravel() if outline <= LONGEST else None
+    return corners_N2.ravel() if outline <= MAX_OUTLINE else None

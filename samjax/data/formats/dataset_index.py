@@ -1,4 +1,4 @@
-"""What every layout on disk is read as: shards of work, the items in them, and an image with masks from each."""
+"""What every format on disk is read as: an index of shards, their items, and an annotated image from each item."""
 
 from __future__ import annotations
 
@@ -6,42 +6,36 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-SHARD_SIZE = 1024  # items that are prepared as one, where the layout itself has no shards
+from samjax.errors import InvalidExample
 
-
-class InvalidExample(Exception):
-    """Why an image cannot be used: `cause` is counted, `detail` is for the one who mends it."""
-
-    def __init__(self, cause: str, detail: str):
-        super().__init__(cause, detail)
-        self.cause, self.detail = cause, detail
+SHARD_SIZE = 1024  # items of a shard, where the format itself has no shards
 
 
 class AnnotatedImage(NamedTuple):
-    """An image and its masks as they were found; `samjax.data.record` checks them."""
+    """An image and its masks as they are stored; `samjax.data.records.record` checks them."""
 
     image: bytes  # the file as it is, in any format that pillow reads
     size: tuple[int, int]  # height and width in px that the masks are for
     masks: list[dict]  # COCO RLE: size [H, W] and counts (bytes, str or list), perhaps predicted_iou, stability_score
-    left_out: Mapping[str, int] = {}  # cause -> masks that this layout has but nobody trains on, such as {'crowd': 2}
+    skipped_masks: Mapping[str, int] = {}  # cause -> annotations that are no masks to train on, such as {'crowd': 2}
     as_stored: bool = False  # whether the masks are for the pixels as stored, even if EXIF says that they are rotated
 
 
 class Item(Protocol):
-    """Something that should be an image with masks; small, goes to other processes."""
+    """Something that should be an image with masks; small, so that it can be sent to other processes."""
 
-    name: str  # unique within the set
-    place: str  # where it lies, for people
+    name: str  # unique within the data set
+    location: str  # where it is stored, for messages
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
 
 
 class InvalidItem(NamedTuple):
-    """An item that is known to be unusable before it is read."""
+    """An item that is known to be invalid before it is read."""
 
     name: str
-    place: str
+    location: str
     cause: str
     detail: str
 
@@ -52,15 +46,15 @@ class InvalidItem(NamedTuple):
 class Shard(Protocol):
     """Items that one process prepares as one file."""
 
-    key: str  # unique within the set; the same as long as the set is
-    weight: float  # about how many images it has
+    key: str  # unique within the data set; stays the same as long as the data set does
+    weight: float  # approximate number of images
 
     def items(self) -> Iterator[Item]:
-        """In a fixed order."""
+        """The items in a fixed order."""
 
 
 class ListedShard(NamedTuple):
-    """A shard whose items are known."""
+    """A shard that holds its items."""
 
     key: str
     listed: Sequence[Item]
@@ -74,16 +68,16 @@ class ListedShard(NamedTuple):
 
 
 class DatasetIndex(NamedTuple):
-    """A set of images with masks, as it lies on disk."""
+    """A data set of images with masks as it is stored; nothing is read yet but names."""
 
-    layout: str  # for people, such as 'COCO instances'
+    layout: str  # the format, for messages, such as 'COCO instances'
     shards: list[Shard]
-    digest: str  # changes when a file of the set does
+    digest: str  # changes when a file of the data set does
 
 
 def in_shards(items: Iterable[Item]) -> list[ListedShard]:
-    """Units of up to `SHARD_SIZE` items in the order given."""
+    """Shards of up to `SHARD_SIZE` items in the order given."""
     items, shards = iter(items), []
-    while some := list(itertools.islice(items, SHARD_SIZE)):
-        shards.append(ListedShard(f'{len(shards):05d}', some))
+    while listed := list(itertools.islice(items, SHARD_SIZE)):
+        shards.append(ListedShard(f'{len(shards):05d}', listed))
     return shards

@@ -1,4 +1,4 @@
-"""Which layout a set of images with masks has."""
+"""Which format a data set of images with masks has."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from samjax.data.formats import coco, folder, sa1b, tfds
 from samjax.data.formats.dataset_index import DatasetIndex
 from samjax.errors import SamjaxError
 
-LAYOUTS = (
+FORMATS = (
     'a folder or tar shards with x.jpg or x.png beside x.json (SA-1B), a JSON of COCO, a folder of images beside a '
     'folder of masks, or tfds:NAME@SPLIT'
 )
 
 
-def find(path: str) -> DatasetIndex:
-    """The set at a path: file, folder, or tfds:NAME; `~` is expanded.
+def open_index(path: str) -> DatasetIndex:
+    """The index of the data set at a path: a file, a folder, or tfds:NAME; `~` is expanded.
 
-    Raises SamjaxError, in one sentence, if there is none.
+    Raises:
+        SamjaxError: there is nothing at the path, or it has none of the formats.
     """
     if path.startswith(tfds.PREFIX):
-        return tfds.find(path)
-    place = pathlib.Path(path).expanduser()
-    if not place.exists():
+        return tfds.open_index(path)
+    root = pathlib.Path(path).expanduser()
+    if not root.exists():
         raise SamjaxError(f"{path} does not exist: data.path and data.eval_path must name a folder, or be 'scenes'")
-    if place.suffix.lower() == '.json':
-        return coco.find(place)
-    if found := sa1b.find(place):
-        return found
-    beside = sorted([*place.glob('*.json'), *place.glob('annotations/*.json')])
-    jsons = [file for file in beside if coco.is_coco(file)]
-    if len(jsons) > 1:
-        raise SamjaxError(f'{path} has {len(jsons)} files of COCO: name one, such as {jsons[0]}')
-    found = coco.find(jsons[0]) if jsons else folder.find(place)
-    if found is None:
-        raise SamjaxError(f'{path} holds no images with masks: it must be {LAYOUTS}')
-    return found
+    if root.suffix.lower() == '.json':
+        return coco.open_index(root)
+    if index := sa1b.open_index(root):
+        return index
+    beside = sorted([*root.glob('*.json'), *root.glob('annotations/*.json')])
+    coco_files = [file for file in beside if coco.is_coco(file)]
+    if len(coco_files) > 1:
+        raise SamjaxError(f'{path} has {len(coco_files)} JSON files of COCO: name one of them, such as {coco_files[0]}')
+    index = coco.open_index(coco_files[0]) if coco_files else folder.open_index(root)
+    if index is None:
+        raise SamjaxError(f'{path} holds no images with masks: it must be {FORMATS}')
+    return index

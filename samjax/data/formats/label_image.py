@@ -1,4 +1,4 @@
-"""A picture of masks -> COCO RLE: whatever tells objects apart in it, numbers, colours, opacity or a soft edge."""
+"""A label image -> COCO RLE, whatever distinguishes objects in it: numbers, colours, opacity or a soft edge."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from samjax.data.formats.dataset_index import InvalidExample
+from samjax.errors import InvalidExample
 from samjax.masks.rle import encode_labels
 
 FORMATS = ('PNG', 'GIF', 'BMP', 'TIFF', 'JPEG')
 PLAIN = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N', 'F')  # one number per pixel; all else is colour
 VOID = 255
-MOST_VALUES = 1000  # in one mask file
+MAX_VALUES = 1000  # in a mask file
 
 
-def one_per_value(values_HW: np.ndarray) -> list[dict]:
+def rle_per_value(values_HW: np.ndarray) -> list[dict]:
     """RLE of each value but 0, and but 255 if it is the last of several, as in VOC, DAVIS and Cityscapes."""
     rles = encode_labels(values_HW)
     if len(rles) > 1 and max(rles) == VOID:
@@ -24,12 +24,13 @@ def one_per_value(values_HW: np.ndarray) -> list[dict]:
     return list(rles.values())
 
 
-def one_in_all(values_HW: np.ndarray) -> list[dict]:
+def rle_of_all(values_HW: np.ndarray) -> list[dict]:
+    """RLE of all that is not 0; empty if there is nothing."""
     return list(encode_labels(values_HW != 0).values())
 
 
 def read_values(file: str) -> np.ndarray:
-    """(height, width) of a mask file: 0 for background, elsewhere what tells objects apart.  Raises InvalidExample."""
+    """(height, width) of a mask file: 0 for background, another value for each object.  Raises InvalidExample."""
     try:
         with warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning):
             values_HW = _decoded(file)
@@ -38,7 +39,7 @@ def read_values(file: str) -> np.ndarray:
     except Exception as error:  # pillow raises nearly anything on damaged files, and an error of its own on huge ones
         raise InvalidExample('unreadable mask', f'{file}: {error}') from error
     count = np.count_nonzero(np.unique(values_HW))
-    if count > MOST_VALUES:
+    if count > MAX_VALUES:
         detail = f'{file} has {count} different colours: save it as a PNG with one value per object'
         raise InvalidExample('unclear mask', detail)
     return values_HW
@@ -47,10 +48,10 @@ def read_values(file: str) -> np.ndarray:
 def _decoded(file: str) -> np.ndarray:
     with Image.open(file, formats=FORMATS) as image:
         if getattr(image, 'n_frames', 1) > 1:
-            raise InvalidExample('unclear mask', f'{file} has {image.n_frames} pictures: save one file per object')
+            raise InvalidExample('unclear mask', f'{file} has {image.n_frames} images: save one file per object')
         image.load()
-    image.info.pop('transparency', None)  # says how to show the picture; makes pillow warn
-    if image.format in ('JPEG', 'MPO'):  # compression leaves all values near those that were meant
+    image.info.pop('transparency', None)  # how the image is to be shown; pillow would warn
+    if image.format in ('JPEG', 'MPO'):  # compression changes all values a little
         return np.asarray(image.convert('L')) >= 128
     if image.mode == 'P' and _is_black_and_white(image):  # either may be number 0 of the palette
         image = image.convert('L')
@@ -68,7 +69,7 @@ def _is_black_and_white(image: Image.Image) -> bool:
 def _colours(image: Image.Image) -> np.ndarray:
     """uint8 if all is grey, else uint32 of R + 256 G + 256^2 B and, lest red 255 be void, 255 in the highest byte.
 
-    0 is black or transparent.  Where only the opacity varies, it is the mask; where it does not vary, it says nothing.
+    0 is black or transparent.  Where only the opacity varies, it is the mask; a constant opacity has no meaning.
     """
     pixels_HW = np.ascontiguousarray(image.convert('RGBA')).view('<u4')[..., 0]
     opacity_HW, colour_HW = pixels_HW >> 24, pixels_HW & 0xFFFFFF
@@ -82,10 +83,10 @@ def _colours(image: Image.Image) -> np.ndarray:
 
 
 def _is_soft(values_HW: np.ndarray) -> bool:
-    """Whether this is one object with smoothed edges rather than a map of labels.
+    """Whether this is a single object with smoothed edges rather than a map of labels.
 
-    It then has more greys than there are labels in most pictures, few pixels that are far from black and from white,
-    and white besides, as edges are around something.  A map of 200 small objects on black lacks the white.
+    It then has more greys than most maps have labels, few pixels that are far from black and from white, and white
+    pixels too, since edges are around something.  A map of 200 small objects on black lacks the white.
     """
     if values_HW.dtype != np.uint8:
         return False

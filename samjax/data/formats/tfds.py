@@ -1,9 +1,8 @@
-"""Sets of images that tensorflow-datasets prepares, each with a small function from record to masks; no videos."""
+"""Data sets of images that tensorflow-datasets prepares, each with a small function from record to masks; no videos."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 import re
@@ -16,50 +15,54 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.constants import get_default_data_dir
 
-from samjax.data.formats.dataset_index import SHARD_SIZE, AnnotatedImage, DatasetIndex, InvalidExample
-from samjax.errors import SamjaxError
+from samjax.data.formats.dataset_index import SHARD_SIZE, AnnotatedImage, DatasetIndex
+from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.open import image_size
 from samjax.masks.rle import encode_labels
+from samjax.storage import digest
 
 PREFIX = 'tfds:'
-FORMAT = 'array_record'  # the only one that is read at random without TensorFlow
+FORMAT = 'array_record'  # the only format with random access without TensorFlow
 PATH = re.compile(PREFIX + r'(?P<name>\w+(/[\w.-]+)?)(:(?P<version>\d+\.\d+\.\d+))?(@(?P<split>[\w.-]+))?')
 VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
-def find(path: str) -> DatasetIndex:
+def open_index(path: str) -> DatasetIndex:
     """The split that `path` names, as TFDS prepared it in TFDS_DATA_DIR or else in ~/tensorflow_datasets.
 
     path: tfds:NAME[/CONFIG][:VERSION][@SPLIT], such as tfds:coco/2017_panoptic@validation; NAME[/CONFIG]
-    is one of SETS, the default VERSION is the latest on disk, the default SPLIT is train.
-    Raises SamjaxError if the path is not of this form, SETS lacks the name, or the split is not there
-    as ArrayRecord, with all its files and the features that SETS asks for.
+    is one of DATASETS, the default VERSION is the latest on disk, the default SPLIT is train.
+
+    Raises:
+        SamjaxError: the path is not of this form, DATASETS lacks the name, or the split is not there as ArrayRecord
+            with all its files and the features that DATASETS needs.
     """
     name, version, split = _parse(path)
     folder = _folder(path, name, version)
     info = _info(path, name, folder)
     if split not in info.splits:
-        there = ', '.join(info.splits)
-        raise SamjaxError(f'{path}: {folder} has no split {split!r}: name one of those that it has, {there}')
-    prepared = Prepared(path, name, str(folder), split)
+        known = ', '.join(info.splits)
+        raise SamjaxError(f'{path}: {folder} has no split {split!r}: name one of those that it has, {known}')
+    prepared = PreparedSplit(path, name, str(folder), split)
     files = info.splits[split].filepaths
     count = info.splits[split].num_examples
-    shards = [Records(prepared, first, min(first + SHARD_SIZE, count)) for first in range(0, count, SHARD_SIZE)]
+    shards = [RecordRange(prepared, first, min(first + SHARD_SIZE, count)) for first in range(0, count, SHARD_SIZE)]
     return DatasetIndex(f'{name} of tensorflow-datasets', shards, _digest(prepared, files))
 
 
-class Prepared(NamedTuple):
-    """A split of one of SETS on disk."""
+class PreparedSplit(NamedTuple):
+    """A split of one of DATASETS on disk."""
 
     path: str  # as the user wrote it
-    name: str  # key of SETS
+    name: str  # key of DATASETS
     folder: str
     split: str
 
 
-class Records(NamedTuple):
+class RecordRange(NamedTuple):
     """The shard of the records from `first` to before `stop`."""
 
-    prepared: Prepared
+    prepared: PreparedSplit
     first: int
     stop: int
 
@@ -76,9 +79,9 @@ class Records(NamedTuple):
 
 
 class Record(NamedTuple):
-    """The item of one record; it is named by number, since what TFDS calls it would have to be read."""
+    """The item of a record; its name is its number, since the name that TFDS gives it would have to be read."""
 
-    prepared: Prepared
+    prepared: PreparedSplit
     index: int
 
     @property
@@ -86,23 +89,26 @@ class Record(NamedTuple):
         return f'{self.index:08d}'
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return f'{self.prepared.path} record {self.index}'
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
         _, name, folder, split = self.prepared
         try:
-            return SETS[name].labelled(_source(name, folder, split, os.getpid())[self.index])._replace(as_stored=True)
+            record = _data_source(name, folder, split, os.getpid())[self.index]
+            return DATASETS[name].annotated(record)._replace(as_stored=True)
+        except InvalidExample:
+            raise
         except Exception as error:  # ArrayRecord, protobuf and pillow raise nearly anything on damaged data
             raise InvalidExample('unreadable record', ' '.join(str(error).split())) from error
 
 
-class Set(NamedTuple):
-    """How the records of a set are read."""
+class TfdsFormat(NamedTuple):
+    """How the records of a data set are read."""
 
-    files: tuple[str, ...]  # features that hold an encoded image, which is left as it is
-    labelled: Callable[[dict], AnnotatedImage]  # of the record
+    encoded: tuple[str, ...]  # features that hold an encoded image, which is not to be decoded
+    annotated: Callable[[dict], AnnotatedImage]  # of a record
 
 
 # ---- from record to masks --------------------------------------------------------------------------
@@ -138,9 +144,9 @@ def _breasts(record: dict) -> AnnotatedImage:
 
 
 def _segment_anything(record: dict) -> AnnotatedImage:
-    image, found = record['image'], record['annotations']
-    rles = found['segmentation']
-    scores = found['predicted_iou'], found['stability_score']
+    image, annotations = record['image'], record['annotations']
+    rles = annotations['segmentation']
+    scores = annotations['predicted_iou'], annotations['stability_score']
     masks = [
         {'size': size.tolist(), 'counts': counts, 'predicted_iou': float(iou), 'stability_score': float(stability)}
         for size, counts, iou, stability in zip(rles['size'], rles['counts'], *scores, strict=True)
@@ -156,8 +162,8 @@ def _scene_parse(record: dict) -> AnnotatedImage:
 
 
 def _cityscapes(record: dict) -> AnnotatedImage:
-    """One mask per class present, of labelIds.png: TFDS has no instances of this set."""
-    void = *range(7), 255  # unlabelled, ego vehicle, .. ground are of category void; 255 would be id -1
+    """One mask per class present, of labelIds.png: TFDS has no instances of this data set."""
+    void = *range(7), 255  # unlabeled, ego vehicle, .. ground are of category void; 255 would be id -1
     return _label_map(record['image_left'], _pixels(record['segmentation_label']), void)
 
 
@@ -186,25 +192,20 @@ def _birds_2010(record: dict) -> AnnotatedImage:
 
 
 def _birds_2011(record: dict) -> AnnotatedImage:
-    """The bird where most people saw it: the file has steps of 51, one for each of five people who marked the pixel."""
+    """The bird by majority: the file has a step of 51 for each of five annotators who marked the pixel."""
     return _label_map(record['image'], _pixels(record['segmentation_mask']) > 127)
 
 
 def _mask_files(image: bytes, files: Iterable[bytes]) -> AnnotatedImage:
-    """One mask per file, where it is not 0; files that are 0 throughout are passed over."""
+    """One mask per file, where it is not 0; files of zeros only are left out."""
     masks_HW = [_pixels(file) > 0 for file in files]
     masks = [rle for mask_HW in masks_HW for rle in encode_labels(mask_HW).values()]
-    return AnnotatedImage(image, masks_HW[0].shape if masks_HW else _size(image), masks)
+    return AnnotatedImage(image, masks_HW[0].shape if masks_HW else image_size(image), masks)
 
 
 def _label_map(image: bytes, labels_HW: np.ndarray, ignore: tuple[int, ...] = (0,)) -> AnnotatedImage:
     """One mask per label, but those to ignore."""
     return AnnotatedImage(image, labels_HW.shape, list(encode_labels(labels_HW, ignore).values()))
-
-
-def _size(image: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(image)) as opened:
-        return opened.height, opened.width
 
 
 def _pixels(file: bytes) -> np.ndarray:
@@ -216,46 +217,46 @@ def _pixels(file: bytes) -> np.ndarray:
     return pixels_HW
 
 
-REF_COCO = Set(('image', 'objects/mask'), _ref_coco)
-BREASTS = Set(('image', 'abnormalities/mask'), _breasts)
-CITYSCAPES = Set(('image_left', 'segmentation_label'), _cityscapes)
+REF_COCO = TfdsFormat(('image', 'objects/mask'), _ref_coco)
+BREASTS = TfdsFormat(('image', 'abnormalities/mask'), _breasts)
+CITYSCAPES = TfdsFormat(('image_left', 'segmentation_label'), _cityscapes)
 
-SETS = {
-    'caltech_birds2010': Set(('image', 'segmentation_mask'), _birds_2010),
-    'caltech_birds2011': Set(('image', 'segmentation_mask'), _birds_2011),
+DATASETS = {
+    'caltech_birds2010': TfdsFormat(('image', 'segmentation_mask'), _birds_2010),
+    'caltech_birds2011': TfdsFormat(('image', 'segmentation_mask'), _birds_2011),
     'cityscapes/semantic_segmentation': CITYSCAPES,
     'cityscapes/semantic_segmentation_extra': CITYSCAPES,
-    'coco/2017_panoptic': Set(('image', 'panoptic_image'), _coco_panoptic),
+    'coco/2017_panoptic': TfdsFormat(('image', 'panoptic_image'), _coco_panoptic),
     'curated_breast_imaging_ddsm/original-calc': BREASTS,
     'curated_breast_imaging_ddsm/original-mass': BREASTS,
-    'lost_and_found/full': Set(('image_left', 'instance_id'), _lost_and_found),
-    'lost_and_found/semantic_segmentation': Set(('image_left', 'segmentation_label'), _lost_and_found_classes),
-    'lvis': Set(('image', 'objects/segmentation'), _lvis),
-    'oxford_iiit_pet': Set(('image', 'segmentation_mask'), _pet),
+    'lost_and_found/full': TfdsFormat(('image_left', 'instance_id'), _lost_and_found),
+    'lost_and_found/semantic_segmentation': TfdsFormat(('image_left', 'segmentation_label'), _lost_and_found_classes),
+    'lvis': TfdsFormat(('image', 'objects/segmentation'), _lvis),
+    'oxford_iiit_pet': TfdsFormat(('image', 'segmentation_mask'), _pet),
     'ref_coco/refcoco_google': REF_COCO,
     'ref_coco/refcoco_unc': REF_COCO,
     'ref_coco/refcocog_google': REF_COCO,
     'ref_coco/refcocog_umd': REF_COCO,
     'ref_coco/refcocoplus_unc': REF_COCO,
-    'scene_parse150': Set(('image', 'annotation'), _scene_parse),
-    'segment_anything': Set(('image/content',), _segment_anything),
+    'scene_parse150': TfdsFormat(('image', 'annotation'), _scene_parse),
+    'segment_anything': TfdsFormat(('image/content',), _segment_anything),
 }
 
 
-# ---- what lies on disk -----------------------------------------------------------------------------
+# ---- files on disk -----------------------------------------------------------------------------
 
 
 def _parse(path: str) -> tuple[str, str | None, str]:
-    """Name as in SETS, version if there is one, and split."""
+    """Name as in DATASETS, version if the path has one, and split."""
     parts = PATH.fullmatch(path)
     if not parts:
         raise SamjaxError(
             f'{path} cannot be read: it must be tfds:NAME[/CONFIG][:VERSION][@SPLIT], '
             'such as tfds:coco/2017_panoptic@train'
         )
-    if parts['name'] not in SETS:
+    if parts['name'] not in DATASETS:
         raise SamjaxError(
-            f'{path}: of tensorflow-datasets, samjax has no masks for {parts["name"]}: name one of {", ".join(SETS)}'
+            f'{path}: samjax has no masks for {parts["name"]} of tensorflow-datasets: name one of {", ".join(DATASETS)}'
         )
     return parts['name'], parts['version'], parts['split'] or 'train'
 
@@ -276,12 +277,12 @@ def _folder(path: str, name: str, version: str | None) -> Path:
 
 
 def _info(path: str, name: str, folder: Path) -> tfds.core.DatasetInfo:
-    """What TFDS wrote of the set, checked."""
+    """TFDS's description of the data set, checked."""
     try:
         info = tfds.builder_from_directory(folder).info
     except Exception as error:  # nearly anything, if a JSON is damaged
         reason = ' '.join(str(error).split())
-        raise SamjaxError(f'{path}: {folder} cannot be read ({reason}): prepare the set anew') from error
+        raise SamjaxError(f'{path}: {folder} cannot be read ({reason}): prepare the data set again') from error
     formats = [known.value for known in info.available_file_formats()]
     if FORMAT not in formats:
         raise SamjaxError(
@@ -289,7 +290,7 @@ def _info(path: str, name: str, folder: Path) -> tfds.core.DatasetInfo:
             f'run `tfds convert_format --dataset_version_dir={folder} --out_file_format={FORMAT}`; both need tensorflow'
         )
     info.set_file_format(FORMAT, override=True, override_if_initialized=True)  # it may have another one as well
-    for feature in SETS[name].files:
+    for feature in DATASETS[name].encoded:
         if not _has(info.features, feature):
             raise SamjaxError(f'{path}: {folder} has no feature {feature}: prepare a later version of {name}')
     return info
@@ -300,35 +301,36 @@ def _has(features: tfds.features.FeatureConnector, feature: str) -> bool:
     return outer in features and (not inner or _has(features[outer], inner))
 
 
-def _digest(prepared: Prepared, files: list[os.PathLike]) -> str:
-    """Of the folder, the split, and what the split consists of."""
-    state = hashlib.sha256(f'{prepared.folder}\n{prepared.split}\n'.encode())
-    state.update(Path(prepared.folder, 'dataset_info.json').read_bytes())
+def _digest(prepared: PreparedSplit, files: list[os.PathLike]) -> str:
+    """Digest of the folder, the split, and the description and files of the split."""
     for file in files:
         try:
-            stat = os.stat(file)
+            os.stat(file)
         except OSError as error:
             reason = error.strerror
-            raise SamjaxError(f'{prepared.path}: {file} cannot be read ({reason}): prepare the set anew') from error
-        state.update(f'{Path(file).name} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
-    return state.hexdigest()[:32]
+            raise SamjaxError(
+                f'{prepared.path}: {file} cannot be read ({reason}): prepare the data set again'
+            ) from error
+    folder = Path(prepared.folder)
+    named = [(f'{prepared.split}/{Path(file).name}', file) for file in files]
+    return digest.of_files(folder, [('dataset_info.json', folder / 'dataset_info.json'), *named])
 
 
 @functools.lru_cache
-def _source(name: str, folder: str, split: str, process: int):
+def _data_source(name: str, folder: str, split: str, process: int):
     """Random access to the records; opened anew in a forked `process`, which cannot share the readers' threads."""
     decoders: dict = {}
-    for feature in SETS[name].files:
+    for feature in DATASETS[name].encoded:
         *outer, inner = feature.split('/')
         level = decoders
         for part in outer:
             level = level.setdefault(part, {})
-        level[inner] = AsItIs()
+        level[inner] = KeepEncoded()
     return tfds.builder_from_directory(folder).as_data_source(split, decoders=decoders, file_format=FORMAT)
 
 
-class AsItIs(tfds.decode.SkipDecoding):
-    """Leaves an encoded image as it is, within a sequence too, where without TensorFlow SkipDecoding fails."""
+class KeepEncoded(tfds.decode.SkipDecoding):
+    """Leaves images encoded, within a sequence too, where SkipDecoding fails without TensorFlow."""
 
     def decode_batch_example_np(self, files: Iterable[bytes]) -> list[bytes]:
         return list(files)

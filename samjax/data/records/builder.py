@@ -1,40 +1,43 @@
-"""The TFDS builder of sets of images with masks; found by TFDS through the file's name."""
+"""The TFDS builder of data sets of images with masks."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from samjax.data.records import record
-from samjax.data.records.shard_writer import Written
+from samjax.data.records.shard_writer import ShardResult
 
 SPLIT = 'images'
 
 
-def folder_below(out: Path) -> Path:
-    """Where the builder with the data_dir `out` puts its set."""
-    return out / 'object_masks' / str(Builder.VERSION)
+def dataset_folder(out: Path) -> Path:
+    """Where the builder with the data_dir `out` puts its data set."""
+    return out / ObjectMasks.name / str(ObjectMasks.VERSION)
 
 
 class _Info(tfds.core.DatasetInfo):
     def initialize_from_bucket(self) -> None:
-        """Asks nobody: TFDS would look for this set in its bucket, over the network, and leave a folder in /tmp."""
+        """Does nothing: TFDS would look for this data set in its bucket, over the network, and leave files in /tmp."""
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Makes a TFDS set of the files of finished shards: one shard each, in their order.
+class ObjectMasks(tfds.core.GeneratorBasedBuilder):
+    """Makes a TFDS data set of the files of finished shards: one shard each, in their order.
 
-    shards: file of the records and what became of it, of each; files: more texts to lie beside the records, by name.
+    TFDS derives the data set's name, object_masks, from the name of this class.
     """
 
     VERSION = tfds.core.Version('2.0.0')
 
-    def __init__(self, *, shards: Sequence[tuple[Path, Written]] = (), files: dict[str, str] | None = None, **kwargs):
-        self._units, self._files = shards, files or {}
+    def __init__(
+        self, *, shards: Sequence[tuple[Path, ShardResult]] = (), texts: Mapping[str, str] | None = None, **kwargs
+    ):
+        """shards: file of the records and result of each; texts: more files to be written beside the records."""
+        self._shards, self._texts = shards, texts or {}
         super().__init__(file_format='array_record', **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -52,28 +55,28 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     _generate_examples = _split_generators
 
     def _download_and_prepare(self, dl_manager, download_config):
-        """Takes the files in.
+        """Moves the files into the data set.
 
         TFDS would generate and sort the records here, in one process, which beyond 1 GB takes TensorFlow and a second
-        copy on disk, or in Beam, which forgets what was done when it is interrupted.
+        copy on disk, or in Beam, which cannot resume after an interruption.
         """
         del dl_manager, download_config
         folder = Path(self.data_dir)
-        kept = [(records, written) for records, written in self._units if written.names]
+        kept = [(records, result) for records, result in self._shards if result.names]
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name=self.name, split=SPLIT, filetype_suffix='array_record'
         )
         for (records, _), path in zip(kept, template.sharded_filepaths(len(kept)), strict=True):
             _link(records, Path(path))
-        lengths, size = [len(written.names) for _, written in kept], sum(written.bytes for _, written in kept)
+        lengths, size = [len(result.names) for _, result in kept], sum(result.num_bytes for _, result in kept)
         split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
         self.info.set_splits(tfds.core.splits.SplitDict([split]))
-        for name, text in self._files.items():
+        for name, text in self._texts.items():
             (folder / name).write_text(text)
 
 
 def _link(source: Path, target: Path) -> None:
-    """`source` stays until all is done, as far as the disk has links: who is killed now need not write it again."""
+    """Keeps `source` where the disk has links, so that an interrupted preparation need not write it again."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,32 +1,41 @@
-"""A set in any layout -> ArrayRecord: shards over processes or Beam, resumable, with progress and a report."""
+"""A data set in any format -> ArrayRecord: shards over processes or Beam, resumable, with progress and a report."""
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
 import contextlib
-import fcntl
 import io
 import json
 import multiprocessing
 import os
 import shutil
-import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 from samjax.data.formats.dataset_index import DatasetIndex
-from samjax.data.records.builder import Builder, folder_below
-from samjax.data.records.shard_writer import Task, Written
-from samjax.distributed.workers import attach
+from samjax.data.records.builder import ObjectMasks, dataset_folder
+from samjax.data.records.shard_writer import ShardResult, ShardTask
+from samjax.distributed.workers import initialize_worker
 from samjax.errors import SamjaxError
+from samjax.storage import atomic
+from samjax.storage.lock import wait_for_lock
+from samjax.storage.progress import Progress
 
-REPORT = 'report.json'  # beside the records: counts, what was left out, and why
-NAMES = 'images.txt'  # beside the records: the images that are in, in their order
+REPORT = 'report.json'  # beside the records: counts, and which images were left out and why
+NAMES = 'images.txt'  # beside the records: names of the images, in their order
+# Names that fields of report.json had before version 0.2
+OLD_FIELDS = {
+    'share': 'fraction',
+    'found': 'num_images',
+    'kept': 'num_kept',
+    'masks': 'num_masks',
+    'bad': 'invalid',
+    'left_out': 'skipped_masks',
+}
 
 
 class Beam(NamedTuple):
@@ -36,147 +45,174 @@ class Beam(NamedTuple):
     options: list[str]  # of the runner, such as --project=..
 
 
-class Report(NamedTuple):
-    """What preparation found, kept, and left out by cause."""
+class PreparationReport(NamedTuple):
+    """The images and masks of a data set that were kept, and those that were left out, by cause."""
 
     path: str
-    layout: str
-    digest: str
-    share: float
-    found: int  # images
-    kept: int
-    masks: int
-    bad: dict[str, list[str]]  # cause -> places with details
-    no_masks: list[str]  # places
-    left_out: dict[str, int]  # masks by cause
+    layout: str  # the format, for messages
+    digest: str  # of the data set that was prepared
+    fraction: float  # of its images that were taken
+    num_images: int  # that were taken, invalid ones too
+    num_kept: int  # images in the records
+    num_masks: int  # masks in the records
+    invalid: dict[str, list[str]]  # cause -> locations of images, with details
+    no_masks: list[str]  # locations of images
+    skipped_masks: dict[str, int]  # by cause
 
     @property
-    def bad_images(self) -> int:
-        return sum(map(len, self.bad.values()))
+    def num_invalid(self) -> int:
+        return sum(map(len, self.invalid.values()))
 
     @property
-    def unused(self) -> dict[str, list[str]]:
-        """Places of all images left out, by cause."""
-        return self.bad | ({'no masks': self.no_masks} if self.no_masks else {})
+    def dropped(self) -> dict[str, list[str]]:
+        """Locations of all images that were left out, by cause."""
+        return self.invalid | ({'no masks': self.no_masks} if self.no_masks else {})
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies what the records were made of."""
+        return f'{self.digest} {self.fraction:g}'
 
     @classmethod
-    def read(cls, folder: Path) -> Report:
-        return cls(**json.loads((folder / REPORT).read_text()))
+    def read(cls, folder: Path) -> PreparationReport:
+        """The report beside the records in `folder`."""
+        fields = json.loads((folder / REPORT).read_text())
+        return cls(**{OLD_FIELDS.get(name, name): value for name, value in fields.items()})
 
-    def check(self, max_invalid_fraction: float, whole: float = 1.0) -> None:
-        """Raises SamjaxError if more images are bad than `max_invalid_fraction` of a set `whole` times as large as this."""
-        if self.bad_images <= max_invalid_fraction * self.found * whole:
+    def check(self, max_invalid_fraction: float, scale: float = 1.0) -> None:
+        """Checks the number of invalid images.
+
+        scale: size of the whole data set relative to what has been read so far.
+
+        Raises:
+            SamjaxError: there are more than `max_invalid_fraction` of the whole data set.
+        """
+        if self.num_invalid <= max_invalid_fraction * self.num_images * scale:
             return
-        cause, places = next(iter(self.bad.items()))
+        cause, locations = next(iter(self.invalid.items()))
         raise SamjaxError(
-            f'{self.path}: {self.bad_images} of {self.found} images are bad ({self.summary()}), more than '
-            f'data.max_invalid_fraction = {max_invalid_fraction:g} allows; the first is {places[0]} ({cause}); '
-            'mend or remove such files, or raise data.max_invalid_fraction'
+            f'{self.path}: {self.num_invalid} of {self.num_images} images are invalid ({self.summary()}), more than '
+            f'data.max_invalid_fraction = {max_invalid_fraction:g} allows; the first is {locations[0]} ({cause}); '
+            'fix or remove such files, or raise data.max_invalid_fraction'
         )
 
     def summary(self) -> str:
-        """Of the images left out, such as '2 invalid JSON, 1 no masks'."""
-        return ', '.join(f'{len(places)} {cause}' for cause, places in self.unused.items())
+        """Of the images that were left out, such as '2 invalid JSON, 1 no masks'."""
+        return ', '.join(f'{len(locations)} {cause}' for cause, locations in self.dropped.items())
 
 
 def prepare(
-    found: DatasetIndex,
+    index: DatasetIndex,
     path: str,
     out: Path,
     *,
     max_invalid_fraction: float,
-    share: float = 1.0,
-    workers: int | None = None,
+    fraction: float = 1.0,
+    num_workers: int | None = None,
     beam: Beam | None = None,
-) -> tuple[Path, Report]:
-    """Writes a set below `out`, unless it is there; goes on where an interrupted call stopped.
+) -> tuple[Path, PreparationReport]:
+    """Writes a data set below `out`, unless it is there; continues an interrupted preparation.
 
-    path: of the set, for people; max_invalid_fraction: of the images, how many may be unusable before preparation stops;
-    share: of the images taken, by a hash of the name; workers: processes on this machine, None is one for each core.
-    Returns the folder of the TFDS set and the report beside its records.
-    Raises SamjaxError if too many images are bad, none is good, the disk is full, `out` holds another set, a worker
-    is killed, or Beam is asked for and not installed.
+    path: of the data set, for messages; max_invalid_fraction: of the images, above which preparation stops; fraction:
+    of the images to be taken, chosen by a hash of their names; num_workers: processes on this machine, None is one for
+    each core.
+    Returns the folder of the TFDS data set and the report beside its records.
+
+    Raises:
+        SamjaxError: too many images are invalid, none is valid, the disk is full, `out` holds another data set, a
+            worker is killed, or Beam is wanted and not installed.
     """
-    folder, work = folder_below(out), out / 'unfinished'
-    with _lock(out):
+    folder, work = dataset_folder(out), out / 'unfinished'
+    with wait_for_lock(out):
         if folder.exists():
-            report = Report.read(folder)
-            if (report.digest, report.share) != (found.digest, share):
-                raise SamjaxError(f'{out} holds another set, or another state of {report.path}: choose another folder')
+            report = PreparationReport.read(folder)
+            if (report.digest, report.fraction) != (index.digest, fraction):
+                raise SamjaxError(
+                    f'{out} holds another data set, or another state of {report.path}: choose another folder'
+                )
         else:
-            _start(work, found, share)
-            report = _prepare(found, path, out, work, max_invalid_fraction, share, workers, beam)
+            _open_work_folder(work, index, fraction)
+            report = _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers, beam)
         shutil.rmtree(work, ignore_errors=True)
-    report.check(max_invalid_fraction)  # an earlier preparation may have been told to accept more
+    report.check(max_invalid_fraction)  # an earlier preparation may have allowed more
     return folder, report
 
 
-def _start(work: Path, found: DatasetIndex, share: float) -> None:
-    """An empty folder, or what an interrupted preparation of the same set finished."""
-    stamp = json.dumps([found.digest, share, [shard.key for shard in found.shards]])
+def _open_work_folder(work: Path, index: DatasetIndex, fraction: float) -> None:
+    """Makes an empty folder, or keeps the finished shards of an interrupted preparation of the same data set."""
+    fingerprint = json.dumps(
+        {'digest': index.digest, 'fraction': fraction, 'shards': [shard.key for shard in index.shards]}
+    )
     with contextlib.suppress(FileNotFoundError):
-        if (work / 'set.json').read_text() != stamp:
+        if (work / 'set.json').read_text() != fingerprint:
             shutil.rmtree(work)
     work.mkdir(exist_ok=True)
-    (work / 'set.json').write_text(stamp)
+    atomic.write_text(work / 'set.json', fingerprint)
     for stale in (*work.glob('*.part'), *work.glob('*.progress')):
         stale.unlink()
     for stale in work.parent.glob('*/*incomplete*'):
         shutil.rmtree(stale)
 
 
-def _prepare(found, path, out, work, max_invalid_fraction, share, workers, beam) -> Report:
-    tasks = [Task(shard, str(work / f'{n:05d}'), share) for n, shard in enumerate(found.shards)]
-    total = sum(shard.weight for shard in found.shards)
-    done: dict[str, Written] = {}
-    report = _report(found, path, share, ())
-    with Progress(f'preparing {path}', tasks):
-        for task, written in _run(tasks, workers or os.cpu_count(), beam):
-            done[task.stem] = written
-            finished = [task for task in tasks if task.stem in done]
-            report = _report(found, path, share, (done[task.stem] for task in finished))
+def _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers, beam) -> PreparationReport:
+    tasks = [ShardTask(shard, str(work / f'{n:05d}'), fraction) for n, shard in enumerate(index.shards)]
+    total = sum(shard.weight for shard in index.shards)
+    results: dict[str, ShardResult] = {}
+    report = _report(index, path, fraction, ())
+    with _show_progress(f'preparing {path}', tasks):
+        for task, result in _run(tasks, num_workers or os.cpu_count(), beam):
+            results[task.stem] = result
+            finished = [task for task in tasks if task.stem in results]
+            report = _report(index, path, fraction, (results[task.stem] for task in finished))
             report.check(max_invalid_fraction, total / sum(task.shard.weight for task in finished))
-    if not report.kept:
-        first = next(iter(report.unused.values()), None)
-        why = f' ({report.summary()}; the first is {first[0]})' if first else ''
+    if not report.num_kept:
+        first = next(iter(report.dropped.values()), None)
+        reason = f' ({report.summary()}; the first is {first[0]})' if first else ''
         raise SamjaxError(
-            f'{path}: none of the {report.found} images found can be used{why}; '
+            f'{path}: none of its {report.num_images} images can be used{reason}; '
             'training needs images that each have at least one mask'
         )
-    names = ''.join(f'{name}\n' for task in tasks for name in done[task.stem].names)
-    files = {REPORT: json.dumps(report._asdict(), indent=1), NAMES: names}
+    names = ''.join(f'{name}\n' for task in tasks for name in results[task.stem].names)
+    texts = {REPORT: json.dumps(report._asdict(), indent=1), NAMES: names}
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
-        written = [(task.records, done[task.stem]) for task in tasks]
-        Builder(data_dir=out, shards=written, files=files).download_and_prepare(download_dir=work)
+        shards = [(task.records, results[task.stem]) for task in tasks]
+        ObjectMasks(data_dir=out, shards=shards, texts=texts).download_and_prepare(download_dir=work)
     return report
 
 
-def _report(found: DatasetIndex, path: str, share: float, written: Iterable[Written]) -> Report:
-    report = Report(path, found.layout, found.digest, share, 0, 0, 0, {}, [], collections.Counter())
-    images = kept = masks = 0
-    for shard in written:
-        images, kept, masks = images + shard.found, kept + len(shard.names), masks + shard.masks
-        report.left_out.update(shard.left_out)
-        report.no_masks.extend(shard.no_masks)
-        for cause, place in shard.bad:
-            report.bad.setdefault(cause, []).append(place)
-    return report._replace(found=images, kept=kept, masks=masks)
+def _report(index: DatasetIndex, path: str, fraction: float, results: Iterable[ShardResult]) -> PreparationReport:
+    report = PreparationReport(
+        path, index.layout, index.digest, fraction, 0, 0, 0, {}, [], skipped_masks=collections.Counter()
+    )
+    num_images = num_kept = num_masks = 0
+    for result in results:
+        num_images += result.num_images
+        num_kept += len(result.names)
+        num_masks += result.num_masks
+        report.skipped_masks.update(result.skipped_masks)
+        report.no_masks.extend(result.no_masks)
+        for cause, location in result.invalid:
+            report.invalid.setdefault(cause, []).append(location)
+    return report._replace(num_images=num_images, num_kept=num_kept, num_masks=num_masks)
 
 
-def _run(tasks: Sequence[Task], workers: int, beam: Beam | None) -> Iterator[tuple[Task, Written]]:
-    """Each task with its result, as they get finished."""
+# ---- processes -------------------------------------------------------------------------------------
+
+
+def _run(tasks: Sequence[ShardTask], num_workers: int, beam: Beam | None) -> Iterator[tuple[ShardTask, ShardResult]]:
+    """Each task with its result, in the order in which they finish."""
     if beam is not None:
         _run_beam(tasks, beam)
-    elif min(workers, len(tasks)) > 1:
-        yield from _run_processes(tasks, workers)
+    elif min(num_workers, len(tasks)) > 1:
+        yield from _run_processes(tasks, num_workers)
         return
     for task in tasks:
         yield task, task.write()
 
 
-def _run_processes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Written]]:
+def _run_processes(tasks: Sequence[ShardTask], num_workers: int) -> Iterator[tuple[ShardTask, ShardResult]]:
     spawn = multiprocessing.get_context('spawn')  # JAX may be running here, and does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(tasks)), spawn, initializer=attach)
+    pool = concurrent.futures.ProcessPoolExecutor(min(num_workers, len(tasks)), spawn, initializer=initialize_worker)
     before = multiprocessing.active_children()
     try:
         futures = {pool.submit(task.write): task for task in tasks}
@@ -184,8 +220,8 @@ def _run_processes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, 
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise SamjaxError(
-            'a process that prepared data was killed, as the system does for want of memory: run the same command '
-            'again to go on, with fewer --workers if it comes again'
+            'a process that prepared data was killed, probably because memory ran out: run the same command again to '
+            'continue, with a smaller --num-workers if this happens again'
         ) from None
     except BaseException:
         for child in set(multiprocessing.active_children()) - set(before):
@@ -195,85 +231,65 @@ def _run_processes(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, 
         pool.shutdown(cancel_futures=True)
 
 
-def _run_beam(tasks: Sequence[Task], where: Beam) -> None:
+def _run_beam(tasks: Sequence[ShardTask], beam_options: Beam) -> None:
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise SamjaxError('Apache Beam is not installed: pip install apache-beam') from None
-    with beam.Pipeline(where.runner, PipelineOptions(where.options)) as pipeline:
+    with beam.Pipeline(beam_options.runner, PipelineOptions(beam_options.options)) as pipeline:
         shards = pipeline | beam.Create(tasks) | beam.Reshuffle()  # each to a worker of its own
         shards | beam.Map(lambda task: len(task.write().names))
 
 
-class Progress:
-    """Images, rate and time left on one line of stderr, from what shards note; silent at first."""
-
-    def __init__(self, title: str, tasks: Sequence[Task]):
-        self.title, self.tasks = title, tasks
-        self.weight = sum(task.shard.weight for task in tasks) or 1.0
-        self.terminal = sys.stderr.isatty()
-        self.interval = 1.0 if self.terminal else 60.0  # s; a log file gets few lines
-        self._finished: dict[str, int] = {}  # stem -> images
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
-
-    def __enter__(self) -> None:
-        self._before, self._start = self._look(), time.monotonic()
-        self._thread.start()
-
-    def __exit__(self, *_) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def line(self) -> str:
-        """Such as '1200 images, 35.0/s, 40 %, 0:00:51 left'."""
-        images, share = self._look()
-        seconds = time.monotonic() - self._start
-        rate = (images - self._before[0]) / seconds
-        text = f'{self.title}: {images} images, {rate:.1f}/s, {share:.0%}'
-        if share > self._before[1]:
-            left = int((1 - share) * seconds / (share - self._before[1]))
-            text += f', {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left'
-        return text
-
-    def _look(self) -> tuple[int, float]:
-        """Images done, and the share of the whole work that this is."""
-        images = weight = 0
-        # One look into the folder instead of two files opened for each of a thousand shards that have not begun.
-        notes = {entry.name for task in self.tasks[:1] for entry in os.scandir(os.path.dirname(task.stem))}
-        for task in self.tasks:
-            name, share = os.path.basename(task.stem), 0.0
-            if task.stem not in self._finished and f'{name}.json' in notes:
-                self._finished[task.stem] = task.written().found
-            if task.stem in self._finished:
-                done, share = self._finished[task.stem], 1.0
-            elif f'{name}.progress' in notes:
-                done, of = task.progress()
-                share = done / of if of else 0.0
-            else:
-                continue
-            images += done
-            weight += task.shard.weight * share
-        return images, weight / self.weight
-
-    def _show(self) -> None:
-        shown = False
-        while not self._ended.wait(self.interval):
-            sys.stderr.write(f'\r{self.line()}\x1b[K' if self.terminal else f'{self.line()}\n')
-            sys.stderr.flush()
-            shown = True
-        if shown and self.terminal:
-            sys.stderr.write('\n')
+# ---- progress --------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _lock(out: Path):
-    """Only one process at a time prepares `out`; the others wait."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / 'lock', 'w') as file:
+def _show_progress(title: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
+    """Shows images, rate and time left on stderr while the tasks run in any process of any machine."""
+    state = WorkState(tasks)
+    count, fraction = state.measure()
+    ended = threading.Event()
+    with Progress(title, count=count, fraction=fraction) as progress:
+
+        def show():
+            while not ended.wait(progress.interval):
+                progress.update(*state.measure())
+
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise SamjaxError(f'{out} cannot be locked ({error}): choose a disk with file locks') from error
-        yield
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+class WorkState:
+    """How much of the tasks is done, as their files in the work folder tell."""
+
+    def __init__(self, tasks: Sequence[ShardTask]):
+        self._tasks = tasks
+        self._weight = sum(task.shard.weight for task in tasks) or 1.0
+        self._finished: dict[str, int] = {}  # stem -> images
+
+    def measure(self) -> tuple[int, float]:
+        """Number of images done, and the fraction of the whole work that this is."""
+        images = weight = 0
+        # Listing the folder once spares opening two files for each of perhaps a thousand shards that have not begun.
+        files = {entry.name for task in self._tasks[:1] for entry in os.scandir(os.path.dirname(task.stem))}
+        for task in self._tasks:
+            name, fraction = os.path.basename(task.stem), 0.0
+            if task.stem not in self._finished and f'{name}.json' in files:
+                self._finished[task.stem] = task.result().num_images
+            if task.stem in self._finished:
+                done, fraction = self._finished[task.stem], 1.0
+            elif f'{name}.progress' in files:
+                done, total = task.progress()
+                fraction = done / total if total else 0.0
+            else:
+                continue
+            images += done
+            weight += task.shard.weight * fraction
+        return images, weight / self._weight

@@ -1,4 +1,4 @@
-"""The source that `open_source` returns: prepares a set once, then reads `Example`s from it."""
+"""Random access to the examples of a prepared data set, which `open_records` prepares if necessary."""
 
 from __future__ import annotations
 
@@ -10,68 +10,71 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from samjax.data.example import Example
-from samjax.data.formats.detect import find
-from samjax.data.records.builder import SPLIT, folder_below
-from samjax.data.records.prepare import REPORT, Report, prepare
+from samjax.data.formats.detect import open_index
+from samjax.data.records.builder import SPLIT, dataset_folder
+from samjax.data.records.prepare import REPORT, PreparationReport, prepare
 from samjax.errors import SamjaxError
 from samjax.images.encoded_image import EncodedImage
 
 
-def open_source(path: str | os.PathLike, cache: str | os.PathLike, max_invalid_fraction: float) -> Source:
-    """The images of a set, prepared under `cache` unless they already are.
+def open_records(path: str | os.PathLike, cache: str | os.PathLike, max_invalid_fraction: float) -> RecordSource:
+    """The images of a data set, prepared in `cache` unless they already are.
 
-    path: whatever `samjax.data.formats.detect` reads (a file added, changed or removed there means a new preparation),
-    or a folder that `samjax data prepare` wrote.  cache: folder; `~` is expanded.  max_invalid_fraction: see `prepare`.
+    path: anything that `samjax.data.formats.detect` reads (a file added, changed or removed there means a new
+    preparation), or a folder that `samjax data prepare` wrote.  cache: folder; `~` is expanded.
+    max_invalid_fraction: see `prepare`.
     Warns in one line if images were left out; the report beside the records names them.
-    Raises SamjaxError if the path is missing, holds no usable image, or too many bad ones.
+
+    Raises:
+        SamjaxError: there is nothing at the path, it holds no usable image, or too many are invalid.
     """
-    folder = prepared(Path(path).expanduser())
+    folder = prepared_folder(Path(path).expanduser())
     if folder is None:
-        found = find(str(path))
-        home = Path(cache).expanduser() / found.digest
-        folder, report = prepare(found, str(path), home, max_invalid_fraction=max_invalid_fraction)
+        index = open_index(str(path))
+        out = Path(cache).expanduser() / index.digest
+        folder, report = prepare(index, str(path), out, max_invalid_fraction=max_invalid_fraction)
     else:
-        report = Report.read(folder)
+        report = PreparationReport.read(folder)
         report.check(max_invalid_fraction)
-    if report.bad or report.no_masks:
+    if report.dropped:
         logging.getLogger(__name__).warning(
             '%s: %d of %d images left out (%s), see %s',
-            path, report.found - report.kept, report.found, report.summary(), folder / REPORT,
+            path, report.num_images - report.num_kept, report.num_images, report.summary(), folder / REPORT,
         )  # fmt: skip
-    return Source(folder)
+    return RecordSource(folder)
 
 
-def prepared(path: Path) -> Path | None:
-    """The folder of the TFDS set that `samjax data prepare` wrote below `path`, None if there is none."""
-    return next((folder for folder in (path, folder_below(path)) if (folder / REPORT).is_file()), None)
+def prepared_folder(path: Path) -> Path | None:
+    """The folder of the TFDS data set that `samjax data prepare` wrote below `path`, None if there is none."""
+    return next((folder for folder in (path, dataset_folder(path)) if (folder / REPORT).is_file()), None)
 
 
-class Source:
-    """Random access to the `Example`s of a prepared set; images are decoded when asked for."""
+class RecordSource:
+    """The examples of a prepared data set; images are decoded when their pixels are needed."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = folder
-        reader = tfds.builder_from_directory(folder)
-        self._records = reader.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
+        builder = tfds.builder_from_directory(folder)
+        self._records = builder.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
 
     def __reduce__(self):
-        return Source, (self.folder,)  # a worker process opens the files itself
+        return RecordSource, (self.folder,)  # a worker process opens the files itself
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the files that it was prepared from, and the share that was taken."""
-        report = Report.read(Path(self.folder))
-        return f'{report.digest} {report.share:g}'
+        """Identifies the files that it was prepared from, and the fraction that was taken."""
+        return PreparationReport.read(Path(self.folder)).fingerprint
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
+        """Raises IndexError, or SamjaxError if the record is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f'{self.folder} has {len(self)} images, none has the index {index}')
         try:
             record = self._records[index]
-        except Exception as error:  # ArrayRecord raises what its C++ says
+        except Exception as error:  # ArrayRecord raises what its C++ reports
             raise SamjaxError(
                 f'record {index} of {self.folder} cannot be read ({error}): remove the folder, and the same command '
                 'prepares it again'
@@ -81,5 +84,5 @@ class Source:
             {'size': size.tolist(), 'counts': counts}
             for size, counts in zip(annotations['size'], annotations['counts'], strict=True)
         ]
-        photo = EncodedImage.from_bytes(record['image'], int(record['orientation']))
-        return Example(record['name'].decode(), photo, rles)
+        image = EncodedImage.from_bytes(record['image'], int(record['orientation']))
+        return Example(record['name'].decode(), image, rles)

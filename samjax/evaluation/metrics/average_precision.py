@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import numbers
 import os
@@ -19,26 +18,26 @@ import numpy as np
 from pycocotools import mask as coco
 from pycocotools.cocoeval import COCOeval
 
+from samjax.data.formats import coco_json
 from samjax.errors import SamjaxError
-from samjax.masks import rle
 
 SIZES = ('all', 'small', 'medium', 'large')  # COCO's: limits are 32^2 and 96^2 px of the `area` of annotations
 FREQUENCIES = {'frequent': 'f', 'common': 'c', 'rare': 'r'}  # LVIS: how many training images show a category
-PROPOSALS = 1000  # per image
-COCO_MOST = 100  # detections per image and category
-LVIS_MOST = 300  # detections per image
-EDGE = 0.1  # px, by which boxes go over the edge of their image because a detector rounds them
+MAX_PROPOSALS = 1000  # per image
+MAX_DETECTIONS_COCO = 100  # detections per image and category
+MAX_DETECTIONS_LVIS = 300  # detections per image
+ROUNDING = 0.1  # px, by which boxes may exceed their image because a detector rounds them
 
-TRUTH = 'give the annotations of COCO or LVIS, such as instances_val2017.json or lvis_v1_val.json'
-BOXES = "give a detector's results in COCO's form, a list of {image_id, category_id, bbox, score}"
-SAME_IMAGES = 'take truth and predictions of the same set'
+GIVE_ANNOTATIONS = 'give the annotations of COCO or LVIS, such as instances_val2017.json or lvis_v1_val.json'
+GIVE_BOXES = "give a detector's results in COCO's form, a list of {image_id, category_id, bbox, score}"
+SAME_IMAGES = 'take ground truth and predictions of the same data set'
 SAME_SIZE = 'give masks at the height and width of the image in the annotations'
 SAME_CATEGORIES = 'take the ids of the categories in the annotations, which do not count from 0 without gaps'
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
-    """What people marked in the images of a set."""
+class GroundTruth:
+    """The annotated objects of a data set."""
 
     path: Path
     is_lvis: bool  # else COCO
@@ -46,87 +45,93 @@ class Truth:
     categories: dict[int, Mapping]
     objects: list[Mapping]  # image_id, category_id, area in px, iscrowd, ignore, segmentation as compressed RLE
 
-    def only(self, image_ids: Collection[int]) -> Truth:
-        """The truth about some of the images."""
+    def only(self, image_ids: Collection[int]) -> GroundTruth:
+        """The ground truth of a subset of the images."""
         images = {key: image for key, image in self.images.items() if key in image_ids}
-        objects = [one for one in self.objects if one['image_id'] in images]
+        objects = [annotation for annotation in self.objects if annotation['image_id'] in images]
         return dataclasses.replace(self, images=images, objects=objects)
 
 
 class Boxes(NamedTuple):
     """A detector's boxes in one image, in the order of its file."""
 
-    boxes_N4: np.ndarray  # float32 x0, y0, x1, y1 in px, within the image and not empty
+    boxes_N4: np.ndarray  # float32 x0, y0, x1, y1 in px, inside the image and not empty
     score_N: np.ndarray  # float64
-    category_N: np.ndarray  # int64, ids of the truth
+    category_N: np.ndarray  # int64, ids of the ground truth
 
 
 class BoxFile(NamedTuple):
     """A detector's boxes in all images."""
 
-    images: dict[int, Boxes]  # every image of the truth
-    clipped: int  # boxes that went over the edge of their image
+    images: dict[int, Boxes]  # every image of the ground truth
+    clipped: int  # boxes that exceeded their image
     dropped: int  # boxes without area in their image
 
 
-def read_truth(path: str | os.PathLike) -> Truth:
-    """Annotations of COCO or LVIS, the latter told by `neg_category_ids` of images or `frequency` of categories.
+def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
+    """Annotations of COCO, or of LVIS if images have `neg_category_ids` or categories `frequency`.
 
-    Raises SamjaxError if the file cannot be read, is no such JSON, or names images or categories that it lacks.
+    Raises SamjaxError if the file cannot be read, is no such JSON, or refers to images or categories that it lacks.
     """
     path = Path(path)
-    content = _read_json(path, TRUTH)
-    lists = ('images', 'annotations', 'categories')
-    if lacking := [key for key in lists if not isinstance(content, Mapping) or not isinstance(content.get(key), list)]:
-        raise SamjaxError(f'{path} has no list of {" and ".join(lacking)}: {TRUTH}')
+    content = coco_json.read(path, GIVE_ANNOTATIONS)
+    if wrong := coco_json.wrong_form(content, ('images', 'annotations', 'categories')):
+        raise SamjaxError(f'{path} {wrong}: {GIVE_ANNOTATIONS}')
     is_lvis = _is_lvis(content['images'], content['categories'])
     images = _images(path, content['images'], is_lvis)
     categories = _categories(path, content['categories'], is_lvis)
-    return Truth(path, is_lvis, images, categories, _objects(path, content['annotations'], images, categories, is_lvis))
+    return GroundTruth(
+        path, is_lvis, images, categories, _objects(path, content['annotations'], images, categories, is_lvis)
+    )
 
 
-def average_recall(truth: Truth, detections: Sequence[Mapping], most: int = PROPOSALS) -> dict[str, float]:
-    """Mask AR: the share of objects found at IoU .50, .55 .. .95, on average, whatever their category.
+def average_recall(
+    truth: GroundTruth, detections: Sequence[Mapping], max_detections: int = MAX_PROPOSALS
+) -> dict[str, float]:
+    """Mask AR: the recall of objects at IoU .50, .55 .. .95, on average, whatever their category.
 
-    detections: of each `image_id`, `score` and `segmentation` as compressed RLE; the best `most` of an image count.
-    Returns AR by size, and by frequency of the category for LVIS, as if nothing else were marked in the images.
+    detections: of each `image_id`, `score` and `segmentation` as compressed RLE; the best `max_detections` of an image
+    count.
+    Returns AR by size, and by frequency of the category for LVIS, as if nothing else were annotated in the images.
     NaN where there are no objects.  Crowds are as in COCOeval.
-    Raises SamjaxError for detections that do not fit the truth.
+    Raises SamjaxError for detections that do not fit the ground truth.
     Source: arXiv 2304.02643, section 7.3 and appendix D.3.
     """
     _check(truth, detections)
-    found = _by(detections, 'image_id')
+    detections_by_image = _by(detections, 'image_id')
 
     def recall_A(objects):
-        matched = _match(_by(objects, 'image_id'), found, most, recall_only=True)
+        matched = _match(_by(objects, 'image_id'), detections_by_image, max_detections, recall_only=True)
         return [_mean(recall_T) for recall_T in matched.recall_TA.T]
 
     scores = dict(zip(SIZES, recall_A(truth.objects), strict=True))
     for name, frequency in FREQUENCIES.items() if truth.is_lvis else ():
         categories = _of_frequency(truth, frequency)
-        scores[name] = recall_A([one for one in truth.objects if one['category_id'] in categories])[0]
+        scores[name] = recall_A(
+            [annotation for annotation in truth.objects if annotation['category_id'] in categories]
+        )[0]
     return scores
 
 
-def average_precision(truth: Truth, detections: Sequence[Mapping]) -> dict[str, float]:
-    """Mask AP on average over the categories that have objects, by the rules of COCO or LVIS, as the truth is.
+def average_precision(truth: GroundTruth, detections: Sequence[Mapping]) -> dict[str, float]:
+    """Mask AP on average over the categories that have objects, by the rules of COCO or LVIS (`is_lvis`).
 
-    COCO: the best 100 detections of a category in an image count.  LVIS: the best 300 of an image; those are left out
-    whose category was neither found in the image nor said to be absent, and unmatched ones of categories that were
-    not marked throughout the image are ignored.
+    COCO: the best 100 detections of a category in an image count.  LVIS: the best 300 of an image; detections of
+    categories that are neither annotated in the image nor listed as absent (`neg_category_ids`) are left out, and
+    unmatched ones of categories in `not_exhaustive_category_ids` are ignored.
 
     detections: of each `image_id`, `category_id`, `score` and `segmentation` as compressed RLE.
     Returns AP (over IoU .50, .55 .. .95), AP50, AP75, small, medium, large, and for LVIS APr, APc, APf; NaN where
     there are no objects.
-    Raises SamjaxError for detections that do not fit the truth.
+    Raises SamjaxError for detections that do not fit the ground truth.
     Sources: pycocotools.cocoeval, lvis.eval.
     """
     _check(truth, detections, with_category=True)
     precision_TRA = _precision(truth, detections)
 
     def mean(threshold=slice(None), size=0, categories=truth.categories):
-        chosen = [precision_TRA[key][threshold, :, size] for key in categories if key in precision_TRA]
-        return _mean(np.array(chosen))
+        precision = [precision_TRA[key][threshold, :, size] for key in categories if key in precision_TRA]
+        return _mean(np.array(precision))
 
     scores = {'AP': mean(), 'AP50': mean(_threshold(0.5)), 'AP75': mean(_threshold(0.75))}
     scores |= {name: mean(size=SIZES.index(name)) for name in SIZES[1:]}
@@ -135,37 +140,37 @@ def average_precision(truth: Truth, detections: Sequence[Mapping]) -> dict[str, 
     return scores
 
 
-def read_boxes(path: str | os.PathLike, truth: Truth) -> BoxFile:
+def read_boxes(path: str | os.PathLike, truth: GroundTruth) -> BoxFile:
     """A detector's boxes: a JSON list of `image_id`, `category_id`, `bbox` (x, y, width, height in px) and `score`.
 
-    truth: of the whole set.  Boxes are clipped to their image and dropped if nothing is left.
-    Raises SamjaxError if the file cannot be read, is no such JSON, or does not fit the truth.
+    truth: of the whole data set.  Boxes are clipped to their image and dropped if nothing is left.
+    Raises SamjaxError if the file cannot be read, is no such JSON, or does not fit the ground truth.
     """
     path = Path(path)
-    entries = _read_json(path, BOXES)
+    entries = coco_json.read(path, GIVE_BOXES)
     if not isinstance(entries, list):
-        raise SamjaxError(f'{path} is not a list: {BOXES}')
+        raise SamjaxError(f'{path} is not a list: {GIVE_BOXES}')
     _check_boxes(path, entries, truth)
     by_image, clipped, dropped = _by(entries, 'image_id'), 0, 0
     images = {}
     for key, image in truth.images.items():
-        some = by_image.get(key, [])
-        box_N4 = np.array([one['bbox'] for one in some], np.float64).reshape(-1, 4)
+        detections = by_image.get(key, [])
+        box_N4 = np.array([detection['bbox'] for detection in detections], np.float64).reshape(-1, 4)
         box_N4[:, 2:] = box_N4[:, :2] + np.maximum(box_N4[:, 2:], 0)
-        inside_N4 = np.clip(box_N4, 0, np.tile([image['width'], image['height']], 2)).astype(np.float32)
-        kept_N = (inside_N4[:, 2:] > inside_N4[:, :2]).all(1)
+        clipped_N4 = np.clip(box_N4, 0, np.tile([image['width'], image['height']], 2)).astype(np.float32)
+        kept_N = (clipped_N4[:, 2:] > clipped_N4[:, :2]).all(1)
         dropped += np.count_nonzero(~kept_N)
-        clipped += np.count_nonzero(kept_N & (np.abs(inside_N4 - box_N4) > EDGE).any(1))
-        score_N = np.array([one['score'] for one in some], np.float64)
-        category_N = np.array([one['category_id'] for one in some], np.int64)
-        images[key] = Boxes(inside_N4[kept_N], score_N[kept_N], category_N[kept_N])
+        clipped += np.count_nonzero(kept_N & (np.abs(clipped_N4 - box_N4) > ROUNDING).any(1))
+        score_N = np.array([detection['score'] for detection in detections], np.float64)
+        category_N = np.array([detection['category_id'] for detection in detections], np.int64)
+        images[key] = Boxes(clipped_N4[kept_N], score_N[kept_N], category_N[kept_N])
     return BoxFile(images, clipped, dropped)
 
 
 # ---- matching --------------------------------------------------------------------------------------
 
 # The package `lvis` would not do: its latest version, 0.5.3, needs np.float, which numpy 2 lacks, and OpenCV, and
-# without categories it looks at no object at all (lvis-api PR #36).
+# without categories it evaluates no object at all (lvis-api PR #36).
 
 
 class _Matched(NamedTuple):
@@ -178,108 +183,111 @@ class _Matched(NamedTuple):
 class _Matcher(COCOeval):
     """COCOeval of one category with objects and detections by image instead of `COCO`, which would change them."""
 
-    CATEGORY = 1  # a name for the only one
+    CATEGORY = 1  # id of the only category
 
-    def __init__(self, objects: Mapping, found: Mapping, most: int, unsure: Collection[int], recall_only: bool):
+    def __init__(
+        self, objects: Mapping, detections: Mapping, max_detections: int, not_exhaustive: Collection[int], recall_only
+    ):
         super().__init__(iouType='segm')
-        self.params.imgIds = sorted(objects.keys() | found.keys())
+        self.params.imgIds = sorted(objects.keys() | detections.keys())
         self.params.catIds = [self.CATEGORY]
-        self.params.maxDets = [most]
-        self._found, self._unsure, self._recall_only = found, unsure, recall_only
-        for image, some in objects.items():
-            # COCOeval takes the id 0 for unmatched, hence ids of our own.
-            self._gts[image, self.CATEGORY] = [{**one, 'id': number} for number, one in enumerate(some, 1)]
+        self.params.maxDets = [max_detections]
+        self._detections, self._not_exhaustive, self._recall_only = detections, not_exhaustive, recall_only
+        for image, of_image in objects.items():
+            # COCOeval takes the id 0 for unmatched, hence ids from 1 on.
+            self._gts[image, self.CATEGORY] = [{**item, 'id': number} for number, item in enumerate(of_image, 1)]
 
     def _prepare(self):
-        """COCOeval would fill in what is there."""
+        """Does nothing: COCOeval would read annotations from a `COCO`."""
 
     def computeIoU(self, imgId, catId):
-        """IoU of the best detections and the objects; only now are detections made, for there may be millions."""
-        chosen = sorted(self._found.get(imgId, ()), key=lambda one: -one['score'])[: self.params.maxDets[-1]]
-        self._dts[imgId, catId] = chosen
+        """IoU of the best detections and the objects; detections are only made here, for there may be millions."""
+        detections = self._detections.get(imgId, ())
+        best = sorted(detections, key=lambda detection: -detection['score'])[: self.params.maxDets[-1]]
+        self._dts[imgId, catId] = best
         ious_DG = super().computeIoU(imgId, catId)
         if self._recall_only:
-            # Whatever reaches no object at the lowest threshold changes no recall, and that is nearly everything.
+            # A detection below the lowest threshold with each object does not change recall: nearly all of them are.
             kept = np.flatnonzero(np.max(ious_DG, 1) >= self.params.iouThrs[0]) if len(ious_DG) else []
-            chosen, ious_DG = [chosen[k] for k in kept], ious_DG[kept] if len(kept) else []
-        areas = coco.area([one['segmentation'] for one in chosen])
+            best, ious_DG = [best[k] for k in kept], ious_DG[kept] if len(kept) else []
+        areas = coco.area([detection['segmentation'] for detection in best])
         self._dts[imgId, catId] = [
-            {'id': number, 'score': one['score'], 'area': area}
-            for number, (one, area) in enumerate(zip(chosen, areas, strict=True), 1)
+            {'id': number, 'score': detection['score'], 'area': area}
+            for number, (detection, area) in enumerate(zip(best, areas, strict=True), 1)
         ]
         return ious_DG
 
     def evaluateImg(self, imgId, catId, aRng, maxDet):
-        """COCOeval's, which LVIS adds to: what is unmatched is ignored where it may be an object that nobody marked."""
+        """As COCOeval; for LVIS an unmatched detection is ignored where it may be an object without annotation."""
         matches = super().evaluateImg(imgId, catId, aRng, maxDet)
-        if matches is not None and imgId in self._unsure:
+        if matches is not None and imgId in self._not_exhaustive:
             matches['dtIgnore'] |= matches['dtMatches'] == 0
         return matches
 
 
 def _match(
     objects: Mapping[int, list],
-    found: Mapping[int, list],
-    most: int,
-    unsure: Collection[int] = (),
+    detections: Mapping[int, list],
+    max_detections: int,
+    not_exhaustive: Collection[int] = (),
     recall_only: bool = False,
 ) -> _Matched:
-    """Objects and detections by image; unsure: images where unmatched detections are ignored."""
-    matcher = _Matcher(objects, found, most, unsure, recall_only)
+    """Objects and detections by image; not_exhaustive: images where unmatched detections are ignored."""
+    matcher = _Matcher(objects, detections, max_detections, not_exhaustive, recall_only)
     with contextlib.redirect_stdout(io.StringIO()):
         matcher.evaluate()
         matcher.accumulate()
     return _Matched(matcher.eval['precision'][:, :, 0, :, 0], matcher.eval['recall'][:, 0, :, 0])
 
 
-def _precision(truth: Truth, detections: Sequence[Mapping]) -> dict[int, np.ndarray]:
+def _precision(truth: GroundTruth, detections: Sequence[Mapping]) -> dict[int, np.ndarray]:
     """[T, R, A] of each category that has objects."""
-    unsure = collections.defaultdict(set)
+    not_exhaustive = collections.defaultdict(set)
     if truth.is_lvis:
         detections = _federated(truth, detections)
         for key, image in truth.images.items():
             for category in image['not_exhaustive_category_ids']:
-                unsure[category].add(key)
-    found = _by(detections, 'category_id')
-    most = LVIS_MOST if truth.is_lvis else COCO_MOST
-    return {
-        category: _match(
-            _by(objects, 'image_id'), _by(found.get(category, ()), 'image_id'), most, unsure[category]
-        ).precision_TRA
-        for category, objects in _by(truth.objects, 'category_id').items()
-    }
+                not_exhaustive[category].add(key)
+    by_category = _by(detections, 'category_id')
+    limit = MAX_DETECTIONS_LVIS if truth.is_lvis else MAX_DETECTIONS_COCO
+    precision = {}
+    for category, objects in _by(truth.objects, 'category_id').items():
+        by_image = _by(by_category.get(category, ()), 'image_id')
+        precision[category] = _match(_by(objects, 'image_id'), by_image, limit, not_exhaustive[category]).precision_TRA
+    return precision
 
 
-def _federated(truth: Truth, detections: Sequence[Mapping]) -> list[Mapping]:
-    """The best of each image, but those of categories of which nothing is known in it."""
+def _federated(truth: GroundTruth, detections: Sequence[Mapping]) -> list[Mapping]:
+    """The best of each image, without those of categories that are neither annotated nor listed as absent in it."""
     known = {key: set(image['neg_category_ids']) for key, image in truth.images.items()}
-    for one in truth.objects:
-        known[one['image_id']].add(one['category_id'])
-    chosen = []
-    for key, some in _by(detections, 'image_id').items():
-        best = sorted(some, key=lambda one: -one['score'])[:LVIS_MOST]
-        chosen += [one for one in best if one['category_id'] in known[key]]
-    return chosen
+    for annotation in truth.objects:
+        known[annotation['image_id']].add(annotation['category_id'])
+    kept = []
+    for key, of_image in _by(detections, 'image_id').items():
+        best = sorted(of_image, key=lambda detection: -detection['score'])[:MAX_DETECTIONS_LVIS]
+        kept += [detection for detection in best if detection['category_id'] in known[key]]
+    return kept
 
 
 def _by(items: Iterable[Mapping], key: str) -> dict[int, list]:
+    """Items grouped by their value of a key."""
     groups = collections.defaultdict(list)
-    for one in items:
-        groups[one[key]].append(one)
+    for item in items:
+        groups[item[key]].append(item)
     return dict(groups)
 
 
-def _of_frequency(truth: Truth, frequency: str) -> set[int]:
+def _of_frequency(truth: GroundTruth, frequency: str) -> set[int]:
     return {key for key, category in truth.categories.items() if category['frequency'] == frequency}
 
 
 def _threshold(iou: float) -> int:
-    """Index T."""
+    """Index of an IoU threshold on the axis T."""
     return round((iou - 0.5) / 0.05)
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of all that are not -1, or NaN."""
+    """The mean of all values that are not -1; NaN if there is none."""
     values = values[values > -1]
     return float(values.mean()) if values.size else math.nan
 
@@ -287,74 +295,76 @@ def _mean(values: np.ndarray) -> float:
 # ---- checks of detections --------------------------------------------------------------------------
 
 
-def _check(truth: Truth, detections: Sequence[Mapping], with_category: bool = False) -> None:
-    def refuse(bad, what, key, mend):
-        _refuse('detections', detections, bad, what, key, mend)
+def _check(truth: GroundTruth, detections: Sequence[Mapping], with_category: bool = False) -> None:
+    def refuse(bad, what, key, remedy):
+        _refuse('detections', detections, bad, what, key, remedy)
 
-    def no_rle(one):
-        return not _is_compressed(one['segmentation'])
+    def no_rle(detection):
+        return not _is_compressed(detection['segmentation'])
 
-    def other_size(one):
-        return tuple(one['segmentation']['size']) != _size(truth.images[one['image_id']])
+    def other_size(detection):
+        return tuple(detection['segmentation']['size']) != _size(truth.images[detection['image_id']])
 
     needed = ['image_id', 'score', 'segmentation', *(['category_id'] if with_category else [])]
     refuse(_lacks(needed), f'lack one of {", ".join(needed)}', '', "give results in COCO's form")
     refuse(*_unknown_images(truth))
-    refuse(_not_finite('score'), 'have no finite score', 'score', 'look for NaN in the model')
+    refuse(_not_finite('score'), 'have no finite score', 'score', 'check the model for NaN')
     refuse(no_rle, 'have no compressed RLE', 'segmentation', 'encode masks by pycocotools.mask.encode')
     refuse(other_size, 'have an RLE of another size than their image', 'image_id', SAME_SIZE)
     if with_category:
         refuse(*_unknown_categories(truth))
 
 
-def _check_boxes(path: Path, entries: list, truth: Truth) -> None:
-    def refuse(bad, what, key, mend):
-        _refuse(f'boxes of {path}', entries, bad, what, key, mend)
+def _check_boxes(path: Path, entries: list, truth: GroundTruth) -> None:
+    def refuse(bad, what, key, remedy):
+        _refuse(f'boxes of {path}', entries, bad, what, key, remedy)
 
-    def no_box(one):
-        return not _is_box(one['bbox'])
+    def no_box(detection):
+        return not _is_box(detection['bbox'])
 
     needed = ['image_id', 'category_id', 'bbox', 'score']
-    refuse(_lacks(needed), f'lack one of {", ".join(needed)}', '', BOXES)
+    refuse(_lacks(needed), f'lack one of {", ".join(needed)}', '', GIVE_BOXES)
     refuse(*_unknown_images(truth))
     refuse(*_unknown_categories(truth))
-    refuse(_not_finite('score'), 'have no finite score', 'score', BOXES)
-    refuse(no_box, 'are not four finite numbers', 'bbox', BOXES)
+    refuse(_not_finite('score'), 'have no finite score', 'score', GIVE_BOXES)
+    refuse(no_box, 'are not four finite numbers', 'bbox', GIVE_BOXES)
 
 
-def _unknown_images(truth: Truth) -> tuple[Callable, str, str, str]:
+def _unknown_images(truth: GroundTruth) -> tuple[Callable, str, str, str]:
     return _not_in(truth.images, 'image_id'), f'are of images that {truth.path} lacks', 'image_id', SAME_IMAGES
 
 
-def _unknown_categories(truth: Truth) -> tuple[Callable, str, str, str]:
+def _unknown_categories(truth: GroundTruth) -> tuple[Callable, str, str, str]:
     what = f'are of categories that {truth.path} lacks'
     return _not_in(truth.categories, 'category_id'), what, 'category_id', SAME_CATEGORIES
 
 
-def _refuse(items_name: str, items: Sequence, bad: Callable, what: str, key: str, mend: str) -> None:
-    """Raises SamjaxError if any is bad; key: what to show of the first, empty for all of it."""
-    wrong = [number for number, one in enumerate(items) if bad(one)]
+def _refuse(items_name: str, items: Sequence, bad: Callable, what: str, key: str, remedy: str) -> None:
+    """Raises SamjaxError if any item is bad; key: what to show of the first, empty for all of it."""
+    wrong = [number for number, item in enumerate(items) if bad(item)]
     if wrong:
         first = items[wrong[0]]
         shown = f'{key} {reprlib.repr(first[key])}' if key else reprlib.repr(first)
-        raise SamjaxError(f'{len(wrong)} of {len(items)} {items_name} {what}, first [{wrong[0]}] with {shown}: {mend}')
+        raise SamjaxError(
+            f'{len(wrong)} of {len(items)} {items_name} {what}, first [{wrong[0]}] with {shown}: {remedy}'
+        )
 
 
 def _lacks(needed: Iterable[str]) -> Callable:
     needed = set(needed)
-    return lambda one: not isinstance(one, Mapping) or not needed <= one.keys()
+    return lambda item: not isinstance(item, Mapping) or not needed <= item.keys()
 
 
 def _not_in(known: Mapping[int, Mapping], key: str) -> Callable:
-    return lambda one: not isinstance(one[key], (int, np.integer)) or one[key] not in known
+    return lambda item: not isinstance(item[key], (int, np.integer)) or item[key] not in known
 
 
 def _not_finite(key: str) -> Callable:
-    return lambda one: not _is_finite(one[key])
+    return lambda item: not _is_finite(item[key])
 
 
 def _is_finite(number) -> bool:
-    return isinstance(number, numbers.Real) and abs(number) < 1e30  # of JSON's integers of any length none goes on
+    return isinstance(number, numbers.Real) and abs(number) < 1e30  # JSON has integers of any length
 
 
 def _is_box(box) -> bool:
@@ -374,26 +384,16 @@ def _size(image: Mapping) -> tuple[int, int]:
 # ---- JSON ------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, mend: str):
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise SamjaxError(f'{path} cannot be read ({error.strerror}): {mend}') from error
-    except (ValueError, RecursionError) as error:
-        raise SamjaxError(f'{path} is not valid JSON ({error}): {mend}') from error
-
-
 def _is_lvis(images: list, categories: list) -> bool:
-    marks = {'neg_category_ids', 'not_exhaustive_category_ids', 'frequency'}
-    return any(isinstance(one, Mapping) and marks & one.keys() for one in [*images, *categories])
+    lvis_keys = {'neg_category_ids', 'not_exhaustive_category_ids', 'frequency'}
+    return any(isinstance(entry, Mapping) and lvis_keys & entry.keys() for entry in [*images, *categories])
 
 
 def _images(path: Path, entries: list, is_lvis: bool) -> dict[int, Mapping]:
     lists = ['neg_category_ids', 'not_exhaustive_category_ids'] if is_lvis else []
 
     def wrong(image):
-        sized = all(type(image[key]) is int and image[key] > 0 for key in ('height', 'width'))
-        return not sized or not all(_are_integers(image[key]) for key in lists)
+        return coco_json.image_size(image) is None or not all(_are_integers(image[key]) for key in lists)
 
     return _by_id(path, 'images', entries, ['height', 'width', *lists], wrong)
 
@@ -406,18 +406,18 @@ def _categories(path: Path, entries: list, is_lvis: bool) -> dict[int, Mapping]:
 
 
 def _by_id(path: Path, what: str, entries: list, needed: list[str], wrong: Callable) -> dict[int, Mapping]:
-    """Entries that have an id of their own and all that is needed of them."""
+    """Entries by their id, which must be unique; each must have the needed keys."""
     lacks, needed = _lacks(['id', *needed]), ', '.join(['id', *needed])
 
-    def bad(one):
-        return lacks(one) or type(one['id']) is not int or wrong(one)
+    def bad(entry):
+        return lacks(entry) or coco_json.integer(entry, 'id') is None or wrong(entry)
 
-    _refuse(f'{what} of {path}', entries, bad, f'lack a sound {needed}', '', TRUTH)
-    found = {one['id']: one for one in entries}
-    if len(found) < len(entries):
-        (first, _), *_ = collections.Counter(one['id'] for one in entries).most_common(1)
-        raise SamjaxError(f'{path} has several {what} with the id {first}: {TRUTH}')
-    return found
+    _refuse(f'{what} of {path}', entries, bad, f'lack a valid {needed}', '', GIVE_ANNOTATIONS)
+    by_id = {entry['id']: entry for entry in entries}
+    if len(by_id) < len(entries):
+        (first, _), *_ = collections.Counter(entry['id'] for entry in entries).most_common(1)
+        raise SamjaxError(f'{path} has several {what} with the id {first}: {GIVE_ANNOTATIONS}')
+    return by_id
 
 
 def _are_integers(values) -> bool:
@@ -426,7 +426,7 @@ def _are_integers(values) -> bool:
 
 def _objects(path: Path, annotations: list, images: Mapping, categories: Mapping, is_lvis: bool) -> list[Mapping]:
     def refuse(bad, what, key=''):
-        _refuse(f'annotations of {path}', annotations, bad, what, key, TRUTH)
+        _refuse(f'annotations of {path}', annotations, bad, what, key, GIVE_ANNOTATIONS)
 
     needed = ['image_id', 'category_id', 'area', 'segmentation']
     refuse(_lacks(needed), f'lack one of {", ".join(needed)}')
@@ -434,16 +434,18 @@ def _objects(path: Path, annotations: list, images: Mapping, categories: Mapping
     refuse(_not_in(categories, 'category_id'), 'are of categories that it lacks', 'category_id')
     refuse(_not_finite('area'), 'have no finite area', 'area')
     objects = []
-    for number, one in enumerate(annotations):
+    for number, annotation in enumerate(annotations):
         try:
-            segmentation = _rle(one['segmentation'], *_size(images[one['image_id']]))
+            segmentation = _rle(annotation['segmentation'], *_size(images[annotation['image_id']]))
         except Exception as error:  # pycocotools raises nearly anything
             where = f'annotations[{number}] of {path}'
-            raise SamjaxError(f'{where} has a segmentation that cannot be read ({error}): {TRUTH}') from error
-        # LVIS has no crowds; its own code looks at `ignore`, which COCOeval replaces by that of crowds.
-        crowd = bool(one.get('iscrowd')) and not is_lvis
-        ignore = bool(one.get('ignore')) if is_lvis else crowd
-        kept = {key: one[key] for key in needed[:3]}
+            raise SamjaxError(
+                f'{where} has a segmentation that cannot be read ({error}): {GIVE_ANNOTATIONS}'
+            ) from error
+        # LVIS has no crowds; its own code uses `ignore`, which COCOeval replaces by that of crowds.
+        crowd = bool(annotation.get('iscrowd')) and not is_lvis
+        ignore = bool(annotation.get('ignore')) if is_lvis else crowd
+        kept = {key: annotation[key] for key in needed[:3]}
         objects.append({**kept, 'iscrowd': crowd, 'ignore': ignore, 'segmentation': segmentation})
     return objects
 
@@ -451,14 +453,5 @@ def _objects(path: Path, annotations: list, images: Mapping, categories: Mapping
 def _rle(segmentation, height: int, width: int) -> dict:
     """Compressed RLE of polygons, or of an RLE, which is checked."""
     if isinstance(segmentation, list):
-        return coco.merge(coco.frPyObjects(segmentation, height, width))
-    size, counts = list(segmentation['size']), segmentation['counts']
-    if size != [height, width]:
-        raise ValueError(f'of size {size} in an image of {height} x {width} px')
-    if isinstance(counts, list):
-        counts = coco.frPyObjects(segmentation, height, width)['counts']
-    counts = counts.encode() if isinstance(counts, str) else counts
-    runs = rle.run_lengths(counts)
-    if runs.min() < 0 or runs.sum() != height * width:
-        raise ValueError('its runs do not add up to the image')
-    return {'size': size, 'counts': counts}
+        return coco_json.polygons_to_rle(segmentation, height, width)
+    return coco_json.checked_rle(segmentation['size'], segmentation['counts'], height, width)

@@ -1,10 +1,10 @@
-"""The boundary benchmark of BSDS500: how well an edge map finds the boundaries that several people drew.
+"""The boundary benchmark of BSDS500: how well an edge map agrees with the boundaries that several annotators drew.
 
-For each of 99 thresholds the edge map is cut to a bool map and thinned.  Its pixels are then matched one to one with
+For each of 99 thresholds the edge map becomes a bool map and is thinned.  Its pixels are then matched one to one with
 those of each annotator, no farther than 0.0075 of the image's diagonal.  Recall counts the pixels of every annotator;
-precision counts a predicted pixel once, if any annotator's matches it.
+precision counts a predicted pixel once, if it matches a pixel of any annotator.
 
-    counts = [count(edges_HW, read_truth(path)) for edges_HW, path in ...]
+    counts = [count(edges_HW, read_ground_truth(path)) for edges_HW, path in ...]
     scores(counts).ods.f
 
 Source: Arbelaez, Maire, Fowlkes and Malik, IEEE TPAMI 33(5), 2011, and their code (github.com/BIDS/BSDS500, folder
@@ -28,58 +28,58 @@ import numpy as np
 import scipy.io
 from scipy.sparse import coo_array, csgraph, csr_array
 
-from samjax.distributed.workers import attach
+from samjax.distributed.workers import initialize_worker
 from samjax.errors import SamjaxError
 
 THRESHOLDS = np.arange(1, 100) / 100
-REACH = 0.0075  # of the image's diagonal: how far apart matched pixels may lie
-UNMATCHED = 100  # times that reach: what a pixel without a partner costs
-HUNDREDTHS = 100  # costs are whole hundredths of a pixel, as in the original, so that sums are exact
+MAX_DISTANCE = 0.0075  # of the image's diagonal: how far apart matched pixels may be
+OUTLIER_COST = 100  # times that distance: the cost of a pixel without a match
+COST_UNITS = 100  # per px: costs are whole hundredths of a pixel, as in the original, so that sums are exact
 PIXELS_PER_CALL = 200  # pixels of components solved in one call: more make it slower, fewer make more calls
 
 
 class Counts(NamedTuple):
     """Pixels of one image, or summed over images: int64 (T,) each."""
 
-    found_T: np.ndarray  # boundary pixels that were matched, over all annotators
+    matched_truth_T: np.ndarray  # boundary pixels that were matched, over all annotators
     truth_T: np.ndarray  # all boundary pixels, over all annotators
-    right_T: np.ndarray  # predicted pixels that any annotator's matched
+    matched_predicted_T: np.ndarray  # predicted pixels that were matched with a pixel of any annotator
     predicted_T: np.ndarray  # all predicted pixels
 
 
-class Point(NamedTuple):
-    """One working point; shares from 0 to 1."""
+class OperatingPoint(NamedTuple):
+    """Precision and recall at a threshold; from 0 to 1."""
 
     f: float  # harmonic mean of the next two
     precision: float
     recall: float
-    threshold: float  # NaN where each image has its own
+    threshold: float  # NaN if each image has its own
 
 
-class Curve(NamedTuple):
+class PrecisionRecallCurve(NamedTuple):
     """Precision over recall, one point per threshold; float64 (T,) each."""
 
     precision_T: np.ndarray
     recall_T: np.ndarray
 
-    def best(self) -> Point:
-        """The highest F at one threshold for all images; between two thresholds all are linear, in 100 steps."""
-        step = np.linspace(0, 1, 100)
+    def best(self) -> OperatingPoint:
+        """The highest F at a common threshold; between thresholds both are interpolated in 100 steps."""
+        steps = np.linspace(0, 1, 100)
         precision, recall, threshold = (
-            np.concatenate([values_T[:1], (values_T[:-1, None] + step * np.diff(values_T)[:, None]).ravel()])
+            np.concatenate([values_T[:1], (values_T[:-1, None] + steps * np.diff(values_T)[:, None]).ravel()])
             for values_T in (self.precision_T, self.recall_T, THRESHOLDS)
         )
         f = _f_measure(precision, recall)
         best = f.argmax()
-        return Point(float(f[best]), float(precision[best]), float(recall[best]), float(threshold[best]))
+        return OperatingPoint(float(f[best]), float(precision[best]), float(recall[best]), float(threshold[best]))
 
 
 class Scores(NamedTuple):
-    ods: Point  # optimal data set scale: one threshold for all images
-    ois: Point  # optimal image scale: each image at its best threshold
+    ods: OperatingPoint  # optimal dataset scale: a common threshold for all images
+    ois: OperatingPoint  # optimal image scale: each image at its best threshold
     ap: float  # mean precision over recall; 0 where the curve is a single point
     r50: float  # recall at 50 % precision; NaN if no threshold is as precise
-    curve: Curve
+    curve: PrecisionRecallCurve
 
 
 # ---- counting --------------------------------------------------------------------------------------
@@ -91,11 +91,11 @@ def count(edges_HW: np.ndarray, truths: Sequence[np.ndarray]) -> Counts:
     Raises SamjaxError if the edge map has other values, there is no annotator, or sizes differ.
     """
     _check(edges_HW, truths)
-    rows, before_HW, row = [], None, ()
+    rows, previous_HW, row = [], None, ()
     for threshold in THRESHOLDS:
         map_HW = edges_HW >= threshold
-        if before_HW is None or not np.array_equal(map_HW, before_HW):
-            before_HW, row = map_HW, _count_map(thin(map_HW), truths)
+        if previous_HW is None or not np.array_equal(map_HW, previous_HW):
+            previous_HW, row = map_HW, _count_map(thin(map_HW), truths)
         rows.append(row)
     return Counts(*np.array(rows, np.int64).T)
 
@@ -114,13 +114,14 @@ def _check(edges_HW: np.ndarray, truths: Sequence[np.ndarray]) -> None:
 
 
 def _count_map(map_HW: np.ndarray, truths: Sequence[np.ndarray]) -> tuple[int, int, int, int]:
-    found, right_HW = 0, np.zeros(map_HW.shape, bool)
+    """One threshold of `Counts`."""
+    matched_truth, matched_predicted_HW = 0, np.zeros(map_HW.shape, bool)
     for truth_HW in truths:
-        matched_HW, partner_HW = match(map_HW, truth_HW)
-        found += np.count_nonzero(partner_HW)
-        right_HW |= matched_HW
+        predicted_HW, partner_HW = match(map_HW, truth_HW)
+        matched_truth += np.count_nonzero(partner_HW)
+        matched_predicted_HW |= predicted_HW
     truth = sum(np.count_nonzero(truth_HW) for truth_HW in truths)
-    return found, truth, np.count_nonzero(right_HW), np.count_nonzero(map_HW)
+    return matched_truth, truth, np.count_nonzero(matched_predicted_HW), np.count_nonzero(map_HW)
 
 
 def count_all(
@@ -128,23 +129,23 @@ def count_all(
 ) -> Iterator[tuple[str, Counts]]:
     """(name, counts) of each (name, edge map, annotators' maps), in order and as soon as they are known.
 
-    `workers` processes count; with 1, this one.  No more than two images per worker are read ahead.
+    workers: processes that count; 1: this process.  At most two images per worker are read ahead.
     Raises SamjaxError, which then names the image, as `count` does, or if a process was killed.
     """
     if workers <= 1:
         for image in images:
             yield _count_named(*image)
         return
-    spawn = multiprocessing.get_context('spawn')  # JAX may be running here, and does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=attach)
-    ahead = collections.deque()
+    spawn = multiprocessing.get_context('spawn')  # JAX does not survive a fork
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=initialize_worker)
+    pending = collections.deque()
     try:
         for image in images:
-            ahead.append(pool.submit(_count_named, *image))
-            if len(ahead) >= 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(pool.submit(_count_named, *image))
+            if len(pending) >= 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool:
         raise SamjaxError('a process that matched boundaries was killed: start again with fewer workers') from None
     finally:
@@ -164,49 +165,48 @@ def _count_named(name: str, edges_HW: np.ndarray, truths: Sequence[np.ndarray]) 
 def match(predicted_HW: np.ndarray, truth_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which pixels of two bool maps are matched one to one: two bool (H, W).
 
-    The matching is exact: no other costs less, if a pair costs its distance and a pair less costs 100 times the
-    farthest allowed.  So as many pixels are matched as can be, unless one pair more would lengthen others by that
-    much.  Among equally cheap matchings the choice is arbitrary, but always the same.
+    The matching has the least cost: a pair costs its distance, and each pair fewer costs 100 times the greatest
+    distance allowed.  Among matchings of equal cost the choice is arbitrary, but always the same.
     """
-    # Rows that find no partner cost most, so the smaller map has the rows.
+    # Unmatched rows are expensive to compute, so the map with fewer pixels has the rows.
     swap = np.count_nonzero(truth_HW) > np.count_nonzero(predicted_HW)
-    few_HW, many_HW = (predicted_HW, truth_HW) if swap else (truth_HW, predicted_HW)
-    reach = REACH * math.hypot(*truth_HW.shape)
-    few_N, many_N, few_E, many_E, cost_E = _pairs(few_HW, many_HW, reach)
-    chosen = _cheapest(few_E, many_E, cost_E, math.ceil(UNMATCHED * reach * HUNDREDTHS))
-    few_N, many_N = few_N[few_E[chosen]], many_N[many_E[chosen]]
-    few_HW, many_HW = _map_of(few_N, few_HW.shape), _map_of(many_N, few_HW.shape)
-    return (few_HW, many_HW) if swap else (many_HW, few_HW)
+    fewer_HW, more_HW = (predicted_HW, truth_HW) if swap else (truth_HW, predicted_HW)
+    distance = MAX_DISTANCE * math.hypot(*truth_HW.shape)
+    fewer_N, more_N, fewer_E, more_E, cost_E = _pairs(fewer_HW, more_HW, distance)
+    matched = _min_cost_matching(fewer_E, more_E, cost_E, math.ceil(OUTLIER_COST * distance * COST_UNITS))
+    fewer_HW = _map_of_pixels(fewer_N[fewer_E[matched]], truth_HW.shape)
+    more_HW = _map_of_pixels(more_N[more_E[matched]], truth_HW.shape)
+    return (fewer_HW, more_HW) if swap else (more_HW, fewer_HW)
 
 
-def _map_of(pixels_N: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _map_of_pixels(pixels_N: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     flat = np.zeros(math.prod(shape), bool)
     flat[pixels_N] = True
     return flat.reshape(shape)
 
 
-def _pairs(a_HW: np.ndarray, b_HW: np.ndarray, reach: float) -> tuple[np.ndarray, ...]:
-    """Pixels of both maps, as flat positions, and every pair within reach: index in a, index in b, cost."""
-    rim = int(reach)
+def _pairs(a_HW: np.ndarray, b_HW: np.ndarray, max_distance: float) -> tuple[np.ndarray, ...]:
+    """Pixels of both maps, as flat positions, and every pair within the distance: index in a, index in b, cost."""
+    rim = int(max_distance)
     down, right = (grid.ravel() for grid in np.mgrid[-rim : rim + 1, -rim : rim + 1])
-    near = down**2 + right**2 <= reach**2
+    near = down**2 + right**2 <= max_distance**2
     down, right = down[near], right[near]
     a_N, b_N = np.flatnonzero(a_HW), np.flatnonzero(b_HW)
-    # The rim, which holds no pixel, spares tests at the border.
+    # With an empty rim no test is needed at the border.
     index_HW = np.full(np.add(b_HW.shape, 2 * rim), -1, np.int32)
     width = index_HW.shape[1]
     index_HW[rim : rim + b_HW.shape[0], rim : rim + b_HW.shape[1]][b_HW] = np.arange(b_N.size)
     y, x = np.divmod(a_N, a_HW.shape[1])
     partner = index_HW.ravel()[((y + rim) * width + x + rim)[:, None] + (down * width + right)]
     a_E, offset = np.nonzero(partner >= 0)
-    cost = np.rint(HUNDREDTHS * np.hypot(down, right))
+    cost = np.rint(COST_UNITS * np.hypot(down, right))
     return a_N, b_N, a_E, partner[a_E, offset], cost[offset]
 
 
-def _cheapest(row_E: np.ndarray, column_E: np.ndarray, cost_E: np.ndarray, unmatched: float) -> np.ndarray:
-    """Indices of the pairs that make the cheapest matching, where a row left over costs `unmatched`.
+def _min_cost_matching(row_E: np.ndarray, column_E: np.ndarray, cost_E: np.ndarray, unmatched: float) -> np.ndarray:
+    """Indices of the pairs of the matching of least cost, where a row without a match costs `unmatched`.
 
-    What is not connected can be matched apart, which is much faster; small components share a call.
+    Connected components are matched separately, which is much faster; small components share a call.
     """
     if not row_E.size:
         return np.zeros(0, int)
@@ -222,18 +222,18 @@ def _cheapest(row_E: np.ndarray, column_E: np.ndarray, cost_E: np.ndarray, unmat
 
 
 def _assign(row_E: np.ndarray, column_E: np.ndarray, cost_E: np.ndarray, unmatched: float) -> np.ndarray:
-    """Indices of the pairs of the cheapest matching.
+    """As `_min_cost_matching`, in one call of the solver.
 
-    The solver matches every row, so each gets a column of its own that stands for none; and it takes 0 for no pair,
-    so all costs are raised by 1, which changes nothing as the number of rows is fixed.
+    The solver matches every row, so each row gets a column of its own that means no match.  It takes a cost of 0 for a
+    missing edge, so 1 is added to all costs; the number of rows is fixed, so this does not change the matching.
     """
     rows, row_E = np.unique(row_E, return_inverse=True)
     columns, column_E = np.unique(column_E, return_inverse=True)
     own = np.arange(rows.size)
     shape = rows.size, columns.size + rows.size
     costs = np.concatenate([cost_E, np.full(rows.size, unmatched)]) + 1
-    places = np.concatenate([row_E, own]), np.concatenate([column_E, columns.size + own])
-    row_N, column_N = csgraph.min_weight_full_bipartite_matching(csr_array((costs, places), shape=shape))
+    indices = np.concatenate([row_E, own]), np.concatenate([column_E, columns.size + own])
+    row_N, column_N = csgraph.min_weight_full_bipartite_matching(csr_array((costs, indices), shape=shape))
     partner_N = np.empty(rows.size, int)
     partner_N[row_N] = column_N
     return np.flatnonzero(partner_N[row_E] == column_E)
@@ -253,15 +253,15 @@ def thin(map_HW: np.ndarray) -> np.ndarray:
     flat, width = padded_HW.ravel(), padded_HW.shape[1]
     steps = [y * width + x for y, x in AROUND]
     pixels_N = np.flatnonzero(flat)
-    code = np.zeros(flat.size, np.uint8)  # bit k of a pixel says whether its neighbour k is set
+    code = np.zeros(flat.size, np.uint8)  # bit k of a pixel: whether its neighbour k is set
     for bit, step in enumerate(steps):
         code[pixels_N] |= flat[pixels_N + step].view(np.uint8) << bit
-    before = -1
-    while before != pixels_N.size:
-        before = pixels_N.size
+    previous_size = -1
+    while previous_size != pixels_N.size:
+        previous_size = pixels_N.size
         for removable in REMOVABLE:
-            gone = removable[code[pixels_N]]
-            removed_N, pixels_N = pixels_N[gone], pixels_N[~gone]
+            is_removed = removable[code[pixels_N]]
+            removed_N, pixels_N = pixels_N[is_removed], pixels_N[~is_removed]
             for bit, step in enumerate(steps):
                 code[removed_N - step] &= 255 - (1 << bit)
     thin_HW = np.zeros(padded_HW.shape, bool)
@@ -290,18 +290,18 @@ REMOVABLE = _removable()
 
 
 def scores(counts: Sequence[Counts]) -> Scores:
-    """The figures of the benchmark from the counts of every image.  Raises SamjaxError if there is none."""
+    """The scores of the benchmark from the counts of every image.  Raises SamjaxError if there is no image."""
     if not len(counts):
         raise SamjaxError('there is no image to score: give at least one')
     counts_N4T = np.array(counts, np.int64)
-    curve = Curve(*_precision_and_recall(counts_N4T.sum(axis=0)))
+    curve = PrecisionRecallCurve(*_precision_and_recall(counts_N4T.sum(axis=0)))
     return Scores(curve.best(), _best_of_each(counts_N4T), _average_precision(curve), _recall_at_half(curve), curve)
 
 
 def _precision_and_recall(counts_4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of `Counts`, with any further axes; 0 of nothing is 0."""
-    found, truth, right, predicted = counts_4
-    return right / np.maximum(predicted, 1), found / np.maximum(truth, 1)
+    """From an array of `Counts`, with any further axes; 0 where there are no pixels."""
+    matched_truth, truth, matched_predicted, predicted = counts_4
+    return matched_predicted / np.maximum(predicted, 1), matched_truth / np.maximum(truth, 1)
 
 
 def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
@@ -309,23 +309,23 @@ def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     return 2 * precision * recall / np.where(total > 0, total, 1)
 
 
-def _best_of_each(counts_N4T: np.ndarray) -> Point:
+def _best_of_each(counts_N4T: np.ndarray) -> OperatingPoint:
     best_N = _f_measure(*_precision_and_recall(counts_N4T.swapaxes(0, 1))).argmax(axis=1)
     counts_4 = counts_N4T[np.arange(len(best_N)), :, best_N].sum(axis=0)
     precision, recall = _precision_and_recall(counts_4)
-    return Point(float(_f_measure(precision, recall)), float(precision), float(recall), math.nan)
+    return OperatingPoint(float(_f_measure(precision, recall)), float(precision), float(recall), math.nan)
 
 
-def _average_precision(curve: Curve) -> float:
+def _average_precision(curve: PrecisionRecallCurve) -> float:
     """Precision at recalls 0, 0.01, ..., 1, summed and divided by 100; 0 where the curve does not reach."""
     recall, first = np.unique(curve.recall_T, return_index=True)
     if len(recall) == 1:
         return 0.0
-    at = np.linspace(0, 1, 101)
-    return float(np.interp(at, recall, curve.precision_T[first], left=0, right=0).sum() * 0.01)
+    levels = np.linspace(0, 1, 101)
+    return float(np.interp(levels, recall, curve.precision_T[first], left=0, right=0).sum() * 0.01)
 
 
-def _recall_at_half(curve: Curve) -> float:
+def _recall_at_half(curve: PrecisionRecallCurve) -> float:
     """Recall interpolated at a precision of 0.5, or at the lowest precision if that is higher."""
     precision, first = np.unique(curve.precision_T, return_index=True)
     return float(np.interp(0.5, precision, curve.recall_T[first], right=math.nan))
@@ -334,7 +334,7 @@ def _recall_at_half(curve: Curve) -> float:
 # ---- ground truth ----------------------------------------------------------------------------------
 
 
-def read_truth(path: str | Path) -> list[np.ndarray]:
+def read_ground_truth(path: str | Path) -> list[np.ndarray]:
     """The boundary map, bool (H, W), of each annotator in a .mat file of BSDS500's ground truth.
 
     Raises SamjaxError if the file cannot be read or is no such file.
@@ -346,9 +346,9 @@ def read_truth(path: str | Path) -> list[np.ndarray]:
     try:
         cells = scipy.io.loadmat(io.BytesIO(content))['groundTruth']
         truths = [np.asarray(cell['Boundaries'][0, 0]) != 0 for cell in cells.ravel()]
-        whole = len(truths) > 0 and all(truth_HW.ndim == 2 and truth_HW.size for truth_HW in truths)
-    except Exception:  # whatever scipy stumbles over in bytes that are something else
-        whole = False
-    if not whole:
+        is_valid = len(truths) > 0 and all(truth_HW.ndim == 2 and truth_HW.size for truth_HW in truths)
+    except Exception:  # scipy raises errors of many types for other files
+        is_valid = False
+    if not is_valid:
         raise SamjaxError(f'{path} holds no boundaries of annotators: give a .mat file of BSDS500, as downloaded')
     return truths

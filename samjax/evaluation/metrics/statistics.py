@@ -1,4 +1,4 @@
-"""Scores of masks, and means that add up over images, processes and runs."""
+"""Means that can be added over images, processes and runs, and correlations."""
 
 from __future__ import annotations
 
@@ -26,29 +26,12 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean, or NaN of nothing."""
+        """The mean, or NaN without values."""
         return self.total / self.count if self.count else math.nan
 
 
-def mask_iou(a_HW: np.ndarray, b_HW: np.ndarray) -> np.ndarray:
-    """Intersection over union of bool masks in pixels, over the last two axes; leading axes broadcast.
-
-    Two empty masks agree: 1.
-    """
-    both = mask_area(a_HW & b_HW)
-    either = mask_area(a_HW) + mask_area(b_HW) - both
-    return np.where(either, both / np.maximum(either, 1), 1.0)
-
-
-def mask_area(mask_HW: np.ndarray) -> np.ndarray:
-    """Pixels of bool masks, over the last two axes."""
-    lead, pixels = mask_HW.shape[:-2], mask_HW.shape[-2] * mask_HW.shape[-1]
-    # Counting one mask at a time is many times faster than a sum over axes.
-    return np.array([np.count_nonzero(m) for m in mask_HW.reshape(-1, pixels)], int).reshape(lead)
-
-
 def pearson(a_N: np.ndarray, b_N: np.ndarray) -> float:
-    """Linear correlation, or NaN for fewer than two pairs or where one side never changes."""
+    """Linear correlation, or NaN for fewer than two pairs or if all values of a side are equal."""
     a_N, b_N = np.asarray(a_N, np.float64), np.asarray(b_N, np.float64)
     if a_N.size < 2 or np.ptp(a_N) == 0 or np.ptp(b_N) == 0:
         return math.nan
@@ -56,5 +39,5 @@ def pearson(a_N: np.ndarray, b_N: np.ndarray) -> float:
 
 
 def spearman(a_N: np.ndarray, b_N: np.ndarray) -> float:
-    """Correlation of ranks, ties sharing their mean rank; NaN as in `pearson`."""
+    """Correlation of ranks, ties having their mean rank; NaN as in `pearson`."""
     return pearson(stats.rankdata(a_N), stats.rankdata(b_N))

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from samjax.evaluation.metrics.boundaries import Curve
-from samjax.visualization.pictures import SERIES
+from samjax.evaluation.metrics.boundaries import PrecisionRecallCurve
+from samjax.evaluation.report.figures import SERIES
 
 STYLES = list(itertools.product(('-', '--', ':'), SERIES))
-LEAST_RECALL = 0.01  # below, precision is that of a handful of pixels and jumps; the original leaves it out too
-EQUAL_F = '#b5d6b2'
+MIN_RECALL = 0.01  # below, precision is that of a few pixels and noisy; the original leaves it out too
+ISO_F = '#b5d6b2'
 
 
-def draw(path: str | Path, curves: dict[str, Curve]) -> None:
-    """A line per name with a dot at its best F, on lines of equal F; a curve that is one point is a dot alone.
+def draw_precision_recall(path: str | Path, curves: Mapping[str, PrecisionRecallCurve]) -> None:
+    """A line per name with a dot at its best F, over lines of equal F; a curve that is a single point is only a dot.
 
     The legend gives F at one threshold for all images (ODS), the highest first.
     """
     figure = Figure(figsize=(6, 6), layout='constrained')
     axes = figure.subplots()
-    _equal_f(axes)
-    styles = dict(zip(curves, itertools.cycle(STYLES)))  # noqa: B905  endless on one side
+    _iso_f_lines(axes)
+    styles = dict(zip(curves, itertools.cycle(STYLES), strict=False))
     for name, curve in sorted(curves.items(), key=lambda item: item[1].best().f, reverse=True):
         line, colour = styles[name]
-        best, shown = curve.best(), curve.recall_T >= LEAST_RECALL
-        recall, precision = curve.recall_T[shown], curve.precision_T[shown]
+        best, drawn_T = curve.best(), curve.recall_T >= MIN_RECALL
+        recall, precision = curve.recall_T[drawn_T], curve.precision_T[drawn_T]
         line = line if np.ptp(curve.recall_T) or np.ptp(curve.precision_T) else 'none'
         axes.plot(recall, precision, linestyle=line, color=colour, linewidth=2)
         axes.plot(best.recall, best.precision, 'o', color=colour, markersize=8, mec='white', clip_on=False, zorder=3)
@@ -45,10 +46,10 @@ def draw(path: str | Path, curves: dict[str, Curve]) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _equal_f(axes: Axes) -> None:
-    """Lines where the harmonic mean of precision and recall is 0.1, ..., 0.9, labelled at the right."""
+def _iso_f_lines(axes: Axes) -> None:
+    """Lines where the harmonic mean of precision and recall is 0.1, ..., 0.9, with labels at the right."""
     for f in np.arange(1, 10) / 10:
         recall = np.linspace(f / (2 - f), 1, 200)
-        axes.plot(recall, f * recall / (2 * recall - f), color=EQUAL_F, linewidth=0.8, zorder=0)
+        axes.plot(recall, f * recall / (2 * recall - f), color=ISO_F, linewidth=0.8, zorder=0)
         axes.annotate(f'{f:.1f}', (1, f / (2 - f)), (4, 0), textcoords='offset points', va='center', color='#6a9e66',
                       fontsize='small', annotation_clip=False)  # fmt: skip

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of an evaluation, and its tables as Markdown."""
+"""The report of an evaluation as an HTML file that needs no other file, and its tables as Markdown."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samjax.errors import SamjaxError
+from samjax.storage.atomic import write_text
 
 SHORT = 8  # entries of a nested dict that are shown without a click
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # nothing is loaded, be it by mistake
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # browsers load nothing from network or disk
 
 Cell = str | float | int | None
 
 
 class Table(NamedTuple):
-    """Rows of text and numbers; a column with numbers is aligned at its right."""
+    """Rows of text and numbers; columns with numbers are aligned right."""
 
     title: str
     header: list[str]
@@ -30,7 +31,7 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A PNG file that takes the width of the page; a click enlarges it."""
+    """A PNG file as wide as the report; a click enlarges it."""
 
     title: str
     file: Path
@@ -38,36 +39,30 @@ class Figure(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Captions and PNG files in a grid; a click enlarges one."""
+    """Captions and PNG files in a grid; a click enlarges an image."""
 
     title: str
     files: list[tuple[str, Path]]
 
 
 class Facts(NamedTuple):
-    """Names and values; what is nested deeper than one dict is shown as JSON."""
+    """Names and values; dicts that hold dicts are shown as JSON."""
 
     title: str
     entries: dict[str, object]
 
 
 def write(path: Path, title: str, subtitle: str, sections: Sequence[Table | Figure | Gallery | Facts]) -> None:
-    """Writes the page whole or not at all.
+    """Writes the report.
 
     Raises:
         SamjaxError: the file of a figure does not exist.
     """
-    text = _document(title, subtitle, sections)
-    unfinished = path.with_name(f'.{path.name}.unfinished')
-    try:
-        unfinished.write_text(text, encoding='utf-8')
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, _document(title, subtitle, sections))
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Each table under its title, the pipes below each other."""
+    """Each table under its title, with aligned columns."""
     return '\n'.join(_markdown_table(table) for table in tables)
 
 
@@ -75,7 +70,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def _document(title: str, subtitle: str, sections: Sequence[Table | Figure | Gallery | Facts]) -> str:
-    links = [f'<li><a href="#section-{i}">{escape(one.title)}</a></li>' for i, one in enumerate(sections, 1)]
+    links = [f'<li><a href="#section-{i}">{escape(section.title)}</a></li>' for i, section in enumerate(sections, 1)]
     contents = ['<nav aria-label="Contents">', '<ol>', *links, '</ol>', '</nav>'] if len(links) > 1 else []
     lines = [
         '<!DOCTYPE html>',
@@ -83,9 +78,7 @@ def _document(title: str, subtitle: str, sections: Sequence[Table | Figure | Gal
         '<head>',
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        # Browsers refuse to load anything for this page, from the network or from disk.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<link rel="icon" href="data:,">',
         f'<title>{escape(title)}</title>',
         f'<style>{STYLE}</style>',
@@ -97,7 +90,7 @@ def _document(title: str, subtitle: str, sections: Sequence[Table | Figure | Gal
         '</header>',
         *contents,
         '<main>',
-        *(_section(i, one) for i, one in enumerate(sections, 1)),
+        *(_section(i, section) for i, section in enumerate(sections, 1)),
         '</main>',
         '</body>',
         '</html>',
@@ -111,9 +104,9 @@ def _section(number: int, section: Table | Figure | Gallery | Facts) -> str:
         case Table(note=note):
             body = _table(section)
         case Figure(note=note):
-            body = f'<div class="figure">{_picture(section.file, "", section.title)}</div>'
+            body = f'<div class="figure">{_image(section.file, "", section.title)}</div>'
         case Gallery():
-            body = '\n'.join(_picture(file, caption, caption) for caption, file in section.files)
+            body = '\n'.join(_image(file, caption, caption) for caption, file in section.files)
             body = f'<div class="gallery">\n{body}\n</div>'
         case Facts():
             body = _facts(section.entries)
@@ -130,9 +123,9 @@ def _table(table: Table) -> str:
     head = [f'<th scope="col"{s}>{escape(title)}</th>' for title, s in zip(table.header, styles, strict=True)]
     rows = []
     for first, *rest in table.rows:
-        cells = [f'<td{s}>{escape(_shown(cell))}</td>' for cell, s in zip(rest, styles[1:], strict=True)]
-        rows.append(f'<tr><th scope="row"{styles[0]}>{escape(_shown(first))}</th>{"".join(cells)}</tr>')
-    # A part that scrolls has to be in reach of the keyboard.
+        cells = [f'<td{s}>{escape(_format(cell))}</td>' for cell, s in zip(rest, styles[1:], strict=True)]
+        rows.append(f'<tr><th scope="row"{styles[0]}>{escape(_format(first))}</th>{"".join(cells)}</tr>')
+    # An element that scrolls must be reachable by keyboard.
     return '\n'.join(
         [
             f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.title)}">',
@@ -147,14 +140,14 @@ def _table(table: Table) -> str:
     )
 
 
-def _picture(file: Path, caption: str, alt: str) -> str:
-    """An image that fills the window after a click; it is in the page only once."""
+def _image(file: Path, caption: str, alt: str) -> str:
+    """An image that fills the window after a click; it is in the file only once."""
     if not file.is_file():
-        raise SamjaxError(f'picture {file} does not exist: run the evaluation again')
+        raise SamjaxError(f'the image {file} does not exist: run the evaluation again')
     data = base64.b64encode(file.read_bytes()).decode('ascii')
     image = f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
     text = f'<span>{escape(caption)}</span>' if caption else ''
-    return f'<details class="picture"><summary>{image}{text}</summary></details>'
+    return f'<details class="image"><summary>{image}{text}</summary></details>'
 
 
 def _facts(entries: dict[str, object]) -> str:
@@ -164,20 +157,20 @@ def _facts(entries: dict[str, object]) -> str:
 
 def _fact(value: object) -> str:
     if isinstance(value, dict) and value:
-        if len(value) <= SHORT and not any(isinstance(one, dict) for one in value.values()):
+        if len(value) <= SHORT and not any(isinstance(entry, dict) for entry in value.values()):
             return _facts(value)
         count = f'{len(value)} {"entry" if len(value) == 1 else "entries"}'
         return f'<details class="json"><summary>{count}</summary><pre>{escape(_json(value))}</pre></details>'
     if value is None or value == '':
         return '–'
-    plain = isinstance(value, (str, Path))
-    return escape(str(value) if plain else json.dumps(value, ensure_ascii=False, default=str))
+    is_text = isinstance(value, (str, Path))
+    return escape(str(value) if is_text else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _json(value: dict) -> str:
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    # Lists of numbers go on one line; no text of JSON has a line break within, so that no text is touched.
-    return re.sub(r'\[\n[^]["{}]*]', lambda found: f'[{" ".join(found[0][1:-1].split())}]', text)
+    # Lists of numbers go on a line of their own; strings in JSON have no line breaks and are not changed.
+    return re.sub(r'\[\n[^]["{}]*]', lambda match: f'[{" ".join(match[0][1:-1].split())}]', text)
 
 
 # ---- Markdown --------------------------------------------------------------------------------------
@@ -198,7 +191,7 @@ def _markdown_table(table: Table) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return ' '.join(_shown(cell, dash='-').replace('|', '\\|').split())
+    return ' '.join(_format(cell, dash='-').replace('|', '\\|').split())
 
 
 # ---- cells -----------------------------------------------------------------------------------------
@@ -209,7 +202,7 @@ def _numeric_columns(table: Table) -> list[bool]:
     return [any(isinstance(cell, Real) for cell in cells) for _, *cells in columns]
 
 
-def _shown(cell: Cell, dash: str = '–') -> str:
+def _format(cell: Cell, dash: str = '–') -> str:
     if isinstance(cell, Integral):
         return f'{cell:,}'
     if isinstance(cell, Real):
@@ -228,7 +221,7 @@ STYLE = """
     --paper: #14171b; --raised: #1d2126; --line: #343a42; --ink: #e4e7eb; --quiet: #9aa4af; --link: #7fb2f0;
     --plate: #e6e6e6;
   }
-  img { filter: brightness(0.9); } /* white becomes the plate */
+  img { filter: brightness(0.9); } /* white as --plate */
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
@@ -264,31 +257,31 @@ tr > :first-child { position: sticky; left: 0; min-width: 8rem; background: var(
 thead tr > :first-child { background: var(--raised); }
 
 summary { cursor: pointer; }
-.picture > summary { cursor: zoom-in; list-style: none; }
-.picture > summary::-webkit-details-marker { display: none; }
-.picture img { display: block; background: #ffffff; }
+.image > summary { cursor: zoom-in; list-style: none; }
+.image > summary::-webkit-details-marker { display: none; }
+.image img { display: block; background: #ffffff; }
 .figure img { max-width: 100%; margin: 0 auto; }
 .figure summary, .gallery img { border: 1px solid var(--line); border-radius: 0.5rem; }
 .figure summary { padding: 0.75rem; background: var(--plate); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1.25rem; }
 .gallery img { width: 100%; aspect-ratio: 3 / 2; object-fit: contain; padding: 0.25rem; }
 .gallery span { display: block; margin-top: 0.35rem; }
-.picture span { color: var(--quiet); font-size: 0.875rem; line-height: 1.4; overflow-wrap: anywhere; }
+.image span { color: var(--quiet); font-size: 0.875rem; line-height: 1.4; overflow-wrap: anywhere; }
 
 @media screen {
-  .picture[open] > summary {
+  .image[open] > summary {
     position: fixed; inset: 0; z-index: 1; overflow: auto; padding: 3rem 1.5rem 1.5rem;
     border: 0; border-radius: 0; background: var(--paper); cursor: zoom-out;
   }
-  .picture[open] img {
+  .image[open] img {
     width: auto; max-width: 100%; min-width: min(100%, 30rem); height: auto; aspect-ratio: auto;
     max-height: none; margin: 0 auto;
   }
-  .picture[open] span { text-align: center; }
-  .picture[open] > summary::after {
+  .image[open] span { text-align: center; }
+  .image[open] > summary::after {
     content: "\\2715"; position: fixed; top: 0.6rem; right: 1.25rem; color: var(--quiet); font-size: 1.4rem;
   }
-  body:has(.picture[open]) { overflow: hidden; }
+  body:has(.image[open]) { overflow: hidden; }
 }
 
 dl { margin: 0; }
@@ -313,7 +306,7 @@ pre {
   th, td { padding: 0.4rem 0.6rem; }
   tr > :first-child { max-width: 9rem; border-right: 1px solid var(--line); }
   .figure summary { padding: 0.25rem; }
-  .picture[open] img { max-width: none; }
+  .image[open] img { max-width: none; }
   .gallery img { aspect-ratio: auto; max-height: 24rem; }
   section > dl > div { grid-template-columns: minmax(0, 1fr); }
   dl dl { padding-left: 1rem; }
@@ -327,7 +320,7 @@ pre {
   img { filter: none; }
   section { margin-top: 1.75rem; }
   h2, .note { break-after: avoid; }
-  section:has(> .figure), tr, .picture, dl > div:not(:has(details)) { break-inside: avoid; }
+  section:has(> .figure), tr, .image, dl > div:not(:has(details)) { break-inside: avoid; }
   .wide { overflow: visible; border: 0; }
   table { font-size: 8pt; }
   th, td { padding: 0.2rem 0.4rem; }

@@ -1,4 +1,4 @@
-"""The images that a JSON of COCO or LVIS lists, those without masks too, decoded when asked for."""
+"""The images that a JSON of COCO or LVIS lists, including those without masks, decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -8,53 +8,50 @@ import numpy as np
 
 from samjax.data.formats import coco
 from samjax.data.formats.dataset_index import InvalidItem
-from samjax.distributed.map import choose
+from samjax.distributed.map import choose_subset
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_model import EvalModel
-from samjax.evaluation.metrics.average_precision import Truth
-from samjax.images.encoded_image import EncodedImage
+from samjax.evaluation.metrics.average_precision import GroundTruth
+from samjax.images.open import read_image
 
 
 class CocoImages:
-    """Images by place, and the ids that the JSON gives them.
+    """Images by index, and their ids in the JSON.
 
-    truth: of the JSON at `path`; max_images: a fixed random choice of so many; 0 is all.
-    Raises SamjaxError if an image of it is not there.
+    truth: read from the JSON at `path`; max_images: a fixed random choice of so many; 0 is all.
+    Raises SamjaxError if an image of it is missing or invalid.
     """
 
-    def __init__(self, path: str, truth: Truth, max_images: int, seed: int):
-        found = coco.find(Path(path).expanduser())
-        items = [item for shard in found.shards for item in shard.items()]
-        bad = [item for item in items if isinstance(item, InvalidItem)]
-        if bad:
+    def __init__(self, path: str, truth: GroundTruth, max_images: int, seed: int):
+        dataset = coco.open_index(Path(path).expanduser())
+        items = [item for shard in dataset.shards for item in shard.items()]
+        invalid = [item for item in items if isinstance(item, InvalidItem)]
+        if invalid:
             raise SamjaxError(
-                f'{path}: {len(bad)} of {len(items)} images cannot be used, such as {bad[0].name} ({bad[0].detail}): '
-                'put them beside the JSON, or take them out of it'
+                f'{path}: {len(invalid)} of {len(items)} images cannot be used, such as {invalid[0].name} '
+                f'({invalid[0].detail}): put them beside the JSON, or take them out of it'
             )
         ids = list(truth.images)  # in the order of the items
-        chosen = choose(len(items), max_images, np.random.default_rng(seed))
+        chosen = choose_subset(len(items), max_images, np.random.default_rng(seed))
         self._items = [items[n] for n in chosen]
         self.ids = [ids[n] for n in chosen]
-        self.data = {'path': path, 'digest': found.digest}
-        self._chosen = [max_images, seed]
+        self.data = {'path': path, 'digest': dataset.digest}
+        self._choice = [max_images, seed]
 
-    def stamp(self, eval_model: EvalModel, **more) -> dict:
-        """What the answers about the images depend on."""
-        return {**eval_model.stamp, 'chosen': self._chosen, **self.data, **more}
+    def fingerprint(self, eval_model: EvalModel, **more) -> dict:
+        """What the predictions for the images depend on, for a journal."""
+        return {**eval_model.fingerprint, 'choice': self._choice, **self.data, **more}
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, place: int) -> np.ndarray:
-        """uint8 [H, W, 3].  Raises SamjaxError if the file is damaged or of another size than the JSON says."""
-        item = self._items[place]
-        try:
-            image_HW3 = EncodedImage.from_bytes(Path(item.path).read_bytes()).pixels()
-        except Exception as error:  # pillow raises nearly anything on damaged files
-            raise SamjaxError(f'{item.path} cannot be read ({error}): mend it, or take it out of the JSON') from error
+    def __getitem__(self, index: int) -> np.ndarray:
+        """uint8 RGB (H, W, 3).  Raises SamjaxError if the file is damaged or has another size than the JSON says."""
+        item = self._items[index]
+        image_HW3 = read_image(item.path)
         if item.size and image_HW3.shape[:2] != item.size:
             raise SamjaxError(
                 f'{item.path} has {image_HW3.shape[0]} x {image_HW3.shape[1]} px, the JSON says '
-                f'{item.size[0]} x {item.size[1]}: one of them belongs to another set'
+                f'{item.size[0]} x {item.size[1]}: give the images that belong to the JSON'
             )
         return image_HW3

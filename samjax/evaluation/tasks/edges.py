@@ -1,14 +1,12 @@
-"""SAM as an edge detector, without being trained for it (arXiv 2304.02643, section 7.2 and appendix D.2).
+"""Zero-shot edge detection (arXiv 2304.02643, section 7.2 and appendix D.2).
 
-What the authors left open is decided as follows: probabilities are smoothed by a Gaussian of 3 x 3 px before the last
-thinning, and thinning keeps a pixel that is a maximum across the edge, as Canny's does.
+The paper leaves two things open: here probabilities are smoothed by a Gaussian of 3 x 3 px before the last thinning,
+and thinning keeps a pixel that is a maximum across the edge, as Canny's does.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,20 +14,20 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from samjax.distributed.map import UNFINISHED, ResultJournal, choose, distributed_map
+from samjax.distributed.map import UNFINISHED, ResultJournal, choose_subset, distributed_map
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_model import EvalModel
 from samjax.evaluation.eval_result import EvalOptions, EvalResult
 from samjax.evaluation.metrics import boundaries
-from samjax.evaluation.report.boundary_plot import draw
+from samjax.evaluation.report.boundary_plot import draw_precision_recall
 from samjax.evaluation.report.html import Figure, Gallery, Table
-from samjax.images.encoded_image import EncodedImage
-from samjax.inference.automatic.crops import point_grid
-from samjax.inference.predictor import Frame, PackedPrompt, Predictor, pack_prompts
-from samjax.masks.boxes import mask_box, nms
-from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE
+from samjax.evaluation.tasks.proposals import unfiltered_generator
+from samjax.images.open import read_image
+from samjax.inference.automatic.generator import AutomaticMaskGenerator
+from samjax.inference.predictor import Predictor
+from samjax.storage import digest
 
-# F at the optimal scale of the set and of each image, average precision, recall at a precision of 50 %
+# F at the optimal scale of the data set and of each image, average precision, recall at a precision of 50 %
 PAPER = {
     'SAM ViT-H, as published': (0.768, 0.786, 0.794, 0.928),
     'HED': (0.788, 0.808, 0.840, 0.923),
@@ -37,50 +35,47 @@ PAPER = {
     'Canny': (0.600, 0.640, 0.580, None),
     'Sobel': (0.539, None, None, None),
 }
-SIDE = 16  # of the grid of clicks
-OVERLAP = 0.7  # IoU of boxes above which the less confident mask is dropped
+POINTS_PER_SIDE = 16
+BOX_NMS_THRESH = 0.7
 SIGMA = 0.8  # px; of the Gaussian
 CROSS = ndimage.generate_binary_structure(2, 1)
 
 
 def edges(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResult:
-    """The boundary benchmark on the images at `config.data.eval_path` that have ground truth of BSDS500."""
-    config = eval_model.config
-    pairs = _pairs(Path(config.data.eval_path).expanduser(), options.ground_truth)
-    pairs = [pairs[n] for n in choose(len(pairs), options.max_images, np.random.default_rng(config.seed))]
-    digest = hashlib.sha256(b''.join(file.read_bytes() for pair in pairs for file in pair)).hexdigest()[:32]
-    stamp = {**eval_model.stamp, 'data': digest}
-    workers = [
-        functools.partial(_ask, pairs, folder, predictor, config.eval.prompt_batch_size)
-        for predictor in eval_model.predictors
-    ]
-    answers = distributed_map(len(pairs), workers, 'edges', ResultJournal(folder / UNFINISHED, stamp))
-    found = boundaries.scores([boundaries.Counts(*(np.array(row) for row in answer)) for answer in answers])
-    scores = {'ODS': found.ods.f, 'OIS': found.ois.f, 'AP': found.ap, 'R50': found.r50}
+    """The boundary benchmark on the images at `data.eval_path` that have ground truth of BSDS500."""
+    config, path = eval_model.config, eval_model.data.path
+    pairs = _pairs(Path(path).expanduser(), options.ground_truth)
+    pairs = [pairs[n] for n in choose_subset(len(pairs), options.max_images, np.random.default_rng(eval_model.seed))]
+    data_digest = digest.of_contents(file for pair in pairs for file in pair)
+    generators = [edge_generator(predictor, config.prompt_batch_size) for predictor in eval_model.predictors]
+    workers = [functools.partial(_count_matches, pairs, folder, generator) for generator in generators]
+    journal = ResultJournal(folder / UNFINISHED, {**eval_model.fingerprint, 'data': data_digest})
+    counts = distributed_map(len(pairs), workers, 'edges', journal)
+    result = boundaries.scores([boundaries.Counts(*(np.array(row) for row in rows)) for rows in counts])
+    scores = {'ODS': result.ods.f, 'OIS': result.ois.f, 'AP': result.ap, 'R50': result.r50}
     rows = [['sam', *scores.values()], *([title, *row] for title, row in PAPER.items())]
-    note = f'{len(pairs)} images; at ODS precision {found.ods.precision:.3f} and recall {found.ods.recall:.3f}. '
+    note = f'{len(pairs)} images; at ODS precision {result.ods.precision:.3f} and recall {result.ods.recall:.3f}. '
     note += 'Published figures are of the test split.'
     figures = []
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        draw(folder / 'precision_recall.png', {'sam': found.curve})
+        draw_precision_recall(folder / 'precision_recall.png', {'sam': result.curve})
         figures.append(Figure('Precision and recall', folder / 'precision_recall.png'))
-    drawn = [image.stem for image, _ in pairs[: config.eval.num_visualizations]]
-    gallery = Gallery('Edges', [(name, folder / 'edges' / f'{name}.png') for name in drawn])
-    data = {'path': config.data.eval_path, 'digest': digest}
+    names = [image.stem for image, _ in pairs[: config.num_visualizations]]
+    gallery = Gallery('Edges', [(name, folder / 'edges' / f'{name}.png') for name in names])
     table = Table('Boundary benchmark of BSDS500', ['', *scores], rows, note)
-    return EvalResult(data, scores, [table], figures, [gallery])
+    return EvalResult({'path': path, 'digest': data_digest}, scores, [table], figures, [gallery])
 
 
 def _pairs(images: Path, ground_truth: str) -> list[tuple[Path, Path]]:
     """Image and .mat file of the same name; raises SamjaxError if either is missing."""
-    beside = images.parent / 'groundTruth' / images.name, images.parent.parent / 'groundTruth' / images.name
-    given = [Path(ground_truth).expanduser()] if ground_truth else list(beside)
-    truth = next((folder for folder in given if any(folder.glob('*.mat'))), None)
+    default = [parent / 'groundTruth' / images.name for parent in (images.parent, images.parent.parent)]
+    folders = [Path(ground_truth).expanduser()] if ground_truth else default
+    truth = next((folder for folder in folders if any(folder.glob('*.mat'))), None)
     if truth is None:
         raise SamjaxError(
-            f'{" and ".join(map(str, given))} hold no .mat files: give --ground_truth=DIR, the folder groundTruth/test '
-            'or groundTruth/val of BSDS500, and its images in --config.data.eval_path'
+            f'{" and ".join(map(str, folders))} hold no .mat files: give --ground-truth=DIR, the folder '
+            'groundTruth/test or groundTruth/val of BSDS500, and its images in --config.data.eval_path'
         )
     pairs = []
     for mat in sorted(truth.glob('*.mat')):
@@ -91,53 +86,33 @@ def _pairs(images: Path, ground_truth: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _ask(pairs: list[tuple[Path, Path]], folder: Path, predictor: Predictor, batch: int, place: int) -> list:
-    """Counts of an image; its edge map is left in folder/edges."""
-    image, mat = pairs[place]
-    found_HW = edge_map(predictor, EncodedImage.from_bytes(image.read_bytes()).pixels(), batch)
+def _count_matches(
+    pairs: list[tuple[Path, Path]], folder: Path, generator: AutomaticMaskGenerator, index: int
+) -> list[list[int]]:
+    """`boundaries.Counts` of an image; writes its edge map into folder/edges."""
+    image, mat = pairs[index]
+    edges_HW = edge_map(generator, read_image(image))
     (folder / 'edges').mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.rint(255 * (1 - found_HW)).astype(np.uint8)).save(folder / 'edges' / f'{image.stem}.png')
-    return [row.tolist() for row in boundaries.count(found_HW, boundaries.read_truth(mat))]
+    Image.fromarray(np.rint(255 * (1 - edges_HW)).astype(np.uint8)).save(folder / 'edges' / f'{image.stem}.png')
+    return [row.tolist() for row in boundaries.count(edges_HW, boundaries.read_ground_truth(mat))]
 
 
-def edge_map(predictor: Predictor, image_HW3: np.ndarray, batch: int) -> np.ndarray:
-    """float32 (H, W) from 0 to 1, thin: how strongly any mask of a 16 x 16 grid of clicks ends there."""
-    frame, answers = grid_masks(predictor, image_HW3, SIDE, batch)
-    low, iou = zip(*answers, strict=True)
-    boxes_N4 = np.stack([mask_box(frame.upscale(low_yx) > 0) for low_yx in low])
+def edge_generator(predictor: Predictor, points_per_batch: int) -> AutomaticMaskGenerator:
+    """Masks of a 16 x 16 point grid after NMS, without a filter by score."""
+    return unfiltered_generator(predictor, POINTS_PER_SIDE, points_per_batch, BOX_NMS_THRESH)
+
+
+def edge_map(generator: AutomaticMaskGenerator, image_HW3: np.ndarray) -> np.ndarray:
+    """float32 (H, W) from 0 to 1, thin: the strongest edge of any generated mask at each pixel."""
     strength_HW = np.zeros(image_HW3.shape[:2], np.float32)
-    for n in nms(boxes_N4, np.array(iou), OVERLAP):
-        np.maximum(strength_HW, mask_edges(frame.upscale(low[n])), out=strength_HW)
-    top = strength_HW.max()
-    return thinned(strength_HW / top) if top > 0 else strength_HW
-
-
-def grid_masks(
-    predictor: Predictor, image_HW3: np.ndarray, side: int, batch: int
-) -> tuple[Frame, Iterator[tuple[np.ndarray, float]]]:
-    """The frame of an image, and low-resolution logits and expected IoU of three masks for each click of the grid.
-
-    batch: clicks that are answered at once.
-    """
-    [frame], embed_BhwC = predictor.encode([image_HW3])
-    points_N2 = frame.points(point_grid(side) * (image_HW3.shape[1], image_HW3.shape[0]))
-
-    def answers():
-        for first in range(0, len(points_N2), batch):
-            some = points_N2[first : first + batch]
-            labels_2 = np.array([POSITIVE, NOT_A_POINT], np.int32)
-            said = [PackedPrompt(np.stack([point_2, np.zeros(2, np.float32)]), labels_2, None) for point_2 in some]
-            prompts = pack_prompts([said], (1, batch, 2), predictor.config.low_size)
-            prediction = predictor.decode(embed_BhwC, prompts, MULTIMASK)
-            low_NMyx, iou_NM = np.asarray(prediction.logits_BNMyx)[0], np.asarray(prediction.iou_BNM)[0]
-            for n in range(len(some)):
-                yield from zip(low_NMyx[n], iou_NM[n].tolist(), strict=True)
-
-    return frame, answers()
+    for _, frame, low_res_yx in generator.low_res_masks(image_HW3):
+        np.maximum(strength_HW, mask_edges(frame.upscale(low_res_yx)), out=strength_HW)
+    strongest = strength_HW.max()
+    return thinned(strength_HW / strongest) if strongest > 0 else strength_HW
 
 
 def mask_edges(logits_HW: np.ndarray) -> np.ndarray:
-    """Slope of the probability of one mask, by Sobel's filter, on the pixels just outside it; 0 elsewhere."""
+    """Slope of the probability of a mask, by Sobel's filter, on the pixels just outside the mask; 0 elsewhere."""
     with np.errstate(over='ignore'):
         probability_HW = 1 / (1 + np.exp(-logits_HW))
     mask_HW = logits_HW > 0
@@ -147,7 +122,7 @@ def mask_edges(logits_HW: np.ndarray) -> np.ndarray:
 
 
 def thinned(strength_HW: np.ndarray) -> np.ndarray:
-    """A map whose ridges are one pixel wide: what is not a maximum across the edge becomes 0."""
+    """A map whose ridges are a pixel wide: a pixel that is not a maximum across the edge becomes 0."""
     smooth_HW = ndimage.gaussian_filter(strength_HW, SIGMA, radius=1)
     down_HW, right_HW = ndimage.sobel(smooth_HW, 0), ndimage.sobel(smooth_HW, 1)
     # On the ridge itself the slope is nearly 0, so its direction is that of the slopes around (the structure tensor).
@@ -158,6 +133,6 @@ def thinned(strength_HW: np.ndarray) -> np.ndarray:
     rows, columns = np.indices(strength_HW.shape)
     kept_HW = np.ones_like(strength_HW, bool)
     for sign in (-1, 1):
-        beside = rows + sign * np.sin(angle_HW), columns + sign * np.cos(angle_HW)
-        kept_HW &= smooth_HW >= ndimage.map_coordinates(smooth_HW, beside, order=1, mode='nearest')
+        neighbour = rows + sign * np.sin(angle_HW), columns + sign * np.cos(angle_HW)
+        kept_HW &= smooth_HW >= ndimage.map_coordinates(smooth_HW, neighbour, order=1, mode='nearest')
     return np.where(kept_HW, strength_HW, 0)

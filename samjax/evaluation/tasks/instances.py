@@ -1,9 +1,8 @@
-"""SAM as the mask head of a detector: boxes in, masks out (arXiv 2304.02643, section 7.4 and appendix D.4)."""
+"""Zero-shot instance segmentation: masks for the boxes of a detector (arXiv 2304.02643, section 7.4, appendix D.4)."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,14 @@ from samjax.distributed.map import UNFINISHED, ResultJournal, distributed_map
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_model import EvalModel
 from samjax.evaluation.eval_result import EvalOptions, EvalResult
-from samjax.evaluation.metrics.average_precision import BoxFile, average_precision, read_boxes, read_truth
+from samjax.evaluation.metrics.average_precision import BoxFile, average_precision, read_boxes, read_ground_truth
 from samjax.evaluation.report.html import Table
 from samjax.evaluation.tasks.coco_images import CocoImages
-from samjax.inference.predictor import PackedPrompt, Predictor, pack_prompts
+from samjax.inference.predictor import Predictor
+from samjax.inference.prompts import box_prompts, pad_prompts
 from samjax.masks import rle
-from samjax.structs import ALL_MASKS, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, MULTIMASK
+from samjax.storage import digest
+from samjax.structs import MULTIMASK
 
 # mask AP in %: all, small, medium, large, with the boxes of ViTDet-H
 PAPER = {
@@ -28,20 +29,21 @@ COLUMNS = ('AP', 'small', 'medium', 'large')
 
 
 def instances(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResult:
-    """Mask AP on the JSON of COCO or LVIS at `config.data.eval_path`, with the boxes of `options.boxes`."""
+    """Mask AP on the JSON of COCO or LVIS at `data.eval_path`, with the boxes of `options.boxes`."""
     if not options.boxes:
         raise SamjaxError("--task instances needs --boxes=FILE, a detector's boxes in COCO's results form")
-    config = eval_model.config
-    truth = read_truth(config.data.eval_path)
-    images = CocoImages(config.data.eval_path, truth, options.max_images, config.seed)
+    path = eval_model.data.path
+    truth = read_ground_truth(path)
+    images = CocoImages(path, truth, options.max_images, eval_model.seed)
     boxes = read_boxes(options.boxes, truth)
     workers = [
-        functools.partial(_ask, images, boxes, predictor, config.eval.prompt_batch_size)
+        functools.partial(_predict, images, boxes, predictor, eval_model.config.prompt_batch_size)
         for predictor in eval_model.predictors
     ]
-    digest = hashlib.sha256(Path(options.boxes).read_bytes()).hexdigest()[:32]
-    journal = ResultJournal(folder / UNFINISHED, images.stamp(eval_model, boxes=digest))
-    detections = [one for answer in distributed_map(len(images), workers, 'instances', journal) for one in answer]
+    boxes_digest = digest.of_contents([options.boxes])
+    journal = ResultJournal(folder / UNFINISHED, images.fingerprint(eval_model, boxes=boxes_digest))
+    results = distributed_map(len(images), workers, 'instances', journal)
+    detections = [detection for of_image in results for detection in of_image]
     scores = average_precision(truth.only(images.ids), detections)
     rules = 'LVIS' if truth.is_lvis else 'COCO'
     published = {title: dict(zip(COLUMNS, row, strict=True)) for title, row in PAPER[rules].items()}
@@ -51,47 +53,42 @@ def instances(eval_model: EvalModel, options: EvalOptions, folder: Path) -> Eval
         f'{len(images)} images, {len(detections)} boxes; {boxes.clipped} clipped to their image, {boxes.dropped} empty.'
     )
     table = Table(f'Mask AP in %, by the rules of {rules}', ['', *scores], rows, note)
-    return EvalResult({**images.data, 'boxes': digest}, scores, [table], [], [])
+    return EvalResult({**images.data, 'boxes': boxes_digest}, scores, [table], [], [])
 
 
-def _ask(images: CocoImages, boxes: BoxFile, predictor: Predictor, batch: int, place: int) -> list[dict]:
-    image_id = images.ids[place]
+def _predict(images: CocoImages, boxes: BoxFile, predictor: Predictor, batch_size: int, index: int) -> list[dict]:
+    image_id = images.ids[index]
     of_image = boxes.images[image_id]
     if not len(of_image.boxes_N4):
         return []
-    rles = box_masks(predictor, images[place], of_image.boxes_N4, batch)
-    found = zip(rles, of_image.score_N.tolist(), of_image.category_N.tolist(), strict=True)
+    rles = box_masks(predictor, images[index], of_image.boxes_N4, batch_size)
+    detections = zip(rles, of_image.score_N.tolist(), of_image.category_N.tolist(), strict=True)
     return [
         {'image_id': image_id, 'category_id': category, 'score': score, 'segmentation': rle.as_text(mask)}
-        for mask, score, category in found
+        for mask, score, category in detections
     ]
 
 
-def box_masks(predictor: Predictor, image_HW3: np.ndarray, boxes_N4: np.ndarray, batch: int) -> list[dict]:
+def box_masks(predictor: Predictor, image_HW3: np.ndarray, boxes_N4: np.ndarray, batch_size: int) -> list[dict]:
     """COCO RLE of a mask for each box (x0, y0, x1, y1 in px).
 
-    The most confident of three masks is fed back once, with the box; of that answer the most confident of three is
-    taken again, since the paper does not say which.  batch: boxes that are answered at once.
+    Of the three masks the one with the highest predicted IoU is fed back once, with the box; of the next three masks
+    that one is taken again, since the paper does not say which.  batch_size: boxes that are decoded at once.
     """
     [frame], embed_BhwC = predictor.encode([image_HW3])
-    corners_N22 = frame.points(np.asarray(boxes_N4).reshape(-1, 2, 2))
-    labels_2 = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32)
+    frame_boxes_N4 = frame.apply_coords(np.asarray(boxes_N4).reshape(-1, 2, 2)).reshape(-1, 4)
 
-    def most_confident(said):
-        prompts = pack_prompts([said], (1, batch, 2), predictor.config.low_size)
-        prediction = predictor.decode(embed_BhwC, prompts, ALL_MASKS)
-        three = list(MULTIMASK)
-        picked_N = np.asarray(prediction.iou_BNM)[0][: len(said), three].argmax(1)
-        low_NMyx = np.asarray(prediction.logits_BNMyx)[0][: len(said), three]
-        return low_NMyx[np.arange(len(said)), picked_N]
+    def most_confident(boxes_N4, low_res_Nyx):
+        count = len(boxes_N4)
+        prompts = pad_prompts(box_prompts(boxes_N4, low_res_Nyx), batch_size, 2)
+        prediction = predictor.decode(embed_BhwC, prompts, MULTIMASK)
+        best_N = np.asarray(prediction.iou_BNM)[0, :count].argmax(1)
+        return np.asarray(prediction.logits_BNMyx)[0][np.arange(count), best_N]
 
     rles = []
-    for first in range(0, len(corners_N22), batch):
-        some = corners_N22[first : first + batch]
-        first_Nyx = most_confident([PackedPrompt(corners_22, labels_2, None) for corners_22 in some])
-        last_Nyx = most_confident(
-            [PackedPrompt(*one) for one in zip(some, [labels_2] * len(some), first_Nyx, strict=True)]
-        )
-        for low_yx in last_Nyx:
-            rles.append(rle.encode(frame.upscale(low_yx) > 0))
+    for start in range(0, len(frame_boxes_N4), batch_size):
+        batch_N4 = frame_boxes_N4[start : start + batch_size]
+        first_Nyx = most_confident(batch_N4, None)
+        for low_res_yx in most_confident(batch_N4, first_Nyx):
+            rles.append(rle.encode(frame.upscale(low_res_yx) > 0))
     return rles

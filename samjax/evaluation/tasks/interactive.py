@@ -1,170 +1,69 @@
-"""The click protocol as a task: every segmenter on one set, with files that show what they do.
+"""The click protocol as a task: every segmenter on a data set, with files that show its predictions.
 
-folder/masks.csv                    one line per object and segmenter
+folder/masks.csv                    a line per object and segmenter
 folder/curve.png                    mIoU over clicks, all segmenters
-folder/slots_<segmenter>.png        what the three masks of the first click are for
-folder/overlays/<segmenter>/*.png   masks over images; in worst/ and best/ objects by IoU after one click
+folder/slots_<segmenter>.png        size and success of each of the three masks for the first click
+folder/overlays/<segmenter>/*.png   masks over images; in worst/ and best/ objects by IoU after the first click
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import dataclasses
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
-from samjax.data import pipeline
+from samjax.data.example import Example
 from samjax.distributed.map import UNFINISHED, ResultJournal
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_model import EvalModel, on_devices
-from samjax.evaluation.eval_result import EvalOptions, EvalResult, pictures_of
-from samjax.evaluation.protocol import Interactive, Outcome, SamSegmenter
+from samjax.evaluation.eval_result import EvalOptions, EvalResult, png_files
+from samjax.evaluation.protocol import Interactive, ProtocolResult, Segmenter
+from samjax.evaluation.report.figures import click_curves, mask_slots
 from samjax.evaluation.report.html import Figure, Gallery, Table
-from samjax.inference.predictor import Predictor
+from samjax.evaluation.report.overlays import draw_objects
+from samjax.evaluation.sam_segmenter import sam_segmenters
 from samjax.model.params import init_params
-from samjax.model.sam import sam_config
-from samjax.visualization import pictures
 
-EVAL_SEED = 1_000_003  # of drawn scenes; far from the seeds that runs are given
-KINDS = ('overlays', 'worst', 'best')
+GALLERIES = {'overlays': 'Images', 'worst': 'Worst objects', 'best': 'Best objects'}  # folder: title
 
 
 def interactive(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResult:
-    """The click protocol on `config.data.eval_path`, for the model and `options.others`."""
-    config = eval_model.config
-    source = open_source(config)
-    segmenters = open_segmenters(eval_model, options.others)
-    outcomes = measure_all(eval_model, segmenters, source, config.data.eval_path, folder, options)
-    galleries = [
-        Gallery(title, pictures_of(folder / kind / 'sam'))
-        for kind, title in (('overlays', 'Images'), ('worst', 'Worst objects'), ('best', 'Best objects'))
-    ]
+    """The click protocol on `data.eval_path`, for the model and `options.baselines`."""
+    path, source = eval_model.data.path, eval_model.data.open()
+    segmenters = open_segmenters(eval_model, options.baselines)
+    results = evaluate_all(eval_model, segmenters, source, path, folder, options)
+    galleries = [Gallery(title, png_files(folder / name / 'sam')) for name, title in GALLERIES.items()]
     figures = [Figure('mIoU over clicks', folder / 'curve.png')]
-    figures += [Figure(f'What the three masks are for: {name}', folder / _slots(file_name(name))) for name in outcomes]
-    scores = {
-        name: dict(outcome.values()) | {'seconds': round(outcome.seconds, 1)} for name, outcome in outcomes.items()
-    }
-    data = {'path': config.data.eval_path, 'digest': source.digest}
-    return EvalResult(data, scores, [score_table(outcomes)], figures, [one for one in galleries if one.files])
-
-
-def open_source(config: ConfigDict):
-    """The images of `config.data.eval_path`; scenes are the same for every run, whatever its seed."""
-    return pipeline.open_set(
-        config.data.eval_path,
-        seed=EVAL_SEED,
-        image_size=tuple(config.model.image_size),
-        length=config.data.synthetic_eval_images,
-        cache=config.data.cache,
-        max_invalid_fraction=config.data.max_invalid_fraction,
+    figures += [Figure(f'The three masks for the first click: {name}', folder / _slots_file(name)) for name in results]
+    scores = {name: dict(result.values()) | {'seconds': round(result.seconds, 1)} for name, result in results.items()}
+    data = {'path': path, 'digest': source.digest}
+    return EvalResult(
+        data, scores, [score_table(results)], figures, [gallery for gallery in galleries if gallery.files]
     )
 
 
-def open_interactive(
-    config: ConfigDict, source, options: EvalOptions, cases: int = 0, max_masks: int = 0
-) -> Interactive:
-    """The evaluation of `config` on a source."""
-    return Interactive(
-        source,
-        config.eval.clicks,
-        config.eval.first_click,
-        config.eval.prompt_batch_size,
-        config.eval.num_visualizations,
-        cases,
-        options.max_images,
-        options.max_objects,
-        config.seed,
-        max_masks,
-    )
+def open_segmenters(eval_model: EvalModel, baselines: tuple[str, ...]) -> dict[str, list[Segmenter]]:
+    """By name: the model and what it is compared with; each once for every device.
+
+    Raises SamjaxError if a baseline is unknown, or a package that it needs is not installed.
+    """
+    segmenters = {'sam': sam_segmenters('sam', eval_model.predictors, eval_model.config)}
+    for name in baselines:
+        copies = _open_baseline(name, eval_model)
+        segmenters[copies[0].name] = copies
+    return segmenters
 
 
-def open_segmenters(eval_model: EvalModel, others: tuple[str, ...]) -> dict[str, list]:
-    """By name: the model, and what to hold it against; of each, one for every device."""
-    segmenters = {'sam': sam_segmenters('sam', eval_model.config, eval_model.predictors)}
-    return segmenters | {many[0].name: many for name in others for many in [_other(name, eval_model.config)]}
-
-
-def sam_segmenters(name: str, config: ConfigDict, predictors: list[Predictor]) -> list[SamSegmenter]:
-    """A model for the evaluation of `config`."""
-    clicks = max(config.eval.clicks)
-    return [SamSegmenter(name, predictor, config.eval.prompt_batch_size, clicks) for predictor in predictors]
-
-
-def measure_all(
-    eval_model: EvalModel,
-    segmenters: dict[str, list],
-    source,
-    path: str,
-    folder: Path,
-    options: EvalOptions,
-    max_masks: int = 0,
-) -> dict[str, Outcome]:
-    """What each segmenter does on a source at `path`, which goes on if it was interrupted; files in `folder`."""
-    config = eval_model.config
-    protocol = open_interactive(config, source, options, config.eval.num_visualizations, max_masks)
-    outcomes = {}
-    for name, many in segmenters.items():
-        stamp = {
-            'segmenter': name,
-            **eval_model.stamp,
-            'data': source.digest,
-            'eval': json.loads(config.eval.to_json()),
-            'seed': config.seed,
-            'limits': [options.max_images, options.max_objects, max_masks],
-        }
-        journal = ResultJournal(folder / UNFINISHED / file_name(name), stamp)
-        outcomes[name] = protocol.measure(many, journal)
-    if not any(outcome.rows for outcome in outcomes.values()):
-        raise SamjaxError(f'{path} has no object to evaluate on: give another path')
-    if jax.process_index() == 0:
-        write(folder, outcomes)
-    return outcomes
-
-
-def write(folder: Path, outcomes: dict[str, Outcome]) -> None:
-    """Scores of every mask, figures and pictures; those of an earlier evaluation are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        shutil.rmtree(folder / kind, ignore_errors=True)
-    for stale in folder.glob(_slots('*')):
-        stale.unlink()
-    _write_masks(folder / 'masks.csv', outcomes)
-    pictures.curve(folder / 'curve.png', outcomes)
-    for name, outcome in outcomes.items():
-        pictures.slots(folder / _slots(file_name(name)), name, outcome)
-        for kind, some in zip(KINDS, (outcome.pictures, outcome.worst, outcome.best), strict=True):
-            of_kind = folder / kind / file_name(name)
-            of_kind.mkdir(parents=True, exist_ok=True)
-            for number, picture in enumerate(some):
-                first = picture.traces[0].row
-                iou = '' if kind == 'overlays' else f'iou_{first.iou_K[0]:.2f}_'
-                image = file_name(first.image)
-                pictures.overlay(of_kind / f'{number:02d}_{iou}{image}.png', picture, outcome.clicks)
-
-
-def _slots(name: str) -> str:
-    return f'slots_{name}.png'
-
-
-def score_table(outcomes: dict[str, Outcome]) -> Table:
-    """mIoU after k clicks, best of three, with a box; ranks of predicted and actual IoU."""
-    clicks = next(iter(outcomes.values())).clicks
-    keys = [*(f'miou@{k}' for k in clicks), 'oracle@1', 'box', 'iou_spearman', 'masks']
-    rows = [[name, *(dict(outcome.values())[key] for key in keys)] for name, outcome in outcomes.items()]
-    note = 'After 1, 2, .. clicks; oracle: the best of three masks of one click; Spearman: predicted and actual IoU.'
-    return Table('Mean IoU', ['', *keys], rows, note)
-
-
-def _other(name: str, config: ConfigDict) -> list:
-    """The segmenters to compare with that go by `name`."""
+def _open_baseline(name: str, eval_model: EvalModel) -> list[Segmenter]:
     if name == 'untrained':
-        model = sam_config(**config.model)
-        params, buffers = jax.jit(lambda: init_params(model, config.seed))()
-        return sam_segmenters(name, config, on_devices(config, params, buffers))
+        params, buffers = jax.jit(lambda: init_params(eval_model.sam, eval_model.seed))()
+        predictors = on_devices(eval_model.sam, eval_model.dtype, params, buffers, eval_model.config.devices)
+        return sam_segmenters(name, predictors, eval_model.config)
     try:
         from samjax.evaluation import baselines  # needs packages that only developers install
 
@@ -177,31 +76,106 @@ def _other(name: str, config: ConfigDict) -> list:
     raise SamjaxError(f"baseline {name!r} is unknown: choose 'flood' or 'grabcut'")
 
 
-def _write_masks(path: Path, outcomes: dict[str, Outcome]) -> None:
+def evaluate_all(
+    eval_model: EvalModel,
+    segmenters: Mapping[str, Sequence[Segmenter]],
+    source: Sequence[Example],
+    path: str,
+    folder: Path,
+    options: EvalOptions,
+    max_masks: int = 0,
+) -> dict[str, ProtocolResult]:
+    """The result of each segmenter on a source at `path`; continues if it was interrupted.  Writes into `folder`.
+
+    Raises SamjaxError if the source has no object.
+    """
+    config = eval_model.config
+    protocol = Interactive(
+        source,
+        config,
+        eval_model.seed,
+        max_images=options.max_images,
+        max_objects=options.max_objects,
+        max_masks=max_masks,
+        num_extremes=config.num_visualizations,
+    )
+    results = {}
+    for name, copies in segmenters.items():
+        fingerprint = {
+            'segmenter': name,
+            **eval_model.fingerprint,
+            'data': source.digest,
+            'eval': dataclasses.asdict(config),
+            'seed': eval_model.seed,
+            'limits': [options.max_images, options.max_objects, max_masks],
+        }
+        journal = ResultJournal(folder / UNFINISHED / file_name(name), fingerprint)
+        results[name] = protocol.run(copies, journal)
+    if not any(result.objects for result in results.values()):
+        raise SamjaxError(f'{path} has no object to evaluate on: give another path')
+    if jax.process_index() == 0:
+        write(folder, results)
+    return results
+
+
+def write(folder: Path, results: Mapping[str, ProtocolResult]) -> None:
+    """Scores of every mask, figures and overlays; those of an earlier evaluation are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for gallery in GALLERIES:
+        shutil.rmtree(folder / gallery, ignore_errors=True)
+    for stale in folder.glob('slots_*.png'):
+        stale.unlink()
+    _write_masks(folder / 'masks.csv', results)
+    click_curves(folder / 'curve.png', results)
+    for name, result in results.items():
+        mask_slots(folder / _slots_file(name), name, result)
+        for gallery, images in zip(GALLERIES, (result.first_images, result.worst, result.best), strict=True):
+            of_segmenter = folder / gallery / file_name(name)
+            of_segmenter.mkdir(parents=True, exist_ok=True)
+            for number, traced in enumerate(images):
+                first = traced.traces[0].scores
+                iou = '' if gallery == 'overlays' else f'iou_{first.iou_K[0]:.2f}_'
+                draw_objects(of_segmenter / f'{number:02d}_{iou}{file_name(first.image)}.png', traced, result.clicks)
+
+
+def _slots_file(segmenter: str) -> str:
+    return f'slots_{file_name(segmenter)}.png'
+
+
+def score_table(results: Mapping[str, ProtocolResult]) -> Table:
+    """mIoU after k clicks, best of three, with a box; rank correlation of predicted and actual IoU."""
+    clicks = next(iter(results.values())).clicks
+    keys = [*(f'miou@{k}' for k in clicks), 'oracle@1', 'box', 'iou_spearman', 'masks']
+    rows = [[name, *(dict(result.values())[key] for key in keys)] for name, result in results.items()]
+    note = 'After 1, 2, .. clicks; oracle: the best of three masks of one click; Spearman: predicted and actual IoU.'
+    return Table('Mean IoU', ['', *keys], rows, note)
+
+
+def _write_masks(path: Path, results: Mapping[str, ProtocolResult]) -> None:
     with path.open('w', newline='') as file:
         out = csv.writer(file)
-        first = next(row for outcome in outcomes.values() for row in outcome.rows)
-        clicks = [f'{what}_{k + 1}_clicks' for what in ('iou', 'predicted_iou') for k in range(len(first.iou_K))]
+        first = next(scores for result in results.values() for scores in result.objects)
+        clicks = [f'{iou}_{k + 1}_clicks' for iou in ('iou', 'predicted_iou') for k in range(len(first.iou_K))]
         masks = range(1, len(first.iou_M) + 1)
         out.writerow(
             ['segmenter', 'image', 'object', 'area_px', *clicks, 'iou_box', 'predicted_iou_box']
-            + [f'{what}_mask_{m}' for what in ('iou', 'predicted_iou', 'area_share') for m in masks]
+            + [f'{column}_mask_{m}' for column in ('iou', 'predicted_iou', 'area_share') for m in masks]
         )
-        for name, outcome in outcomes.items():
-            for row in outcome.rows:
+        for name, result in results.items():
+            for scores in result.objects:
                 numbers = (
-                    *row.iou_K,
-                    *row.expected_K,
-                    row.box,
-                    row.expected_box,
-                    *row.iou_M,
-                    *row.predicted_M,
-                    *row.area_M,
+                    *scores.iou_K,
+                    *scores.predicted_iou_K,
+                    scores.box_iou,
+                    scores.predicted_box_iou,
+                    *scores.iou_M,
+                    *scores.predicted_iou_M,
+                    *scores.area_fraction_M,
                 )
                 cells = [f'{number:.5g}' for number in numbers]
-                out.writerow([name, row.image, row.object, row.area, *cells])
+                out.writerow([name, scores.image, scores.index, scores.area, *cells])
 
 
 def file_name(text: str) -> str:
-    """A name for a file that says the same in plain letters."""
+    """A file name of plain letters, digits, dots and dashes for a text."""
     return re.sub(r'[^A-Za-z0-9.-]+', '_', text).strip('_')[-80:]

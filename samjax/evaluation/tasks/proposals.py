@@ -1,4 +1,4 @@
-"""SAM as a generator of object proposals (arXiv 2304.02643, section 7.3 and appendix D.3)."""
+"""Zero-shot object proposals (arXiv 2304.02643, section 7.3 and appendix D.3)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from samjax.distributed.map import UNFINISHED, ResultJournal, distributed_map
 from samjax.evaluation.eval_model import EvalModel
 from samjax.evaluation.eval_result import EvalOptions, EvalResult
-from samjax.evaluation.metrics.average_precision import average_recall, read_truth
+from samjax.evaluation.metrics.average_precision import average_recall, read_ground_truth
 from samjax.evaluation.report.html import Table
 from samjax.evaluation.tasks.coco_images import CocoImages
 from samjax.inference.automatic.generator import AmgConfig, AutomaticMaskGenerator, Candidate
 from samjax.inference.predictor import Predictor
 
-OVERLAP = 0.9  # IoU of boxes above which the less confident mask is dropped
-MOST = 1000  # proposals per image
+BOX_NMS_THRESH = 0.9
+MAX_PROPOSALS = 1000  # per image
 
 # AR@1000 in % on LVIS v1 val: all, small, medium, large, frequent, common, rare
 PAPER = {
@@ -27,30 +27,31 @@ PAPER = {
 
 
 def proposals(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResult:
-    """AR@1000 on the JSON of COCO or LVIS at `config.data.eval_path`."""
-    config = eval_model.config
-    truth = read_truth(config.data.eval_path)
-    images = CocoImages(config.data.eval_path, truth, options.max_images, config.seed)
+    """AR@1000 on the JSON of COCO or LVIS at `data.eval_path`."""
+    config, path = eval_model.config, eval_model.data.path
+    truth = read_ground_truth(path)
+    images = CocoImages(path, truth, options.max_images, eval_model.seed)
     generators = [
-        proposer(predictor, config.eval.points_per_side, config.eval.prompt_batch_size)
+        proposal_generator(predictor, config.points_per_side, config.prompt_batch_size)
         for predictor in eval_model.predictors
     ]
-    workers = [functools.partial(_ask, images, generator) for generator in generators]
-    journal = ResultJournal(folder / UNFINISHED, images.stamp(eval_model, grid=config.eval.points_per_side))
-    answers = distributed_map(len(images), workers, 'proposals', journal)
-    scores = average_recall(truth.only(images.ids), [one for answer in answers for one in answer], MOST)
+    workers = [functools.partial(_propose, images, generator) for generator in generators]
+    fingerprint = images.fingerprint(eval_model, points_per_side=config.points_per_side)
+    results = distributed_map(len(images), workers, 'proposals', ResultJournal(folder / UNFINISHED, fingerprint))
+    detections = [detection for of_image in results for detection in of_image]
+    scores = average_recall(truth.only(images.ids), detections, MAX_PROPOSALS)
     rows = [['sam', *(100 * value for value in scores.values())]]
     rows += [[title, *row[: len(scores)]] for title, row in PAPER.items()]
-    note = f'{len(images)} images, {np.mean([len(answer) for answer in answers]):.0f} masks of each; '
+    note = f'{len(images)} images, {np.mean([len(of_image) for of_image in results]):.0f} masks of each; '
     note += 'published: LVIS v1 val, 64 x 64 clicks.'
     return EvalResult(images.data, scores, [Table('Mask AR@1000 in %', ['', *scores], rows, note)], [], [])
 
 
-def _ask(images: CocoImages, generator: AutomaticMaskGenerator, place: int) -> list[dict]:
-    records = generator.generate(images[place], best)
+def _propose(images: CocoImages, generator: AutomaticMaskGenerator, index: int) -> list[dict]:
+    records = generator.generate(images[index], best_proposals)
     return [
         {
-            'image_id': images.ids[place],
+            'image_id': images.ids[index],
             'score': (record['predicted_iou'] + record['stability_score']) / 2,
             'segmentation': record['segmentation'],
         }
@@ -58,12 +59,25 @@ def _ask(images: CocoImages, generator: AutomaticMaskGenerator, place: int) -> l
     ]
 
 
-def proposer(predictor: Predictor, side: int, batch: int) -> AutomaticMaskGenerator:
-    """Masks without a filter by score or stability.  side: of the grid, the paper's is 64; batch: clicks at once."""
-    loose = {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': OVERLAP}
-    return AutomaticMaskGenerator(predictor, AmgConfig(side, batch, **loose), output_mode='coco_rle')
+def proposal_generator(predictor: Predictor, points_per_side: int, points_per_batch: int) -> AutomaticMaskGenerator:
+    """The generator of the task; the paper has 64 points per side."""
+    return unfiltered_generator(predictor, points_per_side, points_per_batch, BOX_NMS_THRESH)
 
 
-def best(found: list[Candidate]) -> list[Candidate]:
-    """Up to 1000 masks, best first, by the mean of expected IoU and stability."""
-    return sorted(found, key=lambda one: -(one.iou + one.stability) / 2)[:MOST]
+def unfiltered_generator(
+    predictor: Predictor, points_per_side: int, points_per_batch: int, box_nms_thresh: float
+) -> AutomaticMaskGenerator:
+    """A generator whose masks are filtered by NMS only, not by predicted IoU or stability."""
+    config = AmgConfig(
+        points_per_side,
+        points_per_batch,
+        pred_iou_thresh=0.0,
+        stability_score_thresh=0.0,
+        box_nms_thresh=box_nms_thresh,
+    )
+    return AutomaticMaskGenerator(predictor, config, output_mode='coco_rle')
+
+
+def best_proposals(candidates: list[Candidate]) -> list[Candidate]:
+    """Up to 1000 candidates, best first, by the mean of predicted IoU and stability."""
+    return sorted(candidates, key=lambda c: -(c.predicted_iou + c.stability_score) / 2)[:MAX_PROPOSALS]

@@ -1,12 +1,41 @@
-"""The 23 sets of SAM's zero-shot evaluation (arXiv 2304.02643, appendix D.1, Table 7), and where their files go.
+"""The 23 data sets of SAM's zero-shot evaluation (arXiv 2304.02643, appendix D.1, Table 7), and their paths.
 
-    python eval.py --workdir RUN --task suite --suite.root=DIR
+    samjax eval --workdir RUN --task suite --suite.root=DIR
 
-`path` is below `root`, in any layout of docs/data.md: a folder of images and masks, a JSON of COCO, ..; it may also be
-given as --suite.sets.NAME.path=PATH, absolute or tfds:NAME@SPLIT.  Sets that are not there are listed as absent.
+`path` is below `root`, in any format of docs/data.md: a folder of images and masks, a JSON of COCO, ..; it may also be
+given as --suite.sets.NAME.path=PATH, absolute or tfds:NAME@SPLIT.  Data sets without files are listed as absent.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
+
+
+class SuiteSet(NamedTuple):
+    """A data set of the suite."""
+
+    path: str  # below the root
+    title: str
+    source: str  # paper, or where the data set is published
+    split: str
+    images: int  # that the paper sampled
+    masks: int
+    sam_minus_ritm: float  # mIoU at a centre click, in points (Fig. 9a)
+
+
+class SuiteConfig(NamedTuple):
+    """The data sets of the suite by name."""
+
+    root: str  # the folder of all data sets
+    max_masks: int  # of a larger data set, see `samjax.evaluation.protocol.Interactive`
+    sets: dict[str, SuiteSet]
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> SuiteConfig:
+        return cls(config.root, config.max_masks, {name: SuiteSet(**entry) for name, entry in config.sets.items()})
+
 
 # name, title, source, split, images and masks that the paper sampled, its mIoU of SAM minus RITM at one click
 SETS = (
@@ -40,20 +69,11 @@ SETS = (
 
 
 def get_config() -> ConfigDict:
+    """The suite of the paper as options, for `--suite.NAME=VALUE`."""
     c = ConfigDict()
-    c.root = '~/data/suite'  # the folder of all sets
-    c.max_masks = 10_000  # of a set with more than half as many again, random images until they have so many (Table 7)
+    c.root = '~/data/suite'
+    c.max_masks = 10_000  # of a data set with more than 1.5 times as many, random images until this many (Table 7)
     c.sets = ConfigDict()
-    for name, title, source, split, images, masks, delta in SETS:
-        c.sets[name] = ConfigDict(
-            {
-                'path': name,  # below root
-                'title': title,
-                'source': source,
-                'split': split,
-                'images': images,  # that the paper sampled
-                'masks': masks,
-                'sam_minus_ritm': delta,  # mIoU at one centre click, in points (Fig. 9a)
-            }
-        )
+    for name, *entry in SETS:
+        c.sets[name] = ConfigDict(SuiteSet(name, *entry)._asdict())
     return c.lock()

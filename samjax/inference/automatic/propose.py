@@ -1,8 +1,11 @@
-"""All masks of a grid of clicks, scored on the device: only scores and boxes leave it, and the masks that are kept.
+"""The masks of a grid of points, scored on the device: only scores, boxes and the masks that are kept leave it.
 
-One program serves images of any size.  It goes through the clicks a few at a time, and gives up most masks for their
-predicted IoU, which needs no pixels.  Only the others are enlarged, first to the resolution of the decoder's masks and
-then, tile by tile, to that of the image.  No array has the size of the image.
+One compiled function serves images of any size.  It decodes a batch of points after the other and rejects most masks by
+their predicted IoU, which needs no pixels.  Only the others are upscaled, first to the resolution of the decoder's
+masks and then, tile by tile, to that of the image.  No array has the size of the image.
+
+Suffixes besides the key in `samjax.structs`: F the masks of all points (N x M, flattened), n the points of a batch, g
+masks that are upscaled together, p and q rows and columns of a tile.
 """
 
 from __future__ import annotations
@@ -16,288 +19,282 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from samjax.inference.predictor import Frame
+from samjax.inference.frame import Frame
+from samjax.inference.prompts import point_prompts
+from samjax.masks.boxes import nms_on_device
 from samjax.masks.resize import Taps
 from samjax.model.sam import Sam
-from samjax.structs import MULTIMASK, NOT_A_POINT, POSITIVE, Prompts
+from samjax.structs import MULTIMASK, POSITIVE
 
-EDGE = 20  # px from the border of a crop at which a mask counts as cut off
-GROUP = 8  # clicks, or masks, that are enlarged at once
+CROP_EDGE_TOLERANCE = 20  # px from the border of a crop at which a mask counts as cut off
+UPSCALE_BATCH = 8  # points whose masks are upscaled at once to the resolution of the decoder's masks
 SELECTED_BATCH = 16  # masks that leave the device at once
-SIDE = 4096  # px; longer images need a program of their own, for each doubling
-# Tile in px and masks at once: of a CPU, whose caches are small, and of anything else, which starts programs slowly.
+PADDED_LENGTH = 4096  # px; longer images need another compilation, for each doubling
+# Side of a tile in px and masks at once, for a CPU, whose caches are small, and for all others, which start kernels
+# slowly.
 TILES = {'cpu': (128, 8)}
-LARGE_TILES = 512, 64
+DEFAULT_TILES = 512, 64
 
 
 class AmgThresholds(NamedTuple):
     """Which masks stay; see `AmgConfig` in `samjax.inference.automatic.generator`."""
 
-    iou: float
-    stability: float
-    offset: float
-    share: float
-    overlap: float
-    batch: int  # clicks at once
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    max_mask_fraction: float
+    box_nms_thresh: float
+    points_per_batch: int
 
 
 class CropGeometry(NamedTuple):
-    """Where a crop lies in the image and how the decoder's masks are enlarged to it; on the device."""
+    """Where a crop lies in the image and how the decoder's masks are resized to it; arrays on the device."""
 
     size_2: np.ndarray  # int32, height and width of the crop, px
-    box_4: np.ndarray  # int32, x0, y0, x1, y1 of the crop, px
-    image_4: np.ndarray  # int32, the same of the image
-    rows: Taps
-    columns: Taps
+    crop_box_4: np.ndarray  # int32, x0, y0, x1, y1 of the crop in the image, px
+    image_box_4: np.ndarray  # int32, 0, 0, width, height of the image, px
+    row_taps: Taps
+    column_taps: Taps
 
 
 class Proposals(NamedTuple):
-    """Masks in the order of clicks and mask tokens; a row R is one of three of a click.
+    """Scores of masks in the order of points and mask tokens: mask f is of token f % 3 of point f // 3.
 
-    What was not asked about, because the predicted IoU is too low, has stability 0 and box 0.
+    A mask that was rejected for its predicted IoU has stability score 0 and box 0.
     """
 
-    iou_R: jax.Array  # float32
-    stability_R: jax.Array  # float32
-    box_R4: jax.Array  # int32, x0, y0, x1, y1 in px of the crop, ends included
-    order_R: jax.Array  # int32, the rows that stay, the best first; then -1
+    iou_F: jax.Array  # float32
+    stability_F: jax.Array  # float32
+    box_F4: jax.Array  # int32, x0, y0, x1, y1 in px of the crop, ends included
+    kept_F: jax.Array  # int32, indices of the masks that stay, best predicted IoU first; then -1
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('rules', 'window', 'tile'))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('thresholds', 'window', 'tile'))
 def propose(
     graphdef,
     params,
     buffers,
     embed_1hwC,
-    points_S2,
+    points_N2,
     count,
     geometry: CropGeometry,
     *,
-    rules: AmgThresholds,
+    thresholds: AmgThresholds,
     window: int,
     tile: int,
 ) -> Proposals:
-    """Judges three masks of each of the first `count` clicks, given in px of the frame.
+    """Scores three masks of each of the first `count` points, given in px of the frame.
 
-    S is a multiple of rules.batch; window, tile: see `tiling`.
+    N is a multiple of points_per_batch; window, tile: see `tiling`.
     """
     sam: Sam = nnx.merge(graphdef, params, buffers)
-    n, m = rules.batch, len(MULTIMASK)
+    n, m = thresholds.points_per_batch, len(MULTIMASK)
 
-    def more(carry):
+    def is_unfinished(carry):
         return carry[0] * n < count
 
-    def some_clicks(carry):
-        chunk, found = carry
-        points_n2 = jax.lax.dynamic_slice_in_dim(points_S2, chunk * n, n)
-        output_tokens_1n5C, image_1nhwC = sam.run_transformer(embed_1hwC, clicks(points_n2), None)
-        iou_nM = sam.mask_decoder.iou_scores(output_tokens_1n5C, MULTIMASK)[0]
-        asked_nM = jnp.broadcast_to((chunk * n + jnp.arange(n) < count)[:, None], iou_nM.shape)
-        if rules.iou > 0:
-            asked_nM &= iou_nM > rules.iou
-        scored = score(sam, output_tokens_1n5C, image_1nhwC, asked_nM, geometry, rules, window, tile)
-        new = iou_nM.ravel(), *scored
-        found = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, x, chunk * n * m, 0) for old, x in zip(found, new, strict=True)
+    def score_batch(carry):
+        batch, scores = carry
+        points_n2 = jax.lax.dynamic_slice_in_dim(points_N2, batch * n, n)
+        output_tokens_1nTC, image_1nhwC = sam.run_transformer(
+            embed_1hwC, point_prompts(points_n2[:, None], POSITIVE), None
         )
-        return chunk + 1, found
+        iou_nM = sam.mask_decoder.iou_scores(output_tokens_1nTC, MULTIMASK)[0]
+        candidate_nM = jnp.broadcast_to((batch * n + jnp.arange(n) < count)[:, None], iou_nM.shape)
+        if thresholds.pred_iou_thresh > 0:
+            candidate_nM &= iou_nM > thresholds.pred_iou_thresh
+        new_scores = (
+            iou_nM.ravel(),
+            *score_masks(sam, output_tokens_1nTC, image_1nhwC, candidate_nM, geometry, thresholds, window, tile),
+        )
+        scores = tuple(
+            jax.lax.dynamic_update_slice_in_dim(old, new, batch * n * m, 0)
+            for old, new in zip(scores, new_scores, strict=True)
+        )
+        return batch + 1, scores
 
-    rows = len(points_S2) * m
-    empty = jnp.zeros(rows), jnp.zeros(rows), jnp.zeros((rows, 4), jnp.int32), jnp.zeros(rows, bool)
-    _, (iou_R, stability_R, box_R4, good_R) = jax.lax.while_loop(more, some_clicks, (0, empty))
-    return Proposals(iou_R, stability_R, box_R4, nms(box_R4, iou_R, good_R, rules.overlap))
+    masks = len(points_N2) * m
+    empty = jnp.zeros(masks), jnp.zeros(masks), jnp.zeros((masks, 4), jnp.int32), jnp.zeros(masks, bool)
+    _, (iou_F, stability_F, box_F4, good_F) = jax.lax.while_loop(is_unfinished, score_batch, (0, empty))
+    kept_F = nms_on_device(box_F4, iou_F, good_F, thresholds.box_nms_thresh)
+    return Proposals(iou_F, stability_F, box_F4, kept_F)
 
 
-def score(
+def score_masks(
     sam: Sam,
-    output_tokens_1n5C,
+    output_tokens_1nTC,
     image_1nhwC,
-    asked_nM,
+    candidate_nM,
     geometry: CropGeometry,
-    rules: AmgThresholds,
+    thresholds: AmgThresholds,
     window: int,
     tile: int,
 ):
-    """Stability, box and whether it stays of the masks that are asked about, in rows (n M)."""
-    n, m = asked_nM.shape
+    """Stability score, box, and whether it passes all thresholds, of each mask that is a candidate: (n M, ..)."""
+    n, m = candidate_nM.shape
     y, x = (4 * side for side in image_1nhwC.shape[2:4])
 
-    # What is asked about goes to the front, in groups of which only as many are computed as there are.
-    clicks_n = jnp.argsort(~asked_nM.any(1), stable=True)
-    group = math.gcd(n, GROUP)
+    # Points with candidates come first, so that only their masks are computed, in batches.
+    point_order_n = jnp.argsort(~candidate_nM.any(1), stable=True)
+    upscale_batch = math.gcd(n, UPSCALE_BATCH)
 
-    def enlarge(carry):
-        at, low_nMyx = carry
-        some = jax.lax.dynamic_slice_in_dim(clicks_n, at, group)
-        upscaled_1ghw44U = sam.mask_decoder.upscale(image_1nhwC[:, some])
-        low_gMyx = sam.mask_decoder.mask_logits(output_tokens_1n5C[:, some], upscaled_1ghw44U, MULTIMASK)[0]
-        return at + group, jax.lax.dynamic_update_slice_in_dim(low_nMyx, low_gMyx, at, 0)
+    def upscale_masks(carry):
+        start, low_res_nMyx = carry
+        points_g = jax.lax.dynamic_slice_in_dim(point_order_n, start, upscale_batch)
+        upscaled_1ghw44U = sam.mask_decoder.upscale(image_1nhwC[:, points_g])
+        low_res_gMyx = sam.mask_decoder.mask_logits(output_tokens_1nTC[:, points_g], upscaled_1ghw44U, MULTIMASK)[0]
+        return start + upscale_batch, jax.lax.dynamic_update_slice_in_dim(low_res_nMyx, low_res_gMyx, start, 0)
 
-    used = asked_nM.any(1).sum()
-    _, low_nMyx = jax.lax.while_loop(lambda c: c[0] < used, enlarge, (0, jnp.zeros((n, m, y, x), jnp.float32)))
+    points = candidate_nM.any(1).sum()
+    zeros_nMyx = jnp.zeros((n, m, y, x), jnp.float32)
+    _, low_res_nMyx = jax.lax.while_loop(lambda carry: carry[0] < points, upscale_masks, (0, zeros_nMyx))
 
-    masks_R = jnp.argsort(~asked_nM[clicks_n].ravel(), stable=True)  # rows of low_nMyx
-    rows_R = (clicks_n[:, None] * m + jnp.arange(m)[None]).ravel()[masks_R]  # the same, as rows of the answer
-    low_Ryx = low_nMyx.reshape(n * m, y, x)
-    together = math.gcd(n * m, tiles_of_platform()[1])
+    # The same for masks: candidates first, by their index in low_res_nMyx and by their index in the result.
+    low_res_order_F = jnp.argsort(~candidate_nM[point_order_n].ravel(), stable=True)
+    order_F = (point_order_n[:, None] * m + jnp.arange(m)[None]).ravel()[low_res_order_F]
+    low_res_Fyx = low_res_nMyx.reshape(n * m, y, x)
+    measure_batch = math.gcd(n * m, tiles_of_platform()[1])
+    candidates = candidate_nM.sum()
 
-    def measure_some(carry):
-        at, scored = carry
-        some = jax.lax.dynamic_slice_in_dim(masks_R, at, together)
-        rows = jax.lax.dynamic_slice_in_dim(rows_R, at, together)
-        asked = at + jnp.arange(together) < asked_nM.sum()
-        new = measure(low_Ryx[some], geometry, rules, window, tile)
-        rows = jnp.where(asked, rows, n * m)
-        return at + together, tuple(old.at[rows].set(x, mode='drop') for old, x in zip(scored, new, strict=True))
+    def measure(carry):
+        start, measures = carry
+        low_res_g = jax.lax.dynamic_slice_in_dim(low_res_order_F, start, measure_batch)
+        index_g = jax.lax.dynamic_slice_in_dim(order_F, start, measure_batch)
+        new = measure_masks(low_res_Fyx[low_res_g], geometry, thresholds, window, tile)
+        index_g = jnp.where(start + jnp.arange(measure_batch) < candidates, index_g, n * m)
+        return (
+            start + measure_batch,
+            tuple(old.at[index_g].set(values, mode='drop') for old, values in zip(measures, new, strict=True)),
+        )
 
-    rows = n * m
-    empty = jnp.zeros(rows), jnp.zeros((rows, 4), jnp.int32), jnp.zeros(rows, bool)
-    _, scored = jax.lax.while_loop(lambda c: c[0] < asked_nM.sum(), measure_some, (0, empty))
-    return scored
+    empty = jnp.zeros(n * m), jnp.zeros((n * m, 4), jnp.int32), jnp.zeros(n * m, bool)
+    _, measures = jax.lax.while_loop(lambda carry: carry[0] < candidates, measure, (0, empty))
+    return measures
 
 
-def measure(low_Gyx, geometry: CropGeometry, rules: AmgThresholds, window: int, tile: int):
-    """Stability, box and whether it stays of masks, by their logits at the resolution of the crop."""
-    group, y, x = low_Gyx.shape
-    low_yGx = jnp.moveaxis(low_Gyx, 0, 1)
-    tall, wide = min(window, y), min(window, x)
+def measure_masks(low_res_gyx, geometry: CropGeometry, thresholds: AmgThresholds, window: int, tile: int):
+    """Stability score, box, and whether it passes all thresholds, of masks by their logits in the crop."""
+    group, y, x = low_res_gyx.shape
+    low_res_ygx = jnp.moveaxis(low_res_gyx, 0, 1)
+    window_h, window_w = min(window, y), min(window, x)
     tiles_h, tiles_w = (-(-geometry.size_2[axis] // tile) for axis in range(2))
     beyond = jnp.iinfo(jnp.int32).max
+    offset = thresholds.stability_score_offset
 
-    def one_tile(number, found):
+    def measure_tile(number, measures):
         top, left = number // tiles_w * tile, number % tiles_w * tile
-        y0, enlarge_py = interpolation_weights(geometry.rows, top, tile, tall, y)
-        x0, enlarge_qx = interpolation_weights(geometry.columns, left, tile, wide, x)
-        part_yGx = jax.lax.dynamic_slice(low_yGx, (y0, 0, x0), (tall, group, wide))
+        y0, weights_py = interpolation_weights(geometry.row_taps, top, tile, window_h, y)
+        x0, weights_qx = interpolation_weights(geometry.column_taps, left, tile, window_w, x)
+        window_ygx = jax.lax.dynamic_slice(low_res_ygx, (y0, 0, x0), (window_h, group, window_w))
 
-        def look(found):
-            high, low, area, box_G4 = found
-            wide_yGq = jnp.einsum('yGx,qx->yGq', part_yGx, enlarge_qx, precision='highest')
-            logits_pGq = jnp.einsum('py,yGq->pGq', enlarge_py, wide_yGq, precision='highest')
+        def add_tile(measures):
+            high_g, low_g, area_g, box_g4 = measures
+            wide_ygq = jnp.einsum('ygx,qx->ygq', window_ygx, weights_qx, precision='highest')
+            logits_pgq = jnp.einsum('py,ygq->pgq', weights_py, wide_ygq, precision='highest')
             inside_p = top + jnp.arange(tile) < geometry.size_2[0]
             inside_q = left + jnp.arange(tile) < geometry.size_2[1]
-            logits_pGq = jnp.where(inside_p[:, None, None] & inside_q[None, None], logits_pGq, -jnp.inf)
+            logits_pgq = jnp.where(inside_p[:, None, None] & inside_q[None, None], logits_pgq, -jnp.inf)
             # Three counts of up to 512 in one number, so that the pixels are read once.
-            counted_pGq = (
-                (logits_pGq > rules.offset).astype(jnp.int32)
-                + ((logits_pGq > -rules.offset).astype(jnp.int32) << 10)
-                + ((logits_pGq > 0).astype(jnp.int32) << 20)
+            counted_pgq = (
+                (logits_pgq > offset).astype(jnp.int32)
+                + ((logits_pgq > -offset).astype(jnp.int32) << 10)
+                + ((logits_pgq > 0).astype(jnp.int32) << 20)
             )
-            counts_pG = counted_pGq.sum(2)
-            area_pG = counts_pG >> 20
-            rows_pG, columns_qG = area_pG > 0, (logits_pGq.max(0) > 0).T
-            low_p, low_q = top + jnp.arange(tile)[:, None], left + jnp.arange(tile)[:, None]
-            first = [jnp.where(some, place_, beyond).min(0) for some, place_ in ((columns_qG, low_q), (rows_pG, low_p))]
-            last = [jnp.where(some, place_, -1).max(0) for some, place_ in ((columns_qG, low_q), (rows_pG, low_p))]
-            seen_G4 = jnp.stack([*first, *last], 1)
-            box_G4 = jnp.concatenate(
-                [jnp.minimum(box_G4[:, :2], seen_G4[:, :2]), jnp.maximum(box_G4[:, 2:], seen_G4[:, 2:])], 1
+            counts_pg = counted_pgq.sum(2)
+            area_pg = counts_pg >> 20
+            mask_pg, mask_qg = area_pg > 0, (logits_pgq.max(0) > 0).T
+            row_p1, column_q1 = top + jnp.arange(tile)[:, None], left + jnp.arange(tile)[:, None]
+            by_axis = (mask_qg, column_q1), (mask_pg, row_p1)
+            first = [jnp.where(mask, index, beyond).min(0) for mask, index in by_axis]
+            last = [jnp.where(mask, index, -1).max(0) for mask, index in by_axis]
+            tile_box_g4 = jnp.stack([*first, *last], 1)
+            box_g4 = jnp.concatenate(
+                [jnp.minimum(box_g4[:, :2], tile_box_g4[:, :2]), jnp.maximum(box_g4[:, 2:], tile_box_g4[:, 2:])], 1
             )
             return (
-                high + (counts_pG & 1023).sum(0),
-                low + ((counts_pG >> 10) & 1023).sum(0),
-                area + area_pG.sum(0),
-                box_G4,
+                high_g + (counts_pg & 1023).sum(0),
+                low_g + ((counts_pg >> 10) & 1023).sum(0),
+                area_g + area_pg.sum(0),
+                box_g4,
             )
 
-        # An enlarged logit is a mean of its neighbours: where all are low enough there is nothing to count.
-        return jax.lax.cond(part_yGx.max() > -rules.offset - 1e-3, look, lambda found: found, found)
+        # An upscaled logit is a mean of its neighbours: where all are low enough there is nothing to count.
+        return jax.lax.cond(window_ygx.max() > -offset - 1e-3, add_tile, lambda measures: measures, measures)
 
-    zeros = jnp.zeros(group, jnp.int32)
-    nothing = jnp.broadcast_to(jnp.array([beyond, beyond, -1, -1], jnp.int32), (group, 4))
-    high, low, area, box_G4 = jax.lax.fori_loop(0, tiles_h * tiles_w, one_tile, (zeros, zeros, zeros, nothing))
+    zeros_g = jnp.zeros(group, jnp.int32)
+    empty_box_g4 = jnp.broadcast_to(jnp.array([beyond, beyond, -1, -1], jnp.int32), (group, 4))
+    high_g, low_g, area_g, box_g4 = jax.lax.fori_loop(
+        0, tiles_h * tiles_w, measure_tile, (zeros_g, zeros_g, zeros_g, empty_box_g4)
+    )
 
-    box_G4 = jnp.where((area > 0)[:, None], box_G4, 0)
-    stability = jnp.where(low > 0, high / low, 0)
-    good = ~cut_off(box_G4, geometry)
-    if rules.stability > 0:
-        good &= (low > 0) & (stability >= rules.stability)
-    if rules.share < 1:
-        good &= area < rules.share * geometry.image_4[2:].astype(jnp.float32).prod()
-    return stability, box_G4, good
+    box_g4 = jnp.where((area_g > 0)[:, None], box_g4, 0)
+    stability_g = jnp.where(low_g > 0, high_g / low_g, 0)
+    good_g = ~is_box_near_crop_edge(box_g4, geometry)
+    if thresholds.stability_score_thresh > 0:
+        good_g &= (low_g > 0) & (stability_g >= thresholds.stability_score_thresh)
+    if thresholds.max_mask_fraction < 1:
+        good_g &= area_g < thresholds.max_mask_fraction * geometry.image_box_4[2:].astype(jnp.float32).prod()
+    return stability_g, box_g4, good_g
 
 
-def cut_off(box_G4, geometry: CropGeometry):
-    """Whether a box comes near an edge of the crop that is none of the image (utils/amg.py)."""
-    box_G4 = box_G4 + geometry.box_4[jnp.array([0, 1, 0, 1])][None]
-    near_crop = jnp.abs(box_G4 - geometry.box_4[None]) <= EDGE
-    near_image = jnp.abs(box_G4 - geometry.image_4[None]) <= EDGE
+def is_box_near_crop_edge(box_g4, geometry: CropGeometry):
+    """Whether a box comes near an edge of the crop that is not one of the image; bool (g,).
+
+    Source: the function of the same name of segment-anything's utils/amg.py.
+    """
+    box_g4 = box_g4 + geometry.crop_box_4[jnp.array([0, 1, 0, 1])][None]
+    near_crop = jnp.abs(box_g4 - geometry.crop_box_4[None]) <= CROP_EDGE_TOLERANCE
+    near_image = jnp.abs(box_g4 - geometry.image_box_4[None]) <= CROP_EDGE_TOLERANCE
     return (near_crop & ~near_image).any(1)
 
 
-def nms(box_R4, score_R, good_R, overlap: float) -> jax.Array:
-    """The rows that stay, best score first, then -1: a box goes if its IoU with a better one that stays is larger.
-
-    As `samjax.masks.boxes.nms`, with ends of boxes included but areas (x1 - x0) (y1 - y0).  Source: torchvision.ops.nms.
-    """
-    box_R4 = box_R4.astype(jnp.float32)
-    area_R = (box_R4[:, 2] - box_R4[:, 0]) * (box_R4[:, 3] - box_R4[:, 1])
-
-    def take(carry):
-        alive_R, order_R, taken = carry
-        best = jnp.argmax(jnp.where(alive_R, score_R, -jnp.inf))
-        low_R2 = jnp.maximum(box_R4[:, :2], box_R4[best, :2][None])
-        high_R2 = jnp.minimum(box_R4[:, 2:], box_R4[best, 2:][None])
-        shared_R = jnp.prod(jnp.maximum(high_R2 - low_R2, 0), 1)
-        iou_R = shared_R / (area_R + area_R[best] - shared_R)
-        alive_R &= ~(iou_R > overlap) & (jnp.arange(len(score_R)) != best)
-        return alive_R, order_R.at[taken].set(best.astype(jnp.int32)), taken + 1
-
-    nothing = jnp.full(len(score_R), -1, jnp.int32)
-    _, order_R, _ = jax.lax.while_loop(lambda c: c[0].any(), take, (good_R, nothing, 0))
-    return order_R
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def decode_selected(graphdef, params, buffers, embed_1hwC, points_N2, mask_N) -> jax.Array:
-    """Low-resolution logits (N, y, x) of one mask, 0, 1 or 2, of each click."""
+def decode_selected(graphdef, params, buffers, embed_1hwC, points_N2, mask_index_N) -> jax.Array:
+    """Low-resolution logits (N, y, x) of one mask, 0, 1 or 2, of each point."""
     sam: Sam = nnx.merge(graphdef, params, buffers)
-    low_1NMyx = sam.decode(embed_1hwC, clicks(points_N2), MULTIMASK).logits_BNMyx
-    return jnp.take_along_axis(low_1NMyx[0], mask_N[:, None, None, None], 1)[:, 0]
+    low_res_1NMyx = sam.decode(embed_1hwC, point_prompts(points_N2[:, None], POSITIVE), MULTIMASK).logits_BNMyx
+    return jnp.take_along_axis(low_res_1NMyx[0], mask_index_N[:, None, None, None], 1)[:, 0]
 
 
-def clicks(points_n2) -> Prompts:
-    """One point on each object, and the token that goes with points alone."""
-    points_1nP2 = jnp.stack([points_n2, jnp.zeros_like(points_n2)], 1)[None]
-    labels_1nP = jnp.broadcast_to(jnp.array([POSITIVE, NOT_A_POINT], jnp.int32), (1, len(points_n2), 2))
-    return Prompts(points_1nP2, labels_1nP)
-
-
-# ---- how masks are enlarged, on the host ----
+# ---- tiles and interpolation weights ----
 
 
 def tiles_of_platform() -> tuple[int, int]:
-    return TILES.get(jax.default_backend(), LARGE_TILES)
+    """Side of a tile in px, and how many masks are measured at once."""
+    return TILES.get(jax.default_backend(), DEFAULT_TILES)
 
 
-def tiling(frame: Frame, low_size: tuple[int, int]) -> tuple[int, int]:
-    """Sides of the tiles of an image, px, and of the window of low-resolution logits that is enough for any of them.
+def tiling(frame: Frame, low_res_size: tuple[int, int]) -> tuple[int, int]:
+    """Side of the tiles of an image, px, and side of a window of low-resolution logits that is enough for any of them.
 
-    There are five windows for each model, so that few programs are compiled.
+    There are five window sizes for each model, so that `propose` is compiled five times at most.
     """
     tile, _ = tiles_of_platform()
-    need = 0
-    for taps, low in ((frame.rows, low_size[0]), (frame.columns, low_size[1])):
+    required = 0
+    for taps, low in ((frame.row_taps, low_res_size[0]), (frame.column_taps, low_res_size[1])):
         first = taps.first_n[::tile]
         last = taps.first_n[np.minimum(np.arange(len(first)) * tile + tile, len(taps.first_n)) - 1]
-        need = max(need, int((np.minimum(last + taps.weight_nt.shape[1], low) - first).max()))
-    low = max(low_size)
-    return tile, next((w for w in (low // part + 8 for part in (16, 8, 4, 2)) if need <= w < low), low)
+        required = max(required, int((np.minimum(last + taps.weight_nt.shape[1], low) - first).max()))
+    low = max(low_res_size)
+    return tile, next((w for w in (low // part + 8 for part in (16, 8, 4, 2)) if required <= w < low), low)
 
 
-def padded(taps: Taps) -> Taps:
-    """Of as many outputs as images up to `SIDE` px need, or twice, four times .. as many; the last one is repeated."""
-    length = SIDE
+def pad_taps(taps: Taps) -> Taps:
+    """Taps for as many outputs as images of up to `PADDED_LENGTH` px need, or 2, 4, .. times as many.
+
+    The last output is repeated.
+    """
+    length = PADDED_LENGTH
     while length < len(taps.first_n):
         length *= 2
-    more = length - len(taps.first_n)
-    return Taps(np.pad(taps.first_n, (0, more), 'edge'), np.pad(taps.weight_nt, ((0, more), (0, 0)), 'edge'))
+    padding = length - len(taps.first_n)
+    return Taps(np.pad(taps.first_n, (0, padding), 'edge'), np.pad(taps.weight_nt, ((0, padding), (0, 0)), 'edge'))
 
 
 def interpolation_weights(taps: Taps, start, tile: int, window: int, low: int):
-    """Where the window of a tile begins, and its weights (tile, window)."""
+    """Of the tile that begins at pixel `start`: where its window begins, and weights (tile, window).  low: inputs."""
     first_p = jax.lax.dynamic_slice_in_dim(taps.first_n, start, tile)
     weight_pt = jax.lax.dynamic_slice_in_dim(taps.weight_nt, start, tile)
     begin = jnp.minimum(first_p[0], low - window)
-    place_pt = first_p[:, None] - begin + jnp.arange(weight_pt.shape[1])[None]
-    return begin, (weight_pt[..., None] * (place_pt[..., None] == jnp.arange(window)[None, None])).sum(1)
+    index_pt = first_p[:, None] - begin + jnp.arange(weight_pt.shape[1])[None]
+    return begin, (weight_pt[..., None] * (index_pt[..., None] == jnp.arange(window)[None, None])).sum(1)

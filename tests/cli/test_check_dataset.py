@@ -1,24 +1,24 @@
-"""`samjax data check` says what a set is and what is wrong with it, and draws what training would see."""
+"""`samjax data check`: what a data set is, what is wrong with it, and what training would draw of it."""
 
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
-from samples import check, content, mask, picture, write
+from samples import check, content, mask, random_image, write
 
-from samjax.__main__ import main
+from samjax.cli.main import main
 
 
 def polygon(left, top, right, bottom):
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
-def test_everything_wrong_with_a_coco_file_is_said(tmp_path, capsys):
+def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
     folder = tmp_path / 'my sét'
     folder.mkdir()
     for name in ('a.jpg', 'b.jpg'):
-        picture(1, 30, 40).save(folder / name)
+        random_image(1, 30, 40).save(folder / name)
     (folder / 'c.jpg').write_bytes(b'no image')
     annotations = [
         {'id': 1, 'image_id': 1, 'segmentation': polygon(5, 5, 15, 25)},
@@ -36,15 +36,15 @@ def test_everything_wrong_with_a_coco_file_is_said(tmp_path, capsys):
     lines, sheet_HW3 = check(folder, tmp_path, capsys)
     assert lines[:3] == [
         f'{folder}: COCO instances',
-        'images: 5; 1 can be used, 1 have no mask, 3 are bad',
+        'images: 5; 1 can be used, 1 have no mask, 3 are invalid',
         'masks: 3; least, median and most per image: 3, 3, 3',
     ]
     assert 'area of masks in px: 1, 200, 1200; in % of the image: 0.083, 17, 1e+02' in lines
-    assert 'never drawn in training: 0 masks without pixels, 1 over 90 % of the image' in lines
-    for cause in ('duplicate id', 'no pixels', 'bad polygon', 'crowd'):
+    assert 'never sampled in training: 0 masks without pixels, 1 over 90 % of the image' in lines
+    for cause in ('duplicate id', 'no pixels', 'invalid polygon', 'crowd'):
         assert f'masks left out: 1 {cause}' in lines
     assert lines[lines.index('unreadable image: 1') + 1].startswith('  c.jpg: cannot identify image')
-    assert lines[lines.index('no image: 1') + 1].startswith('  d.jpg: d.jpg is not to be found')
+    assert lines[lines.index('no image: 1') + 1].startswith('  d.jpg: d.jpg is not below the folder of the JSON')
     assert lines[lines.index('unknown image id: 1') + 1].startswith('  set.json: 1 annotations have the image_id 9')
     assert lines[lines.index('no masks: 1') + 1] == '  b.jpg'
     assert sheet_HW3.shape[1] > 480
@@ -55,7 +55,7 @@ def test_contact_sheet_shows_masks_where_they_are(tmp_path, capsys):
     masks = [mask(10, 20, 30, 50, 60, 90), mask(0, 0, 0, 0, 60, 90)]
     write(tmp_path / 'data', 'a', '.png', black, content(masks, 60, 90))
     _, sheet_HW3 = check(tmp_path / 'data', tmp_path, capsys)
-    panel_HW3 = sheet_HW3[26 : 26 + 320, 8 : 8 + 480]  # the image, enlarged by 16 / 3
+    panel_HW3 = sheet_HW3[26 : 26 + 320, 8 : 8 + 480]  # the image, upscaled by 16 / 3
     lit_HW = panel_HW3.max(-1) > 60
     rows, columns = np.flatnonzero(lit_HW.any(1)), np.flatnonzero(lit_HW.any(0))
     assert (rows[0], rows[-1] + 1) == pytest.approx((10 * 16 / 3, 30 * 16 / 3), abs=1)
@@ -67,18 +67,18 @@ def test_nothing_to_use_is_one_line(tmp_path):
     write(tmp_path / 'data', 'a', json_content=content([]))
     with pytest.raises(SystemExit) as stop:
         main(['data', 'check', str(tmp_path / 'data'), '--cache', str(tmp_path / 'cache')])
-    assert stop.value.code.startswith(f'error: {tmp_path}/data: none of the 1 images found can be used (1 no masks;')
+    assert stop.value.code.startswith(f'error: {tmp_path}/data: none of its 1 images can be used (1 no masks;')
 
 
 def test_sample_of_coco_panoptic(tmp_path, capsys, real_data):
     folder = real_data('coco_panoptic_sample')
     lines, sheet_HW3 = check(folder / 'panoptic_examples.json', tmp_path, capsys)
     assert lines[1:3] == [
-        'images: 2; 2 can be used, 0 have no mask, 0 are bad',
+        'images: 2; 2 can be used, 0 have no mask, 0 are invalid',
         'masks: 47; least, median and most per image: 17, 24, 30',
     ]
     assert 'masks left out: 3 crowd' in lines
     assert len(np.unique(sheet_HW3.reshape(-1, 3), axis=0)) > 10_000
     with pytest.raises(SystemExit, match=None) as stop:
         main(['data', 'check', str(folder), '--cache', str(tmp_path / 'cache')])
-    assert 'has 2 files of COCO: name one, such as' in stop.value.code
+    assert 'has 2 JSON files of COCO: name one of them, such as' in stop.value.code

@@ -1,0 +1,1 @@
+"""The command `samjax`: one module for each of its commands."""

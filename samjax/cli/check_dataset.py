@@ -1,0 +1,74 @@
+"""`samjax data check`: what a data set is and what is wrong with it, in words and as a contact sheet."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from samjax.data.records.prepare import NAMES, REPORT, PreparationReport
+from samjax.data.records.source import RecordSource, open_records
+from samjax.visualization.overlays import contact_sheet
+
+SHEET_IMAGES = 24  # images of the contact sheet
+MEASURED_IMAGES = 5000  # images that are measured, evenly spread
+NAMED_FILES = 5  # files that are named for each cause
+
+
+def check(path: str, cache: str, sheet: pathlib.Path) -> Iterator[str]:
+    """Prepares a data set in the folder `cache`, as training would, and yields lines about it.
+
+    Some of its images are drawn with their masks into the PNG `sheet`.
+
+    Raises:
+        SamjaxError: there is nothing that can be used.
+    """
+    source = open_records(path, cache, max_invalid_fraction=1.0)
+    report = PreparationReport.read(pathlib.Path(source.folder))
+    yield f'{path}: {report.layout}'
+    without, invalid = len(report.no_masks), report.num_invalid
+    yield f'images: {report.num_images}; {report.num_kept} can be used, {without} have no mask, {invalid} are invalid'
+    yield from _measures(source, report)
+    for cause, count in report.skipped_masks.items():
+        yield f'masks left out: {count} {cause}'
+    for cause, locations in report.dropped.items():
+        yield f'{cause}: {len(locations)}'
+        yield from (f'  {location}' for location in locations[:NAMED_FILES])
+        yield from [f'  and {len(locations) - NAMED_FILES} more'] if len(locations) > NAMED_FILES else []
+    contact_sheet(sheet, [source[index] for index in _evenly(len(source), SHEET_IMAGES)])
+    yield f'all of them by name: {pathlib.Path(source.folder) / REPORT}; images that can be used: {NAMES} beside it'
+    yield f'contact sheet: {sheet}'
+
+
+def _measures(source: RecordSource, report: PreparationReport) -> Iterator[str]:
+    """Lines about counts and sizes."""
+    indices = _evenly(len(source), MEASURED_IMAGES)
+    counts, heights, widths, areas, fractions = [], [], [], [], []
+    for index in indices:
+        example = source[index]
+        counts.append(len(example.rles))
+        heights.append(example.image.height)
+        widths.append(example.image.width)
+        areas_N = [int(coco_mask.area(rle)) for rle in example.rles]
+        areas += areas_N
+        fractions += [area / (heights[-1] * widths[-1]) for area in areas_N]
+    subset = '' if len(indices) == len(source) else f' (of {len(indices)} images)'
+    yield f'masks: {report.num_masks}; least, median and most per image{subset}: {_range(counts)}'
+    yield f'height in px{subset}: {_range(heights)}; width: {_range(widths)}'
+    percent = _range(100 * np.array(fractions), '{:.2g}')
+    yield f'area of masks in px{subset}: {_range(areas)}; in % of the image: {percent}'
+    empty, large = sum(not area for area in areas), sum(fraction > 0.9 for fraction in fractions)
+    if empty or large:
+        yield f'never sampled in training{subset}: {empty} masks without pixels, {large} over 90 % of the image'
+
+
+def _range(values, form: str = '{:.0f}') -> str:
+    """Least, median and most."""
+    return ', '.join(form.format(value) for value in np.quantile(values, [0, 0.5, 1]))
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most `most` indices, evenly spread over `count`."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

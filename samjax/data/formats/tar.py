@@ -1,0 +1,36 @@
+"""Files within tar files, located by their headers, so that any of them can be read later without the tar."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class ByteRange(NamedTuple):
+    """Some bytes of a file: all of it, or one member of a tar file."""
+
+    path: str
+    offset: int  # bytes
+    size: int  # bytes
+
+    def read(self) -> bytes:
+        """The bytes; fewer than `size` if the file ends before.  Raises OSError."""
+        with open(self.path, 'rb') as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def list_members(path: str) -> Iterator[tuple[str, ByteRange]]:
+    """Name and bytes of each regular file in an uncompressed tar file, in its order; reads only headers.
+
+    Raises:
+        tarfile.TarError, EOFError, OSError: the tar file cannot be read, or cannot be read any further.
+    """
+    with tarfile.open(path, 'r:') as tar:
+        for member in tar:
+            if member.isfile():
+                name = os.path.normpath(member.name).lstrip('/')
+                yield name, ByteRange(path, member.offset_data, member.size)
+            tar.members = []  # a shard has tens of thousands; the module would keep them all

@@ -1,0 +1,25 @@
+"""Choices about a model that do not touch its parameters: regularization in training, and how it is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from samjax.model.attention.chunked import chunked_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularization:
+    """What is dropped at random in training; inactive without a key for each image."""
+
+    drop_path: float = 0.0  # rate at the last encoder block, linear from 0 at the first
+    dropout: float = 0.0  # rate in the mask decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """How the model is computed."""
+
+    dtype: str = 'float32'  # of activations
+    remat: str = 'none'  # what the backward pass recomputes: a row of samjax.model.encoders.vit.REMAT
+    attention: Callable = chunked_attention  # of the encoder: a function of samjax.model.attention

@@ -1,0 +1,79 @@
+"""What is common to all readers of COCO's JSON: the form, fields, and segmentations as compressed RLE."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from samjax.data.formats import coco_json
+from samjax.errors import SamjaxError
+
+MASK_HW = np.array([[0, 1, 1], [0, 1, 0]], np.uint8)
+COUNTS = [2, 3, 1]  # down the columns
+
+
+def test_read(tmp_path):
+    file = tmp_path / 'x.json'
+    with pytest.raises(SamjaxError, match='x.json cannot be read .No such file or directory.: do this$'):
+        coco_json.read(file, 'do this')
+    for text in (b'{', b'\xff', b'[' * 100_000):
+        file.write_bytes(text)
+        with pytest.raises(SamjaxError, match='x.json is not valid JSON .*: do this$'):
+            coco_json.read(file, 'do this')
+    file.write_text(json.dumps({'a': [1]}))
+    assert coco_json.read(file, 'do this') == {'a': [1]}
+
+
+def test_form():
+    assert coco_json.wrong_form({'a': [], 'b': [1], 'c': 2}, ('a', 'b')) == ''
+    assert coco_json.wrong_form({'a': [], 'c': 2}, ('a', 'b', 'c')) == 'has no list of b and c'
+    assert coco_json.wrong_form([], ('a',)) == 'is not a JSON object'
+
+
+@pytest.mark.parametrize('entry', [{}, {'id': '1'}, {'id': 1.0}, {'id': True}, {'id': None}, [1], 'id', None])
+def test_no_integer(entry):
+    assert coco_json.integer(entry, 'id') is None
+
+
+def test_integer():
+    assert coco_json.integer({'id': -3}, 'id') == -3
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'size'),
+    [(2, 3, (2, 3)), (0, 3, None), (2, -3, None), (2, 3.0, None), (2**16, 2**15, None), (2**16, 2**15 - 1, ...)],
+)
+def test_image_size(height, width, size):
+    expected = (height, width) if size is ... else size
+    assert coco_json.image_size({'height': height, 'width': width}) == expected
+
+
+def test_rle_of_every_kind_becomes_compressed_bytes():
+    compressed = coco.encode(np.asfortranarray(MASK_HW))
+    for counts in (COUNTS, compressed['counts'], compressed['counts'].decode()):
+        rle = coco_json.checked_rle([2, 3], counts, 2, 3)
+        assert rle == compressed
+        np.testing.assert_array_equal(coco.decode(rle), MASK_HW)
+
+
+@pytest.mark.parametrize(
+    ('size', 'counts', 'message'),
+    [
+        ([3, 2], COUNTS, r'its size is \[3, 2\], the image has \[2, 3\] px'),
+        ([2, 3], [2, 3], 'its runs do not add up to the image'),
+        ([2, 3], [2, -1, 5], 'its runs do not add up to the image'),
+        ([2, 3], [[6]], 'its runs do not add up to the image'),
+        ([2, 3], '5', 'its runs do not add up to the image'),
+        ([2, 3], '\x00', 'characters that are not RLE'),
+    ],
+)
+def test_damaged_rle(size, counts, message):
+    with pytest.raises(ValueError, match=message):
+        coco_json.checked_rle(size, counts, 2, 3)
+
+
+def test_polygons_become_one_mask():
+    rle = coco_json.polygons_to_rle([[0, 0, 2, 0, 2, 2, 0, 2], [4, 0, 6, 0, 6, 2, 4, 2]], 4, 8)
+    assert coco.decode(rle)[:2].tolist() == [[1, 1, 0, 0, 1, 1, 0, 0]] * 2
+    assert coco.area(rle) == 8
