@@ -1,10 +1,11 @@
-"""Records of our automatic mask generator compared with segment-anything's, same weights, on the images of a folder.
+"""Records of samjax's automatic mask generator compared with segment-anything's, with the same weights.
 
     python -m benchmarks.agreement RUN DIR [--images 10] [--iou 0.6] [--stability 0.6]
 
-Runs with plain settings, one and two layers of crops, and removal of small parts.  Prints how many masks each side
-has, on how many images the numbers differ, and where they do not: how many masks differ at all and in how many pixels
-together, how many have an IoU below .999, and the largest differences of the other fields.
+Runs both on the images of DIR with default settings, one and two layers of crops, and removal of small regions.  Prints
+the number of masks of each side and the number of images where these differ.  On the other images: the number of masks
+that differ, their differing pixels in total, the number of masks with an IoU below .999, and the largest differences of
+the other fields.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from samjax.parity import meta
 
 ROWS = {
     'defaults': {'pred_iou_thresh': 0.88, 'stability_score_thresh': 0.95},
-    'plain': {},
+    'no crops': {},
     'one layer of crops': {'crop_n_layers': 1, 'points_per_side': 16},
     'two layers, fewer points': {'crop_n_layers': 2, 'points_per_side': 16, 'crop_n_points_downscale_factor': 2},
-    'small parts removed': {'min_mask_region_area': 50},
-    'crops, small parts removed': {'crop_n_layers': 1, 'points_per_side': 16, 'min_mask_region_area': 50},
+    'small regions removed': {'min_mask_region_area': 50},
+    'crops, small regions removed': {'crop_n_layers': 1, 'points_per_side': 16, 'min_mask_region_area': 50},
 }
 SCORES = 'bbox', 'predicted_iou', 'stability_score', 'point_coords', 'crop_box'
 
@@ -36,7 +37,7 @@ SCORES = 'bbox', 'predicted_iou', 'stability_score', 'point_coords', 'crop_box'
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('model', help='run or checkpoint')
-    parser.add_argument('folder', help='of images')
+    parser.add_argument('folder', help='folder of images')
     parser.add_argument('--images', type=int, default=10)
     parser.add_argument('--iou', type=float, default=0.88, help='pred_iou_thresh')
     parser.add_argument('--stability', type=float, default=0.95, help='stability_score_thresh')
@@ -47,7 +48,7 @@ def main() -> None:
 
     files = sorted(file for file in pathlib.Path(options.folder).iterdir() if file.suffix in ('.jpg', '.png'))
     images = [read_image(file) for file in files[: options.images]]
-    print(f'{"":28}{"original":>9}{"ours":>7}{"images":>7}{"masks":>7}{"px":>5}{"<.999":>7}  largest differences')
+    print(f'{"":28}{"meta":>9}{"samjax":>7}{"images":>7}{"masks":>7}{"px":>5}{"<.999":>7}  largest differences')
     for title, changes in ROWS.items():
         arguments = {'pred_iou_thresh': options.iou, 'stability_score_thresh': options.stability, **changes}
         reference = meta.automatic_mask_generator(sam, **arguments)

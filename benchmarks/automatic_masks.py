@@ -1,10 +1,10 @@
-"""Time of automatic mask generation, ours and segment-anything's, with the same weights and settings, in one run.
+"""Time of automatic mask generation with samjax and with segment-anything, with the same weights and settings.
 
-    python -m benchmarks.automatic_masks [--size vit_b] [--rounds 3] [--height 1024 --width 1024] [--crops 0]
+    python -m benchmarks.automatic_masks [--size vit_b] [--repeats 3] [--height 1024 --width 1024] [--crops 0]
 
-Weights are random, so thresholds are set such that half of the masks pass the one of predicted IoU and about 100 of
-these the one of stability; NMS removes none, as all random masks have the same box.  Each side runs in its own
-process, whose peak memory is reported.  Prints a table with the seconds of each stage and a line of JSON.
+Weights are random, so the thresholds are set such that half of the masks pass that of predicted IoU and about 100 of
+these that of stability.  NMS removes none, as all random masks have the same box.  Each side runs in its own process,
+whose peak memory is reported.  Prints a table with the seconds of each stage, and a line of JSON.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import time
 
 import numpy as np
 
-SIDES = 'ours', 'original'
-NUM_MASKS = 100  # masks of an image that stay
+SIDES = 'samjax', 'meta'
+NUM_MASKS = 100  # masks per image that pass the thresholds
 
 
 def main() -> None:
-    options = arguments().parse_args()
+    options = make_parser().parse_args()
     if options.side:
         print(json.dumps(run(options)))
         return
@@ -40,26 +40,26 @@ def main() -> None:
         stages = ', '.join(f'{name} {seconds:.2f}' for name, seconds in result['stages'].items())
         print(f'{side:12}{result["seconds"]:10.2f}{result["masks"]:8}{result["gib"]:8.2f}   {stages}')
     if len(results) == 2:
-        print(f'ratio {results["original"]["seconds"] / results["ours"]["seconds"]:.2f}')
+        print(f'ratio {results["meta"]["seconds"] / results["samjax"]["seconds"]:.2f}')
     print(json.dumps({'options': vars(options), **results}))
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', default='vit_b')
-    parser.add_argument('--rounds', type=int, default=3, help='after a warm-up round')
-    parser.add_argument('--height', type=int, default=1024)
-    parser.add_argument('--width', type=int, default=1024)
+    parser.add_argument('--size', default='vit_b', help='row of samjax.model.config.SIZES')
+    parser.add_argument('--repeats', type=int, default=3, help='measurements, after one that does not count')
+    parser.add_argument('--height', type=int, default=1024, help='of the image, px')
+    parser.add_argument('--width', type=int, default=1024, help='of the image, px')
     parser.add_argument('--points', type=int, default=32, help='points per side')
-    parser.add_argument('--batch', type=int, default=64, help='points at once')
+    parser.add_argument('--batch', type=int, default=64, help='points per batch')
     parser.add_argument('--crops', type=int, default=0, help='layers of crops')
-    parser.add_argument('--sides', default=','.join(SIDES))
-    parser.add_argument('--side', choices=SIDES, help='used internally')
+    parser.add_argument('--sides', default=','.join(SIDES), help='default: %(default)s')
+    parser.add_argument('--side', choices=SIDES, help=argparse.SUPPRESS)  # the side that this process measures
     return parser
 
 
 def run(options) -> dict:
-    """Median seconds of an image, in all and in each stage, of one side."""
+    """Median seconds per image of `options.side`, in total and for each stage."""
     import jax
 
     from samjax.convert.weights import to_states
@@ -76,13 +76,13 @@ def run(options) -> dict:
     amg_config = AmgConfig(points_per_side=options.points, points_per_batch=options.batch, crop_n_layers=options.crops)
     amg_config = dataclasses.replace(amg_config, **thresholds(predictor, image_HW3, amg_config))
     timer = collections.Counter()
-    if options.side == 'ours':
-        generate = our_generator(predictor, amg_config, timer)
+    if options.side == 'samjax':
+        generate = samjax_generator(predictor, amg_config, timer)
     else:
-        generate = original_generator(config, arrays, amg_config, timer)
+        generate = meta_generator(config, arrays, amg_config, timer)
     del predictor
     seconds, records = [], []
-    for number in range(1 + options.rounds):
+    for number in range(1 + options.repeats):
         if number == 1:
             timer.clear()
         start = time.perf_counter()
@@ -93,13 +93,13 @@ def run(options) -> dict:
         'all': seconds,
         'masks': len(records),
         'gib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        'stages': {name: value / options.rounds for name, value in timer.items()},
+        'stages': {name: value / options.repeats for name, value in timer.items()},
         'settings': dataclasses.asdict(amg_config),
     }
 
 
 def random_arrays(config) -> dict[str, np.ndarray]:
-    """Our path -> array, such that logits spread over several units."""
+    """Random weights by their path, scaled such that logits spread over several units."""
     import jax
     from flax import nnx
 
@@ -116,12 +116,12 @@ def random_arrays(config) -> dict[str, np.ndarray]:
         if 'token_to_image' in path and '/w_' in path:
             array *= 3
         if 'iou_head' in path and 'bias' in path and array.shape == (4,):
-            array += 0.5  # thresholds below 0 would mean none
+            array += 0.5  # so that the threshold is above 0
     return arrays
 
 
 def thresholds(predictor, image_HW3, config) -> dict[str, float]:
-    """Of predicted IoU, of stability and of boxes, from a smaller grid of points on an image."""
+    """Thresholds of predicted IoU, stability and NMS, from a smaller grid of points on the image."""
     from samjax.inference.automatic.generator import AutomaticMaskGenerator
 
     coarse = {'points_per_side': min(16, config.points_per_side), 'crop_n_layers': 0, 'box_nms_thresh': 1.0}
@@ -139,8 +139,8 @@ def thresholds(predictor, image_HW3, config) -> dict[str, float]:
     }
 
 
-def our_generator(predictor, config, timer):
-    """A function image -> records that adds seconds to `timer`."""
+def samjax_generator(predictor, config, timer):
+    """A function image -> records that adds the seconds of each stage to `timer`."""
     import jax
 
     from samjax.inference.automatic.generator import AutomaticMaskGenerator
@@ -171,15 +171,15 @@ def our_generator(predictor, config, timer):
     return generate
 
 
-def original_generator(config, arrays, amg_config, timer):
-    """The same for segment-anything's generator."""
+def meta_generator(config, arrays, amg_config, timer):
+    """The same with segment-anything's generator."""
     import torch
 
     from samjax.parity import meta
 
     sam = meta.with_arrays(arrays, config).to('cuda' if torch.cuda.is_available() else 'cpu')
-    ours_only = 'max_mask_fraction', 'drop_small_masks'
-    arguments = {name: value for name, value in dataclasses.asdict(amg_config).items() if name not in ours_only}
+    samjax_only = 'max_mask_fraction', 'drop_small_masks'
+    arguments = {name: value for name, value in dataclasses.asdict(amg_config).items() if name not in samjax_only}
     generator = meta.automatic_mask_generator(sam, **arguments)
     for owner, name, stage in (
         (generator.predictor, 'set_image', 'encode'),

@@ -1,9 +1,9 @@
-"""How far bfloat16 activations move the masks of a trained model: IoU with those of float32, on real images.
+"""How much bfloat16 activations change the masks of a trained model: IoU with the masks of float32, on real images.
 
     python -m benchmarks.bfloat16 runs/quickstart DIR [--images 30]
 
-DIR is in the layout of SA-1B.  Every object is prompted with its centre point (of three masks the one with the highest
-predicted IoU counts) and with its box, in both types.  Masks that are empty in both types are left out.
+DIR has the layout of SA-1B.  Each object is prompted with its centre point, where the mask with the highest predicted
+IoU counts, and with its box.  Masks that are empty in both dtypes are left out.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from samjax.masks.iou import mask_iou
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('model', help='run or checkpoint')
-    parser.add_argument('folder', help='images with JSON, as in SA-1B')
+    parser.add_argument('folder', help='images with JSON files, as in SA-1B')
     parser.add_argument('--images', type=int, default=30)
-    parser.add_argument('--objects', type=int, default=16, help='at most so many of each image')
+    parser.add_argument('--objects', type=int, default=16, help='at most, of each image')
     options = parser.parse_args()
-    exact, half = (load(options.model, dtype) for dtype in ('float32', 'bfloat16'))
-    agreement, truth_exact, truth_half = [], [], []
+    predictors = [load(options.model, dtype) for dtype in ('float32', 'bfloat16')]
+    agreement, iou_float32, iou_bfloat16 = [], [], []
     for path in sorted(pathlib.Path(options.folder).glob('*.json'))[: options.images]:
         record = json.loads(path.read_text())
         image_HW3 = read_image(str(path.with_name(record['image']['file_name'])))
@@ -38,16 +38,16 @@ def main():
         for truth_HW in truths:
             point_2, label = first_click(truth_HW)
             prompts += [Prompt(np.array([point_2]), np.array([label])), Prompt(box_4=mask_box(truth_HW))]
-        predictions = [predictor.predict_batch([image_HW3], [prompts])[0] for predictor in (exact, half)]
+        predictions = [predictor.predict_batch([image_HW3], [prompts])[0] for predictor in predictors]
         for n, (a, b) in enumerate(zip(*predictions, strict=True)):
             best_a, best_b = a.iou_predictions_M.argmax(), b.iou_predictions_M.argmax()
             mask_a, mask_b = a.masks_MHW[best_a], b.masks_MHW[best_a]
             if mask_a.any() or mask_b.any():
                 agreement.append(mask_iou(mask_a, mask_b))
-            truth_exact.append(mask_iou(mask_a, truths[n // 2]))
-            truth_half.append(mask_iou(b.masks_MHW[best_b], truths[n // 2]))
+            iou_float32.append(mask_iou(mask_a, truths[n // 2]))
+            iou_bfloat16.append(mask_iou(b.masks_MHW[best_b], truths[n // 2]))
     print(f'{len(agreement)} masks: mean IoU of bfloat16 with float32 {np.mean(agreement):.4f}')
-    print(f'mIoU with the truth: float32 {np.mean(truth_exact):.4f}, bfloat16 {np.mean(truth_half):.4f}')
+    print(f'mIoU with the ground truth: float32 {np.mean(iou_float32):.4f}, bfloat16 {np.mean(iou_bfloat16):.4f}')
 
 
 if __name__ == '__main__':

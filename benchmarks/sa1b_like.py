@@ -21,14 +21,14 @@ SIDES = (0.01, 0.5)  # minimum and maximum square root of a mask's fraction of t
 
 
 def noise_image(
-    rng: np.random.Generator, height: int = 1500, width: int = 2250, masks: int = 100
+    rng: np.random.Generator, height: int = 1500, width: int = 2250, count: int = 100
 ) -> tuple[bytes, dict]:
-    """A JPEG of about 0.9 MB at full size, and its JSON."""
+    """A JPEG, of about 0.9 MB at full size, and the content of its JSON with `count` masks."""
     coarse = Image.fromarray(rng.integers(0, 256, (height // 30 + 1, width // 30 + 1, 3), np.uint8))
     image_HW3 = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     image_HW3 = image_HW3 + rng.integers(-12, 13, image_HW3.shape, np.int16)
     annotations = []
-    for number in range(masks):
+    for number in range(count):
         mask_HW = blob(rng, height, width)
         if number % 4 == 0:
             image_HW3[mask_HW > 0] = 0.7 * image_HW3[mask_HW > 0] + 0.3 * rng.integers(0, 256, 3)
@@ -71,7 +71,7 @@ def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def write_shard(file: Path, images: list[tuple[bytes, dict]], first: int = 0) -> None:
-    """Writes a tar file of sa_{first}.jpg, sa_{first}.json, and so on.  images: JPEG and content of the JSON of each."""
+    """Writes a tar file of sa_{first}.jpg, sa_{first}.json, and so on.  images: JPEG, JSON of each."""
     with tarfile.open(file, 'w') as tar:
         for number, (image, content) in enumerate(images, first):
             for suffix, data in (('.jpg', image), ('.json', json.dumps(content).encode())):

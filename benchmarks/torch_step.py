@@ -1,11 +1,11 @@
-"""Our training step beside a plain PyTorch one that is made of Meta's modules, with the same weights and batch.
+"""Our training step beside a plain PyTorch step with Meta's modules, with the same weights and batch.
 
-    python -m benchmarks.torch_step [--size vit_xs] [--images 1] [--objects 8] [--rounds 11] [--repeat 5] [--check]
+    python -m benchmarks.torch_step [--size vit_xs] [--images 1] [--objects 8] [--rounds 11] [--repeats 5] [--check]
 
-Prints the median seconds of a step of each side in float32 after one that is not counted, their ratio and the losses of
-the last step, which agree only roughly: each side draws clicks of its own.  With --check nothing is drawn, as all
-prompts are exact boxes and the at most three rounds have no clicks; it prints the losses of the first steps of both
-sides instead of seconds.
+Prints the median seconds of a step of each side in float32, after a step that is not counted, their ratio, and the
+losses of the last step, which agree only roughly: each side samples its own clicks.  With --check it prints the losses
+of the first steps of both sides instead.  Nothing is then sampled: all prompts are exact boxes, and the rounds, at most
+three, have no clicks.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from samjax.training.losses import LossConfig
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1
-CHECKED_ROUNDS = 3  # of more rounds some would have clicks, which are drawn
+CHECKED_ROUNDS = 3  # with more rounds there would be clicks, which are sampled
 CHECKED_STEPS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', default='vit_xs')
-    parser.add_argument('--images', type=int, default=1)
+    parser.add_argument('--size', default='vit_xs', help='row of samjax.model.config.SIZES')
+    parser.add_argument('--images', type=int, default=1, help='per step')
     parser.add_argument('--objects', type=int, default=8, help='of each image')
-    parser.add_argument('--rounds', type=int, default=11)
-    parser.add_argument('--repeat', type=int, default=5, help='steps that count')
+    parser.add_argument('--rounds', type=int, default=11, help='interactive rounds of each object')
+    parser.add_argument('--repeats', type=int, default=5, help='measured steps')
     parser.add_argument('--check', action='store_true', help='compare losses, not seconds')
     options = parser.parse_args()
 
     from benchmarks.automatic_masks import random_arrays
 
-    config = our_config(options)
-    model, batch = SIZES[options.size], drawn_batch(SIZES[options.size].image_size, options.images, options.objects)
+    config = samjax_config(options)
+    model, batch = SIZES[options.size], random_batch(SIZES[options.size].image_size, options.images, options.objects)
     arrays = random_arrays(model)
     steps = {
-        'ours': our_step(config, model, batch, arrays),
+        'samjax': samjax_step(config, model, batch, arrays),
         'torch': build(
             model,
             ClickSimulation(**config.prompts),
@@ -68,23 +68,23 @@ def main() -> None:
     if options.check:
         for number in range(CHECKED_STEPS):
             ours, theirs = (step() for step in steps.values())
-            print(f'step {number}: loss {ours:.6f} ours, {theirs:.6f} torch, relatively {theirs / ours - 1:.1e} apart')
+            print(f'step {number}: loss samjax {ours:.6f}, torch {theirs:.6f}, relatively {theirs / ours - 1:.1e}')
         return
 
     seconds, losses = {side: [] for side in steps}, {}
-    for _ in range(1 + options.repeat):
+    for _ in range(1 + options.repeats):
         for side, step in steps.items():
             start = time.perf_counter()
             losses[side] = step()
             seconds[side].append(time.perf_counter() - start)
-    medians = {side: statistics.median(of_side[1:]) for side, of_side in seconds.items()}
+    medians = {side: statistics.median(values[1:]) for side, values in seconds.items()}
     for side, median in medians.items():
         print(f'{side:6}{median:9.3f} s per step, loss {losses[side]:.4f}')
-    print(f'ratio {medians["torch"] / medians["ours"]:9.2f}')
+    print(f'ratio {medians["torch"] / medians["samjax"]:9.2f}')
 
 
-def our_config(options: argparse.Namespace):
-    """The config of our side, whose optimiser does what the other one does."""
+def samjax_config(options: argparse.Namespace):
+    """The options of our side, with the optimizer of the other side."""
     from samjax.config import get_config
 
     c = get_config()
@@ -101,8 +101,8 @@ def our_config(options: argparse.Namespace):
     return c
 
 
-def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
-    """Blotches of colour that fill the upper three quarters of the frame, and discs on them, all valid."""
+def random_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
+    """Images of smooth colours in the upper three quarters of the frame, with discs as masks, all valid."""
     from samjax.parity.verify import random_image
 
     rng = np.random.default_rng(0)
@@ -117,8 +117,8 @@ def drawn_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
     return Batch(image_BHW3, packing.pack_rows(masks_BNHW), np.ones((images, objects), bool), size_B2)
 
 
-def our_step(config, model: SamConfig, batch: Batch, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
-    """A function that runs one step of ours on one device, waits for it and returns the loss."""
+def samjax_step(config, model: SamConfig, batch: Batch, arrays: dict[str, np.ndarray]) -> Callable[[], float]:
+    """A function that runs one of our steps on one device, waits for it and returns the loss."""
     from samjax.convert.weights import to_states
     from samjax.training import compiled_step
 
@@ -147,21 +147,21 @@ def build(
 ) -> Callable[[], float]:
     """A function that runs one step of AdamW on `batch`, waits for the device and returns the loss.
 
-    The loss is the metric `loss` of `samjax.training.step.train_step`.  Weights are `arrays` (our path -> array), or drawn by
-    PyTorch.  At least one object of the batch must be valid.
+    The loss is the metric `loss` of `samjax.training.step.train_step`.  `arrays` are weights by their path in samjax;
+    without them PyTorch initializes the weights.  At least one object of the batch must be valid.
 
-    All images are encoded at once.  Then each image plays its rounds alone, as Meta's decoder takes one image, with
-    `simulation.objects_per_chunk` objects at a time; a chunk's gradient goes back to the embedding before the next chunk is
-    played, and from there through the encoder once.  So memory holds all rounds of one chunk, 13 GiB for 8 objects and
-    11 rounds at 1024 px in float32, beside the encoder, 6 GiB for an image in ViT-B.  Nothing is computed twice: there
-    is no checkpointing, whatever `config.remat` says, where ours recomputes every round.  Of vit_xs on a CPU chunks of
-    8 objects are faster than smaller ones and than all 32 or 64 objects at once.
+    All images are encoded at once.  Then the rounds of each image are run alone, as Meta's decoder takes one image,
+    with `simulation.objects_per_chunk` objects at a time.  The gradient of a chunk is propagated to the embedding
+    before the next chunk begins, and from there through the encoder once.  So memory holds all rounds of one chunk (13
+    GiB for 8 objects and 11 rounds at 1024 px in float32) beside the encoder (6 GiB for an image in ViT-B).  Nothing is
+    recomputed in the backward pass, where ours recomputes every round.  For vit_xs on a CPU chunks of 8 objects are
+    faster than smaller ones and than all 32 or 64 objects at once.
 
-    A dtype other than float32 is that of `torch.autocast`; positions, upsampled logits and losses stay float32.
-    `config.dtype`, `config.dropout` and `config.drop_path` are not read: Meta's modules have neither.
+    A dtype other than float32 is that of `torch.autocast`; positions, upsampled logits and losses stay float32.  There
+    is no dropout and no drop path, which Meta's modules lack.
 
-    What is left out, where ours does it to have static shapes: objects that are not valid, empty prompt slots, the mask
-    prompt of the first round, and clicks that are not added.
+    Left out is what ours does to have static shapes: invalid objects, absent prompt slots, the mask prompt of the first
+    round, and clicks that are not added.
     """
     torch.set_num_threads(os.cpu_count())
     if torch.device(device).type == 'cuda':
@@ -171,26 +171,28 @@ def build(
     sam.to(device)
     optimizer = torch.optim.AdamW(sam.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
-    player = Player(sam, simulation, loss, autocast, torch.Generator(device).manual_seed(seed))
-    pauses = random.Random(seed)
+    interaction = Interaction(sam, simulation, loss, autocast, torch.Generator(device).manual_seed(seed))
+    round_without_click = random.Random(seed)
 
     image_BHW3, packed_masks_BNVW, valid_BN, size_B2 = map(np.asarray, batch)
     height, width = image_BHW3.shape[1:3]
     masks_BNHW = np.unpackbits(packed_masks_BNVW, axis=2, count=height, bitorder='little').astype(bool)
     rows_H1, columns_1W = np.ogrid[:height, :width]
-    inside_BHW = (rows_H1 < size_B2[:, :1, None]) & (columns_1W < size_B2[:, 1:, None])
+    content_BHW = (rows_H1 < size_B2[:, :1, None]) & (columns_1W < size_B2[:, 1:, None])
     images = [
-        Image(torch.tensor(masks_NHW[valid_N], device=device), torch.tensor(inside_HW, device=device), *size_2.tolist())
-        for masks_NHW, valid_N, inside_HW, size_2 in zip(masks_BNHW, valid_BN, inside_BHW, size_B2, strict=True)
+        Image(
+            torch.tensor(masks_NHW[valid_N], device=device), torch.tensor(content_HW, device=device), *size_2.tolist()
+        )
+        for masks_NHW, valid_N, content_HW, size_2 in zip(masks_BNHW, valid_BN, content_BHW, size_B2, strict=True)
     ]
     pixels_B3HW = torch.tensor(np.moveaxis(image_BHW3, 3, 1), device=device)
-    inside_B1HW = torch.tensor(inside_BHW[:, None], device=device)
+    content_B1HW = torch.tensor(content_BHW[:, None], device=device)
     objects = int(valid_BN.sum())
 
     def step() -> float:
         optimizer.zero_grad()
-        pause = pauses.randint(0, simulation.clicks)
-        normal_B3HW = (pixels_B3HW - sam.pixel_mean) / sam.pixel_std * inside_B1HW
+        skipped_round = round_without_click.randint(0, simulation.clicks)
+        normal_B3HW = (pixels_B3HW - sam.pixel_mean) / sam.pixel_std * content_B1HW
         with autocast:
             embed_BChw = sam.image_encoder(normal_B3HW)
         leaf_BChw = embed_BChw.detach().requires_grad_()
@@ -198,27 +200,27 @@ def build(
         for number, image in enumerate(images):
             for first in range(0, len(image.masks_NHW), simulation.objects_per_chunk):
                 chunk = image._replace(masks_NHW=image.masks_NHW[first : first + simulation.objects_per_chunk])
-                share = player.play(leaf_BChw[number, None], chunk, pause).sum() / objects
-                share.backward()
-                total += share.detach()
+                loss_of_chunk = interaction.run(leaf_BChw[number, None], chunk, skipped_round).sum() / objects
+                loss_of_chunk.backward()
+                total += loss_of_chunk.detach()
         embed_BChw.backward(leaf_BChw.grad)
         optimizer.step()
-        return total.item()  # behind all that the device was given to do, the update included
+        return total.item()  # waits for all work of the device, the update included
 
     return step
 
 
 class Image(NamedTuple):
-    """One image of a batch, or some of its objects."""
+    """An image of a batch with its objects, or with a chunk of them."""
 
     masks_NHW: torch.Tensor  # bool, of its valid objects
-    inside_HW: torch.Tensor  # bool, False on the padding of the frame
+    content_HW: torch.Tensor  # bool, False on the padding of the frame
     height: int  # of the image inside the frame
     width: int
 
 
-class Player:
-    """Plays the rounds with the objects of an image, as `samjax.training.step.interact` does."""
+class Interaction:
+    """Runs the interactive rounds of the objects of an image, as `samjax.training.step.run_rounds` does."""
 
     def __init__(
         self,
@@ -235,35 +237,35 @@ class Player:
         self.generator = generator
         self.positions_1Chw = sam.prompt_encoder.get_dense_pe()
 
-    def play(self, embed_1Chw: torch.Tensor, image: Image, pause: int) -> torch.Tensor:
-        """The loss (N,) of each object, summed over rounds; after round `pause` there is no click."""
-        masks_NHW, rounds, at_frame = image.masks_NHW, self.simulation.rounds, self.loss.resolution == 'input'
+    def run(self, embed_1Chw: torch.Tensor, image: Image, skipped_round: int) -> torch.Tensor:
+        """The loss (N,) of each object, summed over rounds; after round `skipped_round` there is no click."""
+        masks_NHW, rounds, at_input = image.masks_NHW, self.simulation.rounds, self.loss.resolution == 'input'
         frame = masks_NHW.shape[1:]
-        counted_HW = image.inside_HW if self.loss.padding == 'exclude' else torch.ones_like(image.inside_HW)
+        counted_HW = image.content_HW if self.loss.padding == 'exclude' else torch.ones_like(image.content_HW)
         truth_NHW, area_HW = masks_NHW, counted_HW
-        if not at_frame:
+        if not at_input:
             factor = frame[0] // (4 * embed_1Chw.shape[2])
             truth_NHW, area_HW = shrink(masks_NHW, factor), shrink(counted_HW[None], factor)[0]
 
         points_NP2, labels_NP = self.first_prompts(image)
         low_N1yx, loss_N = None, 0
         for number in range(rounds):
-            logits_NMyx, iou_NM = self.answer(embed_1Chw, points_NP2, labels_NP, low_N1yx, multimask=number == 0)
+            logits_NMyx, iou_NM = self.predict(embed_1Chw, points_NP2, labels_NP, low_N1yx, multimask=number == 0)
             best_N = iou_NM.argmax(1)
             low_N1yx = take_mask(logits_NMyx, best_N)
-            if at_frame:
+            if at_input:
                 logits_NMyx = upsample(logits_NMyx, frame)
             loss_N = loss_N + sam_loss(self.loss, logits_NMyx, iou_NM, truth_NHW, area_HW)
-            if number < rounds - 2 and number != pause:
+            if number < rounds - 2 and number != skipped_round:
                 with torch.no_grad():
-                    answer_N1HW = take_mask(logits_NMyx, best_N) if at_frame else upsample(low_N1yx, frame)
-                    click_N12, label_N1 = self.error_click(answer_N1HW[:, 0] > 0, image)
+                    predicted_N1HW = take_mask(logits_NMyx, best_N) if at_input else upsample(low_N1yx, frame)
+                    click_N12, label_N1 = self.error_click(predicted_N1HW[:, 0] > 0, image)
                 points_NP2, labels_NP = torch.cat([points_NP2, click_N12], 1), torch.cat([labels_NP, label_N1], 1)
             if self.simulation.stop_mask_gradient:
                 low_N1yx = low_N1yx.detach()
         return loss_N
 
-    def answer(
+    def predict(
         self,
         embed_1Chw: torch.Tensor,
         points_NP2: torch.Tensor,
@@ -271,7 +273,7 @@ class Player:
         low_N1yx: torch.Tensor | None,
         multimask: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 logits (N, M, y, x) and the IoU (N, M) that the model expects; M is 3 if `multimask`, else 1."""
+        """float32 logits (N, M, y, x) and IoU predictions (N, M); M is 3 if `multimask`, else 1."""
         sparse_NPC = self.embed_points(points_NP2, labels_NP)
         with self.autocast:
             _, dense_NChw = self.sam.prompt_encoder(points=None, boxes=None, masks=low_N1yx)
@@ -285,20 +287,20 @@ class Player:
         return logits_NMyx.float(), iou_NM.float()
 
     def embed_points(self, points_NP2: torch.Tensor, labels_NP: torch.Tensor) -> torch.Tensor:
-        """(N, P, C), what Meta's prompt encoder makes of them.
+        """The tokens (N, P, C) of Meta's prompt encoder.
 
-        It takes either boxes or points for all objects, and here they are mixed: a box is two points with the labels
-        of its corners, a first click one point and the padding point -1 that Meta's encoder adds where no box is.  Both
-        take two slots, so all objects have the same number at any time and none is empty.
+        It takes either boxes or points for all objects.  Here they are mixed: a box is two points with the labels of
+        its corners, a first click is a point and the padding point with label -1 that Meta's encoder adds if there is
+        no box.  Both take two slots, so all objects have the same number of tokens.
         """
         encoder = self.sam.prompt_encoder
         kind_5C = torch.cat([encoder.not_a_point_embed.weight, *(row.weight for row in encoder.point_embeddings)])
-        place_NPC = encoder.pe_layer.forward_with_coords(points_NP2 + 0.5, encoder.input_image_size)
-        place_NPC = torch.where(labels_NP[..., None] == NOT_A_POINT, 0, place_NPC)
-        return place_NPC + F.embedding(labels_NP + 1, kind_5C)
+        position_NPC = encoder.pe_layer.forward_with_coords(points_NP2 + 0.5, encoder.input_image_size)
+        position_NPC = torch.where(labels_NP[..., None] == NOT_A_POINT, 0, position_NPC)
+        return position_NPC + F.embedding(labels_NP + 1, kind_5C)
 
     def first_prompts(self, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
-        """points (N, 2, 2) and labels (N, 2): a uniform foreground click and no second point, or a noisy box."""
+        """points (N, 2, 2) and labels (N, 2): a uniform foreground click and a padding point, or a noisy box."""
         masks_NHW = image.masks_NHW
         device, n = masks_NHW.device, len(masks_NHW)
         is_box_N1 = torch.rand(n, 1, generator=self.generator, device=device) < self.simulation.box_probability
@@ -311,24 +313,24 @@ class Player:
         """The bounding boxes (N, 2, 2) with noise in proportion to their sides, kept on the image."""
         box_N22, limit = bounding_box(image.masks_NHW), self.simulation.box_noise_max
         scale_N12 = self.simulation.box_noise_fraction * (box_N22[:, 1:] - box_N22[:, :1] + 1)
-        kept = {'generator': self.generator, 'device': box_N22.device}
+        random_options = {'generator': self.generator, 'device': box_N22.device}
         if self.simulation.box_noise == 'gaussian':
-            noise_N22 = (scale_N12 * torch.randn(box_N22.shape, **kept)).clamp(-limit, limit)
+            noise_N22 = (scale_N12 * torch.randn(box_N22.shape, **random_options)).clamp(-limit, limit)
         else:
-            noise_N22 = scale_N12.clamp(max=limit) * (2 * torch.rand(box_N22.shape, **kept) - 1)
+            noise_N22 = scale_N12.clamp(max=limit) * (2 * torch.rand(box_N22.shape, **random_options) - 1)
         last_2 = torch.tensor([image.width - 1, image.height - 1], device=box_N22.device)
         return torch.minimum((box_N22 + noise_N22).clamp(min=0), last_2)
 
-    def error_click(self, answer_NHW: torch.Tensor, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
-        """A pixel (N, 1, 2) drawn uniformly from the errors, of the background if there are none, and its label."""
+    def error_click(self, predicted_NHW: torch.Tensor, image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """A pixel (N, 1, 2) sampled uniformly from the errors, or if there are none from the background, with label."""
         masks_NHW = image.masks_NHW
-        errors_NHW = (answer_NHW != masks_NHW) & image.inside_HW
+        errors_NHW = (predicted_NHW != masks_NHW) & image.content_HW
         any_N11 = errors_NHW.any((1, 2))[:, None, None]
-        click_N12, index_N1 = self.sample_pixel(torch.where(any_N11, errors_NHW, ~masks_NHW & image.inside_HW))
+        click_N12, index_N1 = self.sample_pixel(torch.where(any_N11, errors_NHW, ~masks_NHW & image.content_HW))
         return click_N12, masks_NHW.flatten(1).gather(1, index_N1).long()
 
     def sample_pixel(self, masks_NHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x, y) float32 (N, 1, 2) of a pixel drawn uniformly from each mask, and its place (N, 1) in row-major order.
+        """(x, y) float32 (N, 1, 2) of a pixel sampled uniformly from each mask, and its row-major index (N, 1).
 
         Both are 0 for an empty mask.
         """
@@ -342,7 +344,7 @@ class Player:
 
 
 def take_mask(logits_NMyx: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
-    """The mask (N, 1, y, x) of each object that its index names."""
+    """The mask (N, 1, y, x) of each object at its index."""
     return logits_NMyx[torch.arange(len(index_N), device=index_N.device), index_N][:, None]
 
 
@@ -351,7 +353,7 @@ def upsample(logits_NMyx: torch.Tensor, frame: tuple[int, int]) -> torch.Tensor:
 
 
 def shrink(masks_NHW: torch.Tensor, factor: int) -> torch.Tensor:
-    """Masks at 1/factor of their size: True where more than half of the pixels are."""
+    """Masks at 1/factor of their size: True where more than half of the pixels are True."""
     return F.avg_pool2d(masks_NHW.float(), factor) > 0.5
 
 
@@ -372,9 +374,9 @@ def sam_loss(
     truth_NHW: torch.Tensor,
     area_HW: torch.Tensor,
 ) -> torch.Tensor:
-    """Weighted focal + dice + IoU loss (N,) of the candidate with the lowest focal + dice loss: only it has a gradient.
+    """Weighted focal + dice + IoU loss (N,) of the mask with the lowest focal + dice loss; only that has a gradient.
 
-    `truth_NHW` and `area_HW`, the pixels that count, are bool; all may be at low resolution.
+    `truth_NHW` and `area_HW`, the pixels that count, are bool.  All arrays may be at low resolution.
     """
     truth_NMHW = truth_NHW[:, None].float().expand_as(logits_NMHW)
     weight_HW = area_HW.float()
@@ -390,9 +392,9 @@ def sam_loss(
     dice_NM = 1 - (2 * overlap_NM + 1) / (p_NMHW.sum((2, 3)) + t_NMHW.sum((2, 3)) + 1)
 
     with torch.no_grad():
-        answer_NMHW, truth_N1HW = logits_NMHW > 0, truth_NHW[:, None]
-        both_NM = (answer_NMHW & truth_N1HW & area_HW).sum((2, 3))
-        actual_NM = both_NM / ((answer_NMHW | truth_N1HW) & area_HW).sum((2, 3)).clamp(min=1)
+        predicted_NMHW, truth_N1HW = logits_NMHW > 0, truth_NHW[:, None]
+        both_NM = (predicted_NMHW & truth_N1HW & area_HW).sum((2, 3))
+        actual_NM = both_NM / ((predicted_NMHW | truth_N1HW) & area_HW).sum((2, 3)).clamp(min=1)
     square_NM = (iou_NM - actual_NM) ** 2
 
     mask_loss_NM = options.focal * focal_NM + options.dice * dice_NM

@@ -168,7 +168,7 @@ def test_only_the_first_process_writes(tmp_path):
     assert 'step 4/4' in out
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
-    assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 4
+    assert json.loads((tmp_path / 'config.json').read_text())['train']['num_steps'] == 4
 
 
 def test_two_processes_train_and_evaluate_sam_as_one_does(tmp_path):

@@ -225,8 +225,8 @@ class Batches(grain.DatasetIterator):
     def _read(self, batches: grain.MapDataset) -> grain.IterDataset:
         if self._num_workers == 0:
             return batches.to_iter_dataset(grain.ReadOptions(1, self._prefetch))
-        # Grain reads a global absl flag of its own when it starts workers, which absl refuses as long as no command line
-        # has been parsed into the global flags; samjax never does that.
+        # Grain reads a flag of its own from absl's global flags when it starts workers.  absl refuses that until a
+        # command line has been parsed into them, which samjax never does.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         # Pipes, not shared memory: containers have little of that (a worker that runs out of it is killed by a

@@ -24,9 +24,11 @@ def mask_iou(a_HW: Array, b_HW: Array, area_HW: Array | None = None) -> Array:
     area_HW: bool, the pixels that count; None: all.
     Two masks without pixels agree: 1.  float64 for numpy, float32 for JAX.
     """
-    both_HW, either_HW = a_HW & b_HW, a_HW | b_HW
     if area_HW is not None:
-        both_HW, either_HW = both_HW & area_HW, either_HW & area_HW
-    intersection, union = mask_area(both_HW), mask_area(either_HW)
-    xp = jnp if isinstance(union, jax.Array) else np
+        a_HW, b_HW = a_HW & area_HW, b_HW & area_HW
+    intersection = mask_area(a_HW & b_HW)
+    if isinstance(intersection, jax.Array):
+        union, xp = mask_area(a_HW | b_HW), jnp
+    else:  # numpy makes no array of the size of both masks for it
+        union, xp = mask_area(a_HW) + mask_area(b_HW) - intersection, np
     return xp.where(union > 0, intersection / xp.maximum(union, 1), 1.0)

@@ -218,7 +218,7 @@ def test_endless_outline_takes_neither_time_nor_memory():
 
 
 def test_long_outline_of_a_real_mask_is_kept():
-    """A comb with a tooth every other column of a large photograph."""
+    """A comb with a tooth every other column of a large image."""
     height, width = 1500, 2000
     teeth = [corner for x in range(0, width, 2) for corner in (x, 1, x, height, x + 1, height, x + 1, 1)]
     mask = coco._mask([[*teeth, width, 1, width, 0, 0, 0]], False, height, width)

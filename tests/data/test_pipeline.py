@@ -243,7 +243,7 @@ def test_workers_that_die_are_started_again_and_no_image_is_lost(tmp_path, capsy
 def test_workers_that_die_again_and_again_are_an_error():
     batches = loader(Deadly(12, None), batch_size=1, num_workers=1)
     with pytest.raises(
-        SamjaxError, match=r'data workers died 3 times at batch \d+: .* lower --config.data.num_workers'
+        SamjaxError, match=r'data workers died 3 times at batch \d+, .*: lower --config.data.num_workers'
     ):
         take(batches, 14)
 

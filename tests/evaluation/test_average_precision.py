@@ -262,7 +262,7 @@ def test_crowds_are_neither_to_be_found_nor_wrong(truth):
 
 
 def test_an_annotation_may_have_the_id_0(truth):
-    """COCOeval counts it as never found."""
+    """COCOeval counts it as never matched."""
     ground_truth = truth([image(0)], [annotation(0, FIRST, image_id=0)])
     assert average_recall(ground_truth, [detection(FIRST, image_id=0)])['all'] == 1
     assert average_precision(ground_truth, [detection(FIRST, image_id=0)])['AP'] == pytest.approx(1)
@@ -310,7 +310,7 @@ def test_nothing_is_printed_or_changed(truth, capsys):
 
 
 def lvis_ap(truth, first_image, extra, annotations=(), name='AP'):
-    """AP of category 2, found in image 2 after a better scored detection `extra` in the first."""
+    """AP of category 2, detected in image 2 after a better scored detection `extra` in the first."""
     known = annotation(1, FIRST, image_id=2, category_id=2)
     ground_truth = truth([first_image, lvis_image(2)], [known, *annotations], 'rc')
     assert ground_truth.is_lvis
@@ -335,7 +335,7 @@ def test_lvis_ignores_what_may_be_an_object_that_nobody_marked(truth):
     assert lvis_ap(truth, lvis_image(1), [WRONG, correct], [annotated]) == pytest.approx(2 / 3)
     assert lvis_ap(truth, lvis_image(1, not_exhaustive=[1]), [WRONG, correct], [annotated]) == pytest.approx(2 / 3)
     assert lvis_ap(truth, lvis_image(1, not_exhaustive=[2]), [WRONG, correct], [annotated]) == pytest.approx(1)
-    # The object is still to be found: precision 1 up to recall .50.
+    # The object is not detected: precision 1 up to recall .50.
     assert lvis_ap(truth, lvis_image(1, not_exhaustive=[2]), [WRONG], [annotated]) == pytest.approx(51 / 101)
 
 

@@ -287,8 +287,9 @@ def test_broken_ground_truth(tmp_path, spoil):
 def test_figure_of_curves_and_points(tmp_path):
     falling = PrecisionRecallCurve(np.linspace(0.3, 0.95, 99), np.linspace(0.9, 0.0, 99))
     point = PrecisionRecallCurve(np.full(99, 0.8), np.full(99, 0.7))
-    boundary_plot.draw(tmp_path / 'many.png', {f'a{n}': falling for n in range(20)} | {'people': point})
-    boundary_plot.draw(tmp_path / 'none.png', {})
+    curves = {f'a{n}': falling for n in range(20)} | {'people': point}
+    boundary_plot.draw_precision_recall(tmp_path / 'many.png', curves)
+    boundary_plot.draw_precision_recall(tmp_path / 'none.png', {})
     with Image.open(tmp_path / 'many.png') as many, Image.open(tmp_path / 'none.png') as none:
         assert many.size == none.size == (780, 780)
         assert np.any(np.asarray(many) != np.asarray(none))

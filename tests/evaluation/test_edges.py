@@ -10,6 +10,9 @@ from tiny import tiny_eval_model
 from samjax.errors import SamjaxError
 from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.tasks import edges
+from samjax.inference.automatic.crops import point_grid
+from samjax.inference.prompts import Prompt
+from samjax.masks.boxes import mask_box, nms
 
 
 def test_edges_of_a_mask_lie_just_outside_it():
@@ -51,6 +54,22 @@ def test_diagonal_ridge_is_thinned_to_its_middle():
     thin_HW = edges.thinned(strength_HW)
     inner = np.s_[3:12, 3:12]
     np.testing.assert_array_equal((thin_HW > 0.05)[inner], (rows == columns)[inner])
+
+
+def test_masks_are_those_of_a_point_grid_after_nms(params, monkeypatch):
+    monkeypatch.setattr(edges, 'POINTS_PER_SIDE', 4)
+    [predictor] = tiny_eval_model(params).predictors
+    image_HW3 = np.array(random_image(3, 40, 30))
+    generated = list(edges.edge_generator(predictor, 16).low_res_masks(image_HW3))
+    prompts = [Prompt(point_2[None], np.array([1])) for point_2 in point_grid(4) * (30, 40)]
+    [predictions] = predictor.predict_batch([image_HW3], [prompts])
+    iou_N = np.concatenate([prediction.iou_predictions_M for prediction in predictions])
+    low_res_Nyx = np.concatenate([prediction.low_res_masks_Myx for prediction in predictions])
+    boxes_N4 = np.stack([mask_box(mask_HW) for prediction in predictions for mask_HW in prediction.masks_MHW])
+    kept = nms(boxes_N4, iou_N, edges.BOX_NMS_THRESH)
+    np.testing.assert_allclose([candidate.predicted_iou for candidate, _, _ in generated], iou_N[kept], rtol=1e-5)
+    np.testing.assert_allclose([low_res_yx for _, _, low_res_yx in generated], low_res_Nyx[kept], atol=1e-4)
+    assert 1 < len(kept) < 48
 
 
 @pytest.fixture

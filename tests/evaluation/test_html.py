@@ -17,7 +17,7 @@ SCRIPT = '<script>alert("1" & \'2\')</script>'
 
 
 class Report(HTMLParser):
-    """A page as a browser takes it; elements that do not nest are an error."""
+    """A report as a browser reads it; elements that do not nest are an error."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -173,11 +173,12 @@ def test_missing_image_is_an_error_and_writes_no_report(tmp_path, kind):
 def test_interrupted_write_leaves_the_earlier_report(tmp_path, monkeypatch):
     write(tmp_path, title='earlier')
 
-    def full(self, *_, **__):
-        self.write_bytes(b'<!DOC')
+    def fill_disk(self, data):
+        with open(self, 'wb') as file:
+            file.write(b'<!DOC')
         raise OSError('disk is full')
 
-    monkeypatch.setattr(Path, 'write_text', full)
+    monkeypatch.setattr(Path, 'write_bytes', fill_disk)
     with pytest.raises(OSError, match='disk is full'):
         write(tmp_path, title='later')
     assert [file.name for file in tmp_path.iterdir()] == ['report.html']

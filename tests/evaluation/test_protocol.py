@@ -32,8 +32,8 @@ def example(name, height, width, masks):
 def source():
     """Five, no and one object; two non-square sizes."""
     five = [rectangle(20, 30, 2 * i, i, 2 * i + 7, i + 9 + 3 * i) for i in range(5)]
-    one = [rectangle(25, 10, 3, 2, 21, 9)]
-    return [example('five', 20, 30, five), example('none', 8, 9, []), example('one', 25, 10, one)]
+    single = [rectangle(25, 10, 3, 2, 21, 9)]
+    return [example('five', 20, 30, five), example('none', 8, 9, []), example('single', 25, 10, single)]
 
 
 def interactive(source, *, seed=0, max_images=0, max_objects=0, **options):
@@ -206,7 +206,7 @@ def test_limits_take_a_fixed_subset(source):
     fake = Fake(source, lambda truth, click, slot: np.zeros_like(truth))
     limited = interactive(source, max_objects=2)
     objects = limited.run([fake]).objects
-    assert [scores.image for scores in objects] == ['five', 'five', 'one']
+    assert [scores.image for scores in objects] == ['five', 'five', 'single']
     assert objects == limited.run([fake]).objects
     assert len({scores.index for scores in objects[:2]}) == 2
     result = interactive(source, max_images=1).run([fake])

@@ -21,9 +21,8 @@ def root(tmp_path):
     for n in range(3):
         masks = [mask(3 + n, 4, 14, 20 + n)]
         write(tmp_path / 'sets' / 'bbbc038v1', f'a{n}', '.png', random_image(n), content(masks))
-    write(
-        tmp_path / 'sets' / 'gtea', 'b', '.png', random_image(9), content([mask(2 + k, 3, 9 + k, 15) for k in range(4)])
-    )
+    masks = [mask(2 + k, 3, 9 + k, 15) for k in range(4)]
+    write(tmp_path / 'sets' / 'gtea', 'b', '.png', random_image(9), content(masks))
     return tmp_path / 'sets'
 
 
@@ -32,11 +31,8 @@ def run(tmp_path, params, root, **changes):
     config.root = str(root)
     for name, value in changes.items():
         config[name] = value
-    return suite(
-        tiny_eval_model(params, cache=tmp_path / 'cache'),
-        EvalOptions(suite=config, baselines=('untrained',)),
-        tmp_path / 'out',
-    )
+    model = tiny_eval_model(params, cache=tmp_path / 'cache')
+    return suite(model, EvalOptions(suite=config, baselines=('untrained',)), tmp_path / 'out')
 
 
 def test_config_has_the_sets_of_the_paper():
@@ -72,6 +68,6 @@ def test_large_sets_are_sampled_by_masks(tmp_path, params, root):
 
 def test_no_set_at_all(tmp_path, params):
     with pytest.raises(
-        SamjaxError, match='nowhere has none of the 23 sets: put them where samjax/evaluation/tasks/suite_sets.py says'
+        SamjaxError, match='nowhere has none of the 23 sets: put them where samjax/.*suite_sets.py says'
     ):
         run(tmp_path, params, tmp_path / 'nowhere')

@@ -40,48 +40,7 @@ def truth(tmp_path):
     return folder
 
 
-def test_point_grid_worked_example():
-    assert point_grid(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-
-
-def test_boxes_of_masks():
-    mask_HW = np.zeros((4, 6), bool)
-    assert boxes.mask_box(mask_HW).tolist() == [0, 0, 0, 0]
-    mask_HW[1:3, 2] = mask_HW[2, 4] = True
-    assert boxes.mask_box(mask_HW).tolist() == [2, 1, 4, 2]
-
-
-def test_suppression_worked_example():
-    boxes_N4 = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [0, 0, 10, 4]], np.float32)
-    score_N = np.array([0.5, 0.9, 0.1, 0.6])
-    assert boxes.nms(boxes_N4, score_N, 0.7).tolist() == [1, 3, 2]  # 0 has IoU .9 with 1; 3 has 4/9 with it
-    assert boxes.nms(boxes_N4, score_N, 0.4).tolist() == [1, 2]
-    assert boxes.nms(np.zeros((0, 4)), np.zeros(0), 0.5).tolist() == []
-    assert boxes.nms(np.zeros((2, 4)), np.array([1.0, 2.0]), 0.5).tolist() == [1, 0]  # no area: no overlap
-
-
-def test_suppression_is_torchvisions():
-    def slow(boxes_N4, score_N, threshold):
-        left, kept = sorted(range(len(score_N)), key=lambda n: -score_N[n]), []
-        while left:
-            first = left.pop(0)
-            kept.append(first)
-            left = [n for n in left if iou(boxes_N4[first], boxes_N4[n]) <= threshold]
-        return kept
-
-    def iou(a, b):
-        shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-        return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-
-    rng = np.random.default_rng(0)
-    for threshold in (0.3, 0.7):
-        corner_N2 = rng.uniform(0, 20, (60, 2))
-        boxes_N4 = np.concatenate([corner_N2, corner_N2 + rng.uniform(1, 20, (60, 2))], 1)
-        score_N = rng.random(60)
-        assert boxes.nms(boxes_N4, score_N, threshold).tolist() == slow(boxes_N4, score_N, threshold)
-
-
-def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
+def test_masks_of_boxes_are_those_of_two_predictions(params):
     """The most confident of three for the box, then the most confident of three for the box and that mask."""
     [predictor] = tiny_eval_model(params).predictors
     image_HW3 = np.array(random_image(3, 40, 30))
@@ -94,7 +53,7 @@ def test_masks_of_boxes_are_those_of_two_predictions(tmp_path, params):
         np.testing.assert_array_equal(coco.decode(rle), masks_MHW[iou_M.argmax()])
 
 
-def test_proposals_of_an_image_by_hand(tmp_path, params):
+def test_proposals_of_an_image_by_hand(params):
     [predictor] = tiny_eval_model(params).predictors
     image_HW3 = np.array(random_image(3, 40, 30))
     records = proposal_generator(predictor, 4, points_per_batch=5).generate(image_HW3, best_proposals)
@@ -148,7 +107,9 @@ def test_missing_files_are_named(tmp_path, params, truth):
     with pytest.raises(SamjaxError, match='--task instances needs --boxes=FILE'):
         instances(model, EvalOptions(), tmp_path / 'x')
     (truth / '2.png').unlink()
-    with pytest.raises(SamjaxError, match=r'1 of 5 images cannot be used, such as 2 \(2.png is not to be found'):
+    with pytest.raises(
+        SamjaxError, match=r'1 of 5 images cannot be used, such as 2 \(2.png is not below the folder of the JSON'
+    ):
         proposals(model, EvalOptions(), tmp_path / 'x')
     random_image(2, 9, 9).save(truth / '2.png')
     with pytest.raises(SamjaxError, match='2.png has 9 x 9 px, the JSON says 40 x 30'):

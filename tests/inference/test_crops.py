@@ -1,4 +1,4 @@
-"""Crops and grids of clicks, against segment-anything's and by hand."""
+"""Crops and point grids, against segment-anything's and by hand."""
 
 import numpy as np
 import pytest
@@ -51,9 +51,9 @@ def test_crops_are_the_originals(layers):
         expected = [
             (layer, *box) for layer, box in zip(layer_of, boxes, strict=True) if box[0] < box[2] and box[1] < box[3]
         ]
-        found = crop_boxes(height, width, layers, ratio)
-        assert found == expected
-        assert {type(number) for crop in found for number in crop} == {int}
+        actual = crop_boxes(height, width, layers, ratio)
+        assert actual == expected
+        assert {type(number) for crop in actual for number in crop} == {int}
 
 
 def test_point_grid_worked_example():
@@ -64,11 +64,11 @@ def test_point_grid_worked_example():
 @pytest.mark.parametrize('downscale', [1, 2, 3])
 def test_point_grids_are_the_originals(downscale):
     for side in (8, 11, 32, 64, 100):
-        found = build_point_grids(side, 1, downscale)
+        actual = build_point_grids(side, 1, downscale)
         expected = amg.build_all_layer_point_grids(side, 1, downscale)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert ours.dtype == np.float64
-            assert ours.tolist() == theirs.tolist()
+        for grid, reference in zip(actual, expected, strict=True):
+            assert grid.dtype == np.float64
+            assert grid.tolist() == reference.tolist()
     assert [len(grid) for grid in build_point_grids(9, 3, 2)] == [81, 16, 4, 1]
 
 

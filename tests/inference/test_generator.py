@@ -40,7 +40,7 @@ def torch_sam():
             array.data /= 1.5  # a gain of 1, or rounding would grow too much for outlines of small masks
     for name, weight in sam.mask_decoder.named_parameters():
         if name.endswith(('q_proj.weight', 'k_proj.weight')) and '.self_attn.' not in name:
-            weight.data *= 3  # so that masks differ from click to click
+            weight.data *= 3  # so that masks differ from point to point
     for array in sam.mask_decoder.iou_prediction_head.layers[-1].parameters():
         array.data *= 0.1  # most of them between 0 and 1
     return sam
@@ -66,18 +66,18 @@ def noise(height, width):
 
 def compare(torch_sam, predictor, image, *, least=1, **arguments):
     expected = meta.automatic_mask_generator(torch_sam, **arguments).generate(image)
-    found = AutomaticMaskGenerator(predictor, AmgConfig(**arguments)).generate(image)
-    assert len(found) == len(expected) >= least
-    for f, e in zip(found, expected, strict=True):
+    records = AutomaticMaskGenerator(predictor, AmgConfig(**arguments)).generate(image)
+    assert len(records) == len(expected) >= least
+    for f, e in zip(records, expected, strict=True):
         assert list(f) == list(e)
-        shared, either = f['segmentation'] & e['segmentation'], f['segmentation'] | e['segmentation']
+        intersection, union = f['segmentation'] & e['segmentation'], f['segmentation'] | e['segmentation']
         # Of a small mask a thousandth is less than a pixel, and random weights make many outlines of rounding errors.
-        assert either.sum() - shared.sum() <= max(3, 0.001 * either.sum())
+        assert union.sum() - intersection.sum() <= max(3, 0.001 * union.sum())
         assert f['area'] == f['segmentation'].sum()
         for key in ('bbox', 'predicted_iou', 'stability_score', 'point_coords', 'crop_box'):
             # The original has NaN, which JSON has not, for the stability of a mask without pixels.
             np.testing.assert_allclose(f[key], np.nan_to_num(e[key]), atol=1e-3, err_msg=key)
-    return found
+    return records
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_default_settings_as_the_original(torch_sam, predictor, image):
 def test_thresholds_of_zero_keep_everything(torch_sam, predictor, image):
     settings = LOOSE | {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 1.0}
     expected = meta.automatic_mask_generator(torch_sam, **settings).generate(image)
-    found = AutomaticMaskGenerator(predictor, AmgConfig(**settings)).generate(image)
-    assert len(found) == len(expected) == 3 * 36
+    records = AutomaticMaskGenerator(predictor, AmgConfig(**settings)).generate(image)
+    assert len(records) == len(expected) == 3 * 36
 
     def by_point(records):  # many scores are equal but for rounding, and so is their order
         return sorted((record['point_coords'], record['predicted_iou'], record['area']) for record in records)
 
-    for f, e in zip(by_point(found), by_point(expected), strict=True):
+    for f, e in zip(by_point(records), by_point(expected), strict=True):
         np.testing.assert_allclose(f[1], e[1], atol=1e-3)
         assert abs(f[2] - e[2]) <= 5
 
@@ -126,18 +126,18 @@ def test_grids_and_forms_as_the_original(torch_sam, predictor, image):
     settings = AmgConfig(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
     for form, kind in (('uncompressed_rle', list), ('coco_rle', str)):
         expected = meta.automatic_mask_generator(torch_sam, **arguments, output_mode=form).generate(image)
-        found = AutomaticMaskGenerator(predictor, settings, grids, form).generate(image)
-        assert len(found) == len(expected) > 0
-        for f, e in zip(found, expected, strict=True):
+        records = AutomaticMaskGenerator(predictor, settings, grids, form).generate(image)
+        assert len(records) == len(expected) > 0
+        for f, e in zip(records, expected, strict=True):
             assert list(f['segmentation']) == list(e['segmentation']) == ['size', 'counts']
             assert type(f['segmentation']['counts']) is type(e['segmentation']['counts']) is kind
-            masks = [one['segmentation'] for one in (f, e)]
+            masks = [record['segmentation'] for record in (f, e)]
             if kind is list:
                 masks = [coco.frPyObjects(mask, *mask['size']) for mask in masks]
             assert coco.iou(masks[:1], masks[1:], [False])[0, 0] >= 0.999
 
 
-def test_nothing_found(predictor, image):
+def test_no_masks_pass(predictor, image):
     assert AutomaticMaskGenerator(predictor, AmgConfig(pred_iou_thresh=1.0)).generate(image) == []
     # The original stops with an IndexError here.
     settings = AmgConfig(pred_iou_thresh=1.0, crop_n_layers=1, min_mask_region_area=10)
@@ -149,8 +149,8 @@ def test_rules_of_the_paper(predictor, image):
     everything = AutomaticMaskGenerator(predictor, loose).generate(image)
     areas = sorted(record['area'] for record in everything)
     limit = (areas[-1] - 1) / image[..., 0].size
-    found = AutomaticMaskGenerator(predictor, dataclasses.replace(loose, max_mask_fraction=limit)).generate(image)
-    assert sorted(record['area'] for record in found) == [area for area in areas if area < areas[-1] - 1]
+    records = AutomaticMaskGenerator(predictor, dataclasses.replace(loose, max_mask_fraction=limit)).generate(image)
+    assert sorted(record['area'] for record in records) == [area for area in areas if area < areas[-1] - 1]
 
     settings = dataclasses.replace(loose, min_mask_region_area=10**6, drop_small_masks=True)
     assert AutomaticMaskGenerator(predictor, settings).generate(image) == []
@@ -174,9 +174,9 @@ def test_hundred_images_of_any_size_are_compiled_for_five_times(predictor):
 def test_batch_changes_nothing(predictor, image, batch):
     settings = AmgConfig(**LOOSE | {'box_nms_thresh': 0.95})
     expected = AutomaticMaskGenerator(predictor, settings).generate(image)
-    found = AutomaticMaskGenerator(predictor, dataclasses.replace(settings, points_per_batch=batch)).generate(image)
-    assert [record['point_coords'] for record in found] == [record['point_coords'] for record in expected]
-    assert [record['area'] for record in found] == pytest.approx([record['area'] for record in expected], abs=2)
+    records = AutomaticMaskGenerator(predictor, dataclasses.replace(settings, points_per_batch=batch)).generate(image)
+    assert [record['point_coords'] for record in records] == [record['point_coords'] for record in expected]
+    assert [record['area'] for record in records] == pytest.approx([record['area'] for record in expected], abs=2)
 
 
 @pytest.mark.parametrize(('height', 'width'), [(5, 3), (64, 48), (90, 310), (700, 500)])
@@ -206,10 +206,10 @@ def test_measures_are_those_of_the_full_mask(height, width, tile):
     )
     window = window if tile == 128 else max(CONFIG.low_res_size)
     constants = geometry, thresholds, window, tile
-    one_by_one = [propose.measure_masks(jnp.asarray(low_res_gyx[g : g + 1]), *constants) for g in range(8)]
+    each_alone = [propose.measure_masks(jnp.asarray(low_res_gyx[g : g + 1]), *constants) for g in range(8)]
     stability, box_g4, good = propose.measure_masks(jnp.asarray(low_res_gyx), *constants)
-    for alone, together in zip(zip(*one_by_one, strict=True), (stability, box_g4, good), strict=True):
-        np.testing.assert_array_equal(np.concatenate(alone), together)
+    for alone, batched in zip(zip(*each_alone, strict=True), (stability, box_g4, good), strict=True):
+        np.testing.assert_array_equal(np.concatenate(alone), batched)
     for g, low_res_yx in enumerate(low_res_gyx):
         logits_HW = frame.upscale(low_res_yx)
         high, low = (logits_HW > 1).sum(), (logits_HW > -1).sum()

@@ -23,7 +23,7 @@ def torch_sam():
 
 
 @pytest.fixture(scope='module')
-def theirs(torch_sam):
+def reference(torch_sam):
     return oracle.segment_anything.SamPredictor(torch_sam)
 
 
@@ -34,7 +34,7 @@ def ours(torch_sam):
     return Predictor(CONFIG, *jax.device_put(to_states(arrays, CONFIG)))
 
 
-LOGITS = RNG.normal(0, 5, (1, *CONFIG.low_size)).astype(np.float32)
+LOGITS = RNG.normal(0, 5, (1, *CONFIG.low_res_size)).astype(np.float32)
 CALLS = [
     {'point_coords': [[30, 20]], 'point_labels': [1]},
     {'point_coords': [[30, 20], [5.5, 7], [40, 0]], 'point_labels': [1, 0, 1]},
@@ -48,30 +48,30 @@ CALLS = [
 
 @pytest.mark.parametrize('call', CALLS, ids=['point', 'points', 'box', 'both', 'mask', 'mask alone', 'nothing'])
 @pytest.mark.parametrize('image', [0, 1])
-def test_predict_returns_what_the_original_returns(theirs, ours, image, call):
+def test_predict_returns_what_the_original_returns(reference, ours, image, call):
     call = {name: np.array(value) for name, value in call.items()}
-    theirs.set_image(IMAGES[image])
+    reference.set_image(IMAGES[image])
     ours.set_image(IMAGES[image])
-    assert ours.original_size == theirs.original_size
-    assert ours.input_size == theirs.input_size
+    assert ours.original_size == reference.original_size
+    assert ours.input_size == reference.input_size
     for multimask in (True, False):
         for logits in (True, False):
             options = {'multimask_output': multimask, 'return_logits': logits}
-            expected, found = theirs.predict(**call, **options), ours.predict(**call, **options)
-            for e, f in zip(expected, found, strict=True):
+            expected, actual = reference.predict(**call, **options), ours.predict(**call, **options)
+            for e, f in zip(expected, actual, strict=True):
                 assert (e.shape, e.dtype) == (f.shape, f.dtype)
             if logits:
-                np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
+                np.testing.assert_allclose(actual[0], expected[0], atol=1e-3)
             else:
-                assert (found[0] == expected[0]).mean() > 0.9999
-            np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
-            np.testing.assert_allclose(found[2], expected[2], atol=1e-3)
+                assert (actual[0] == expected[0]).mean() > 0.9999
+            np.testing.assert_allclose(actual[1], expected[1], atol=1e-4)
+            np.testing.assert_allclose(actual[2], expected[2], atol=1e-3)
 
 
-def test_embedding_is_channels_last_and_bgr_is_turned(theirs, ours):
-    theirs.set_image(IMAGES[0], 'BGR')
+def test_embedding_is_channels_last_and_bgr_is_converted(reference, ours):
+    reference.set_image(IMAGES[0], 'BGR')
     ours.set_image(IMAGES[0], 'BGR')
-    expected = theirs.get_image_embedding().permute(0, 2, 3, 1)
+    expected = reference.get_image_embedding().permute(0, 2, 3, 1)
     np.testing.assert_allclose(ours.get_image_embedding(), expected, atol=1e-4)
 
 
@@ -86,11 +86,11 @@ def test_batch_equals_one_by_one(ours):
             Prompt(np.array([[3, 4]]), np.array([1]), np.array([1, 2, 30, 40]), LOGITS[0]),
         ],
     ]
-    answers = ours.predict_batch(IMAGES, prompts)
-    assert [len(of_image) for of_image in answers] == [2, 0, 3]
-    for image, of_image, asked in zip(IMAGES, answers, prompts, strict=True):
+    predictions = ours.predict_batch(IMAGES, prompts)
+    assert [len(predictions_N) for predictions_N in predictions] == [2, 0, 3]
+    for image, predictions_N, prompts_N in zip(IMAGES, predictions, prompts, strict=True):
         ours.set_image(image)
-        for prediction, p in zip(of_image, asked, strict=True):
+        for prediction, p in zip(predictions_N, prompts_N, strict=True):
             mask = None if p.mask_yx is None else p.mask_yx[None]
             masks_MHW, iou_M, low_Myx = ours.predict(p.points_K2, p.labels_K, p.box_4, mask)
             np.testing.assert_allclose(prediction.low_res_masks_Myx, low_Myx, atol=1e-3)
@@ -125,7 +125,7 @@ def test_wrong_images_are_one_sentence(ours):
     for image, message in (
         (IMAGES[0].astype(np.float32), r'an image is float32 \(90, 128, 3\): give a numpy array, uint8'),
         (IMAGES[0][..., 0], r'an image is uint8 \(90, 128\)'),
-        ('photo.jpg', 'an image is str'),
+        ('image.jpg', 'an image is str'),
         (IMAGES[0][:0], 'needs at least one pixel'),
     ):
         with pytest.raises(SamjaxError, match=message):

@@ -37,3 +37,24 @@ def test_nms_on_device_keeps_what_nms_keeps(count):
         kept_N = jax.jit(nms_on_device)(jnp.asarray(boxes_N4), jnp.asarray(scores_N), candidate_N, threshold)
         expected = np.flatnonzero(candidate_N)[nms(boxes_N4[candidate_N], scores_N[candidate_N], threshold)]
         assert kept_N.tolist() == expected.tolist() + [-1] * (count - len(expected))
+
+
+def test_nms_is_that_of_torchvision():
+    def slow(boxes_N4, scores_N, threshold):
+        remaining, kept = sorted(range(len(scores_N)), key=lambda n: -scores_N[n]), []
+        while remaining:
+            best = remaining.pop(0)
+            kept.append(best)
+            remaining = [n for n in remaining if iou(boxes_N4[best], boxes_N4[n]) <= threshold]
+        return kept
+
+    def iou(a, b):
+        intersection = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+        return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
+
+    rng = np.random.default_rng(0)
+    for threshold in (0.3, 0.7):
+        corners_N2 = rng.uniform(0, 20, (60, 2))
+        boxes_N4 = np.concatenate([corners_N2, corners_N2 + rng.uniform(1, 20, (60, 2))], 1)
+        scores_N = rng.random(60)
+        assert nms(boxes_N4, scores_N, threshold).tolist() == slow(boxes_N4, scores_N, threshold)

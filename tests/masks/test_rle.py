@@ -75,9 +75,9 @@ def test_pixel_coverage_of_any_mask_and_grid_are_exact():
         mask = segments(run_lengths(coco.encode(np.asfortranarray(mask_HW))['counts']), size[0])
         expected_hw = overlaps(grid[0], size[0]) @ mask_HW.astype(int) @ overlaps(grid[1], size[1]).T
         window = covered_window(mask, size, grid)
-        found_hw = np.zeros(grid)
-        found_hw[window.top : window.bottom, window.left : window.right] = pixel_coverage(mask, size, grid, window).T
-        np.testing.assert_array_equal(found_hw, expected_hw)
+        actual_hw = np.zeros(grid)
+        actual_hw[window.top : window.bottom, window.left : window.right] = pixel_coverage(mask, size, grid, window).T
+        np.testing.assert_array_equal(actual_hw, expected_hw)
         top, left = (int(rng.integers(side)) for side in grid)
         part = GridWindow(top, left, int(rng.integers(top, grid[0])) + 1, int(rng.integers(left, grid[1])) + 1)
         np.testing.assert_array_equal(
@@ -87,10 +87,10 @@ def test_pixel_coverage_of_any_mask_and_grid_are_exact():
 
 def test_encode_labels_worked_example():
     labels_HW = np.array([[0, 7, 7], [2, 2, 7]])
-    found = encode_labels(labels_HW)
-    assert list(found) == [2, 7]
-    assert coco.decode(found[2]).tolist() == [[0, 0, 0], [1, 1, 0]]
-    assert coco.decode(found[7]).tolist() == [[0, 1, 1], [0, 0, 1]]
+    rles = encode_labels(labels_HW)
+    assert list(rles) == [2, 7]
+    assert coco.decode(rles[2]).tolist() == [[0, 0, 0], [1, 1, 0]]
+    assert coco.decode(rles[7]).tolist() == [[0, 1, 1], [0, 0, 1]]
     assert list(encode_labels(labels_HW, ignore=(2, 7))) == [0]
 
 
@@ -99,7 +99,7 @@ def test_encode_labels_are_the_bytes_of_pycocotools(shape):
     rng = np.random.default_rng(0)
     for kind in (np.uint8, np.int64, np.uint16):
         labels_HW = np.sort(rng.integers(0, 5, shape), 0).astype(kind)
-        found = encode_labels(labels_HW, ignore=())
-        assert list(found) == sorted(set(labels_HW.ravel().tolist()))
-        for label, rle in found.items():
+        rles = encode_labels(labels_HW, ignore=())
+        assert list(rles) == sorted(set(labels_HW.ravel().tolist()))
+        for label, rle in rles.items():
             assert rle == coco.encode(np.asfortranarray((labels_HW == label).astype(np.uint8)))

@@ -13,13 +13,13 @@ from samjax.cli.common import read_config
 from samjax.cli.main import main
 from samjax.errors import SamjaxError
 from samjax.preflight import compile_ahead
-from samjax.preflight.compile_ahead import Report
+from samjax.preflight.compile_ahead import PreflightReport
 from samjax.training.compiled_step import build
 
-REPORT = Report(
+REPORT = PreflightReport(
     chip='TPU v5 lite', chips=256, mesh={'data': 16, 'fsdp': 16, 'tensor': 1}, images=4, parameters=641_090_608,
     compile_seconds=100.0, arguments=2**30, peak=7 * 2**30, refusal=None,
-    step_flops=256 * 19.7e12, sent=[], steps=90_000, remat='matmuls', turns=1, objects_per_chunk=8,
+    step_flops=256 * 19.7e12, sent=[], steps=90_000, remat='matmuls', grad_accum_steps=1, objects_per_chunk=8,
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tiny import LOSS, SIMULATION, TX, make_step
 from samjax.errors import SamjaxError
 from samjax.masks.packing import pack_rows
 from samjax.model.params import abstract_state, init_params
-from samjax.model.sam import Sam
+from samjax.model.runtime import Regularization, Runtime
 from samjax.structs import MULTIMASK
 from samjax.training import step
 
@@ -22,29 +22,37 @@ ONE_ROUND = dataclasses.replace(SIMULATION, rounds=1, box_probability=0.0)
 
 
 @functools.cache
-def compiled(config, simulation, loss):
-    """Gradients and loss parts as a function of (params, batch), compiled once for all tests."""
-    model, *_ = abstract_state(config)
-    _, buffers = init_params(config, 0)
+def initial(config, noise):
+    """Parameters and buffers; `noise` makes parameters random that start at zero."""
+    params, buffers = jax.jit(lambda: init_params(config, 0))()
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(1)
+    noisy = [np.asarray(p) + noise * rng.standard_normal(p.shape).astype(np.float32) for p in leaves]
+    return tree.unflatten(noisy), buffers
+
+
+@functools.cache
+def compiled(config, simulation, loss, regularization, runtime):
+    """Gradients and loss terms as a function of (params, buffers, batch), compiled once for all tests."""
+    graphdef, *_ = abstract_state(config, regularization, runtime)
 
     @jax.jit
-    def run(params, batch):
+    def run(params, buffers, batch):
         index_B = jnp.arange(len(batch.size_B2))
-        options = {'graphdef': model, 'simulation': simulation, 'loss': loss}
+        options = {'graphdef': graphdef, 'simulation': simulation, 'loss': loss}
         sums = step.summed_gradients(params, buffers, batch, index_B, jax.random.key(SEED), **options)
         return jax.tree.map(lambda s: s / jnp.maximum(batch.valid_BN.sum(), 1), sums)
 
     return run
 
 
-def loss_and_grads(config, batch, simulation=SIMULATION, loss=LOSS, noise=0.02):
-    """Loss parts and gradients of a first step; `noise` makes parameters random that start at zero."""
-    params, _ = init_params(config, 0)
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(1)
-    params = tree.unflatten([p + noise * rng.standard_normal(p.shape).astype(np.float32) for p in leaves])
-    grads, parts = compiled(config, simulation, loss)(params, batch)
-    return parts, grads
+def loss_and_grads(
+    config, batch, simulation=SIMULATION, loss=LOSS, noise=0.02, regularization=Regularization(), runtime=Runtime()
+):
+    """Loss terms and gradients of a first step."""
+    params, buffers = initial(config, noise)
+    grads, terms = compiled(config, simulation, loss, regularization, runtime)(params, buffers, batch)
+    return terms, grads
 
 
 def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
@@ -56,7 +64,7 @@ def test_padded_objects_change_nothing(tiny_config, tiny_batch):
     _, grads = loss_and_grads(tiny_config, tiny_batch)
     packed_masks_BNVW = tiny_batch.packed_masks_BNVW.copy()
     packed_masks_BNVW[1, 1, 1:3, 3:9] = 255  # an object that is not valid
-    parts, other = loss_and_grads(tiny_config, tiny_batch._replace(packed_masks_BNVW=packed_masks_BNVW))
+    terms, other = loss_and_grads(tiny_config, tiny_batch._replace(packed_masks_BNVW=packed_masks_BNVW))
     assert_trees_close(grads, other, rtol=0, atol=0)
 
 
@@ -64,8 +72,8 @@ def test_batch_without_any_object_has_no_loss_and_no_gradient(tiny_config, tiny_
     empty = tiny_batch._replace(
         valid_BN=np.zeros_like(tiny_batch.valid_BN), packed_masks_BNVW=np.zeros_like(tiny_batch.packed_masks_BNVW)
     )
-    parts, grads = loss_and_grads(tiny_config, empty)
-    assert all(value == 0 for value in parts.values())
+    terms, grads = loss_and_grads(tiny_config, empty)
+    assert all(value == 0 for value in terms.values())
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
 
 
@@ -80,11 +88,11 @@ def test_every_parameter_is_trained_but_heads_that_never_were_the_best(tiny_conf
 
 
 def test_pixels_on_padding_change_nothing(tiny_config, tiny_batch):
-    parts, _ = loss_and_grads(tiny_config, tiny_batch)
+    terms, _ = loss_and_grads(tiny_config, tiny_batch)
     image_BHW3 = tiny_batch.image_BHW3.copy()
     image_BHW3[1, :, 30:] = 255
     other, _ = loss_and_grads(tiny_config, tiny_batch._replace(image_BHW3=image_BHW3))
-    assert_trees_close(parts, other, rtol=0, atol=0)
+    assert_trees_close(terms, other, rtol=0, atol=0)
 
 
 def test_chunks_only_bound_memory(tiny_config, tiny_batch):
@@ -92,22 +100,22 @@ def test_chunks_only_bound_memory(tiny_config, tiny_batch):
     masks_BNHW = np.zeros((2, 2, 32, 48), bool)
     masks_BNHW[:, 0, 5, 7] = masks_BNHW[:, 1, 20, 11] = True
     batch = tiny_batch._replace(packed_masks_BNVW=pack_rows(masks_BNHW))
-    parts1, grads1 = loss_and_grads(tiny_config, batch, ONE_ROUND)
-    parts2, grads2 = loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, objects_per_chunk=2))
-    assert_trees_close(parts1, parts2)
+    terms1, grads1 = loss_and_grads(tiny_config, batch, ONE_ROUND)
+    terms2, grads2 = loss_and_grads(tiny_config, batch, dataclasses.replace(ONE_ROUND, objects_per_chunk=2))
+    assert_trees_close(terms1, terms2)
     assert_trees_close(grads1, grads2, rtol=2e-3, atol=1e-5)
 
 
-def test_turns_only_bound_memory(tiny_config, tiny_batch):
-    """Each image draws with its key; a turn without any object counts nothing."""
-    params, buffers = init_params(tiny_config, 0)
+def test_gradient_accumulation_only_bounds_memory(tiny_config, tiny_batch):
+    """Each image draws with its key; a part without any object counts nothing."""
+    params, buffers = initial(tiny_config, noise=0.02)
     sums = functools.partial(
         step.summed_gradients, graphdef=abstract_state(tiny_config)[0], simulation=SIMULATION, loss=LOSS
     )
     inputs = jax.tree.map(lambda x_B: np.concatenate([x_B, x_B]), tiny_batch), jnp.arange(4), jax.random.key(SEED)
     inputs[0].valid_BN[2:] = False
-    expected, found = (jax.jit(step.accumulate_gradients(sums, turns))(params, buffers, *inputs) for turns in (1, 2))
-    assert_trees_close(found, expected)
+    expected, actual = (jax.jit(step.accumulate_gradients(sums, steps))(params, buffers, *inputs) for steps in (1, 2))
+    assert_trees_close(actual, expected)
     assert step.accumulate_gradients(sums, 1) is sums
 
 
@@ -120,44 +128,48 @@ def test_objects_must_fill_whole_chunks(tiny_config, tiny_batch):
 
 
 @pytest.mark.parametrize('remat', ['full', 'attention', 'matmuls'])
-def test_encoder_rematerialisation_changes_no_number(tiny_config, tiny_batch, remat):
-    parts1, grads1 = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
-    parts2, grads2 = loss_and_grads(dataclasses.replace(tiny_config, remat=remat), tiny_batch, ONE_ROUND)
-    assert_trees_close(parts1, parts2)
+def test_rematerialization_changes_no_number(tiny_config, tiny_batch, remat):
+    terms1, grads1 = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
+    terms2, grads2 = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, runtime=Runtime(remat=remat))
+    assert_trees_close(terms1, terms2)
     assert_trees_close(grads1, grads2, rtol=2e-3, atol=1e-5)
 
 
-def test_detaching_the_fed_back_mask_changes_gradients_only(tiny_config, tiny_batch):
-    parts1, grads1 = loss_and_grads(tiny_config, tiny_batch, noise=0.5)
-    detached = dataclasses.replace(SIMULATION, stop_mask_gradient=True)
-    parts2, grads2 = loss_and_grads(tiny_config, tiny_batch, detached, noise=0.5)
-    assert_trees_close(parts1, parts2)
+def test_stopping_the_gradient_of_the_mask_prompt_changes_gradients_only(tiny_config, tiny_batch):
+    terms1, grads1 = loss_and_grads(tiny_config, tiny_batch, noise=0.5)
+    stopped = dataclasses.replace(SIMULATION, stop_mask_gradient=True)
+    terms2, grads2 = loss_and_grads(tiny_config, tiny_batch, stopped, noise=0.5)
+    assert_trees_close(terms1, terms2)
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), grads1, grads2)
     assert max(jax.tree.leaves(difference)) > 1e-4
 
 
-@pytest.mark.parametrize('changes', [{'resolution': 'low'}, {'padding': 'include'}])
+@pytest.mark.parametrize('changes', [{'resolution': 'low_res'}, {'padding': 'include'}])
 def test_loss_options_reach_the_loss(tiny_config, tiny_batch, changes):
-    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
+    terms, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
     other, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, dataclasses.replace(LOSS, **changes))
-    assert abs(parts['dice'] - other['dice']) > 1e-5
+    assert abs(terms['dice'] - other['dice']) > 1e-5
     assert all(np.isfinite(value) for value in other.values())
 
 
 def test_dropout_and_drop_path_act_in_training_only(tiny_config, tiny_batch):
-    noisy = dataclasses.replace(tiny_config, drop_path=0.5, dropout=0.1)
-    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, noise=0.2)
-    other, _ = loss_and_grads(noisy, tiny_batch, ONE_ROUND, noise=0.2)
-    assert abs(parts['dice'] - other['dice']) > 1e-4
-    answers = [Sam(c, nnx.Rngs(0)).encode(tiny_batch.image_BHW3, tiny_batch.size_B2) for c in (tiny_config, noisy)]
-    np.testing.assert_array_equal(*answers)
+    dropping = Regularization(drop_path=0.5, dropout=0.1)
+    terms, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, noise=0.2)
+    other, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, noise=0.2, regularization=dropping)
+    assert abs(terms['dice'] - other['dice']) > 1e-4
+    embeddings = [encode(tiny_config, regularization, tiny_batch) for regularization in (Regularization(), dropping)]
+    np.testing.assert_array_equal(*embeddings)
+
+
+def encode(config, regularization, batch):
+    sam = nnx.merge(abstract_state(config, regularization)[0], *initial(config, noise=0.2))
+    return jax.jit(sam.encode)(batch.image_BHW3, batch.size_B2)
 
 
 def test_bfloat16_is_close_to_float32(tiny_config, tiny_batch):
-    parts, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
-    half = dataclasses.replace(tiny_config, dtype='bfloat16')
-    other, grads = loss_and_grads(half, tiny_batch, ONE_ROUND)
-    np.testing.assert_allclose(parts['dice'], other['dice'], rtol=0.02)
+    terms, _ = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND)
+    other, grads = loss_and_grads(tiny_config, tiny_batch, ONE_ROUND, runtime=Runtime(dtype='bfloat16'))
+    np.testing.assert_allclose(terms['dice'], other['dice'], rtol=0.02)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
 
 

@@ -37,6 +37,7 @@ def test_mask_is_drawn_in_its_own_colour():
     drawn_HW3, mask_HW = image_HW3.copy(), np.zeros((9, 9), bool)
     mask_HW[2:7, 2:7] = True
     draw_mask(drawn_HW3, image_HW3, mask_HW, 0)
-    assert drawn_HW3[2, 2].tolist() == [255, 51, 51]  # the outline, red
-    assert drawn_HW3[4, 4].tolist() == [int((1 - TINT) * 100 + TINT * side) for side in (255, 51, 51)]
+    assert drawn_HW3[2, 2] == pytest.approx([255, 51, 51], abs=1)  # the outline, red
+    tint = [(1 - TINT) * 100 + TINT * side for side in (255, 51, 51)]
+    assert drawn_HW3[4, 4] == pytest.approx(tint, abs=1)
     assert (drawn_HW3[~mask_HW] == 100).all()

@@ -78,7 +78,7 @@ class Instances(NamedTuple):
     name: str
     location: str
     path: str
-    size: tuple[int, int] | None  # height and width in px; None if only the image says
+    size: tuple[int, int] | None  # height and width in px; None if the JSON states none
     masks: tuple[tuple[object, bool], ...]  # segmentation as in the JSON, whether it is a crowd
     duplicates: int  # masks with the id of another one
 
@@ -100,7 +100,7 @@ class Panoptic(NamedTuple):
     name: str
     location: str
     path: str
-    size: tuple[int, int] | None  # height and width in px; None if only the image says
+    size: tuple[int, int] | None  # height and width in px; None if the JSON states none
     png: str
     segments: tuple[tuple[int, bool], ...]  # id, whether it is a crowd
     duplicates: int  # segments with the id of another one
