@@ -1,4 +1,4 @@
-"""Nuclei in microscopy images (BBBC038) on a CPU: a small SAM from nothing.
+"""Nuclei in microscopy images (BBBC038) on a CPU: a small SAM, trained from scratch.
 
     samjax train --config configs/bbbc038.py --workdir runs/bbbc038 \
         --config.data.path=DIR/train --config.data.eval_path=DIR/val

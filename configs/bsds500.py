@@ -1,4 +1,4 @@
-"""Regions that people drew in photographs (BSDS500) on a CPU: a small SAM from nothing.
+"""Annotated regions of natural images (BSDS500) on a CPU: a small SAM, trained from scratch.
 
     samjax train --config configs/bsds500.py --workdir runs/bsds500 \
         --config.data.path=DIR/train --config.data.eval_path=DIR/val

@@ -1,4 +1,4 @@
-"""A small SAM on drawn scenes, trained from nothing on a laptop's CPU.
+"""A small SAM on synthetic scenes, trained from scratch on the CPU of a laptop.
 
 samjax train --config configs/quickstart.py --workdir runs/quickstart
 """
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.data.synthetic_eval_images = 50
     c.prompts.rounds = 5
     c.prompts.objects_per_chunk = 4
-    c.loss.iou = 4.0  # few steps: the IoU of every mask is a lesson, and a loud one
+    c.loss.iou = 4.0  # few steps: learn from the IoU of all masks, with a higher weight
     c.loss.iou_supervision = 'all'
     c.optimizer.name = 'muon'
     c.optimizer.lr = 6e-3

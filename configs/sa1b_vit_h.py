@@ -3,8 +3,8 @@
     samjax convert mae_pretrain_vit_huge.pth runs/mae_h
     samjax train --config configs/sa1b_vit_h.py --workdir DIR --config.train.init_from=runs/mae_h
 
-256 images per step, as on the paper's 256 GPUs, where it took 68 hours; 90k steps.  See docs/scaling.md for slices it
-fits and their hours.
+256 images per step, as on the paper's 256 GPUs, where it took 68 hours; 90k steps.  See docs/scaling.md for slices
+where it fits and their hours.
 """
 
 import pathlib

@@ -2,8 +2,8 @@
 
     samjax train --config configs/sa1b_vit_h_modern.py --workdir DIR --config.train.init_from=runs/mae_h
 
-Reciprocal square root schedule with a linear end instead of steps, so that a run can be prolonged; gradients clipped;
-left-right flips; lower drop path.
+Reciprocal square root schedule with a linear cool-down instead of steps, so that a run can be extended; clipped
+gradients; horizontal flips; lower drop path.
 """
 
 import pathlib

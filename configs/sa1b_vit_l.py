@@ -3,7 +3,7 @@
     samjax convert mae_pretrain_vit_large.pth runs/mae_l
     samjax train --config configs/sa1b_vit_l.py --workdir DIR --config.train.init_from=runs/mae_l
 
-128 images per step, as on the paper's 128 GPUs, 180k steps; see docs/scaling.md for slices it fits and their hours.
+128 images per step, as on the paper's 128 GPUs, 180k steps; see docs/scaling.md for slices where it fits, and hours.
 """
 
 import pathlib

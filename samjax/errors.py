@@ -17,8 +17,5 @@ class InvalidExample(Exception):
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line; ml_collections hides what is wrong with an option in errors within errors."""
-    reason = error
-    while isinstance(reason, (AttributeError, KeyError)):
-        reason = reason.args[0]
-    return ' '.join(str(reason).split())
+    """The message of an error on one line."""
+    return ' '.join(str(error).split())

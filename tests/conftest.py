@@ -10,10 +10,15 @@ os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
 # Compile faster; tests run little.
 os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 
+os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)  # which programs compiled for described TPUs cannot be read from
+
 import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Processes that tests start share compiled functions.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(Path(__file__).parents[1] / '.pytest_cache/xla')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import numpy as np
 import pytest
@@ -25,10 +30,18 @@ from samjax.model.config import SIZES, from_options
 from samjax.model.params import init_params
 from samjax.structs import Batch
 
+LONGEST_FIRST = ('test_verify', 'test_faults', 'test_step', 'test_sharding')
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest come first, so that no process of several is left alone with them at the end."""
+    rank = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank[item.path.stem] if item.path.stem in rank else len(rank))
+
 
 @pytest.fixture(scope='module', autouse=True)
-def forget_programs():
-    """Compiled programs map memory, and Linux allows a process 65,530 maps: all tests together would need more."""
+def clear_compiled_functions():
+    """Compiled functions map memory, and Linux allows a process 65,530 maps: all tests together would need more."""
     yield
     jax.clear_caches()
 

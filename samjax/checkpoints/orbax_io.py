@@ -40,7 +40,8 @@ def open_manager(
         'data': ocp.JsonCheckpointHandler(),
         'config': ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
+    with _muted('absl'):  # warns of what read-only means
+        return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
 
 
 def like(tree) -> ocp.args.PyTreeRestore:

@@ -38,7 +38,7 @@ def check(path: str, cache: str, sheet: pathlib.Path) -> Iterator[str]:
         yield from (f'  {location}' for location in locations[:NAMED_FILES])
         yield from [f'  and {len(locations) - NAMED_FILES} more'] if len(locations) > NAMED_FILES else []
     contact_sheet(sheet, [source[index] for index in _evenly(len(source), SHEET_IMAGES)])
-    yield f'all of them by name: {pathlib.Path(source.folder) / REPORT}; images that can be used: {NAMES} beside it'
+    yield f'all causes with names: {pathlib.Path(source.folder) / REPORT}; images that can be used: {NAMES} beside it'
     yield f'contact sheet: {sheet}'
 
 

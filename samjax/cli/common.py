@@ -38,8 +38,8 @@ RENAMED_FLAGS = {
     '--workers': '--num-workers',
     '--max-mask-share': '--max-mask-fraction',
 }
-# Options before version 0.2 that also limited `samjax eval`, and its flags for that.
-EVAL_FLAGS = {'eval.max_images': '--max-images', 'eval.max_objects': '--max-objects'}
+# Options whose names before version 0.2 were about evaluation in general, and the flags of `samjax eval` for them.
+EVAL_FLAGS = {'train.eval_max_images': '--max-images', 'train.eval_max_objects': '--max-objects'}
 
 
 # ---- the command line ------------------------------------------------------------------------------
@@ -124,10 +124,11 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
 
     for word in words:
         option = word.removeprefix(f'--{name}.').partition('=')[0]
-        if option in EVAL_FLAGS:
+        if option in RENAMED and RENAMED[option] in EVAL_FLAGS:
+            current = RENAMED[option]
             raise SamjaxError(
-                f'the option {option} is now called {RENAMED[option]} and limits the evaluation during training: '
-                f'write --config.{RENAMED[option]}, or {EVAL_FLAGS[option]} for samjax eval'
+                f'the option {option} is now called {current} and limits the evaluation during training: '
+                f'write --config.{current}, or {EVAL_FLAGS[current]} for samjax eval'
             )
         refuse_renamed(option)
     values, argv = flags.FlagValues(), ['samjax', *words]

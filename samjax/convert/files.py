@@ -48,7 +48,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise SamjaxError(f'{path} is not a whole safetensors file ({error}): fetch or save it again') from None
+        raise SamjaxError(f'{path} is not a complete safetensors file ({error}): fetch or save it again') from None
 
 
 def write_pth(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

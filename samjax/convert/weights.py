@@ -65,7 +65,9 @@ def infer_config(layout: KeyLayout, arrays: Mapping[str, np.ndarray], path) -> S
     """
     absent = [key for key in (layout.positions, layout.patches, layout.channels) if key and key not in arrays]
     if absent:
-        raise SamjaxError(f'{path} lacks {", ".join(absent)}, without which its size is unknown: use a whole one')
+        raise SamjaxError(
+            f'{path} lacks {", ".join(absent)}, without which its size is unknown: use a complete checkpoint'
+        )
     sizes = vit_checkpoints.recognized_sizes(layout, arrays)
     for row in SIZES.values():
         own = {'embed_dim': row.embed_dim, 'depth': row.encoder.depth, **vars(row.encoder)}

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """What a TPU chip has; a bound for the time that work must take."""
+    """Peak numbers of a TPU chip, which bound the time of a step from below."""
 
     peak: float  # bf16 operations/s
     usable: float  # bytes of HBM that a program may take: what its compiler allows
     bandwidth: float  # bytes/s from HBM
-    network: float  # bytes/s from all neighbours together, in a torus that is whole and busy in all dimensions
+    network: float  # bytes/s from all neighbours together, in a full torus that uses all dimensions
 
 
 # By jax's `device_kind`, of whole chips: the two cores of a v4 or v5p are one device.  From the tables of

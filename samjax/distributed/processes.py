@@ -55,7 +55,7 @@ def initialize(
 
     Raises:
         SamjaxError: an option is missing or wrong, the environment is that of several processes or of a cluster that
-            JAX does not know, processes did not come, two have the same number, or process 0 cannot be reached.
+            JAX does not know, processes did not start, two have the same number, or process 0 cannot be reached.
     """
     if coordinator is None and (num_processes is not None or process_id is not None):
         raise SamjaxError('--processes and --process need --coordinator=HOST:PORT, the address of process 0')
@@ -268,7 +268,7 @@ def conflict_message(process_id: int, their_count: int, host: str, num_processes
 
 
 def missing_message(coordinator: str, num_processes: int, missing: Sequence[int], timeout: int) -> str:
-    """The sentence about processes that did not come."""
+    """The sentence about processes that did not start."""
     hosts = host_names(num_processes)
     names = [f'process {i} on {hosts[i]}' if hosts else f'process {i}' for i in missing[:MAX_NAMED]]
     if len(missing) > MAX_NAMED:

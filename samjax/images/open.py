@@ -16,14 +16,14 @@ EIGHT_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr') 
 ORIENTATION = 0x0112  # EXIF's tag
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """uint8 RGB (H, W, 3), upright.
+def read_image(path: str | Path, orientation: int | None = None) -> np.ndarray:
+    """uint8 RGB (H, W, 3), upright.  orientation: see `decode_image`.
 
     Raises:
-        SamjaxError: the file is missing, no whole image, or not of 8 bits per channel.
+        SamjaxError: the file is missing, no complete image, or not of 8 bits per channel.
     """
     try:
-        return decode_image(Path(path).read_bytes())
+        return decode_image(Path(path).read_bytes(), orientation)
     except FileNotFoundError:
         raise SamjaxError(f'{path} does not exist: name an image file') from None
     except OSError as error:
@@ -48,7 +48,7 @@ def open_image(data: bytes) -> tuple[Image.Image, int]:
     """An image that has been decoded to its last pixel, as stored, and its orientation: EXIF's 1 .. 8, 1 by default.
 
     Raises:
-        InvalidExample: it is no whole image, or has other than 8 bits per channel: how such values are to be shown is
+        InvalidExample: it is incomplete, or has other than 8 bits per channel: how such values are to be shown is
             not known.
     """
     try:

@@ -37,7 +37,7 @@ def read(path: Path) -> Embedding:
     """Reads an .npz of `write` or `write_embeddings`.
 
     Raises:
-        SamjaxError: it is not there, not whole, or something else.
+        SamjaxError: the file is missing, incomplete or of another kind.
     """
     try:
         data = Path(path).read_bytes()
@@ -52,7 +52,7 @@ def read(path: Path) -> Embedding:
             embed_hwC, model = file['embed_hwC'], str(file['model'])
             sizes = {name: tuple(map(int, file[name])) for name in SIZES}
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise SamjaxError(f'{path} is no whole .npz of `samjax embed` ({error}): embed the image again') from None
+        raise SamjaxError(f'{path} is no complete .npz of `samjax embed` ({error}): embed the image again') from None
     if embed_hwC.dtype not in DTYPES or embed_hwC.ndim != 3 or any(len(s) != 2 or min(s) < 1 for s in sizes.values()):
         raise SamjaxError(
             f'{path} holds {embed_hwC.dtype} {embed_hwC.shape} and sizes {sizes}, not what `samjax embed` writes: '

@@ -77,7 +77,7 @@ def generate_masks(
                     raise
                 raise SamjaxError(
                     f'{images.location(index)}: the memory of the device is full: give fewer --points-per-batch than '
-                    f'{config.points_per_batch}, and the same command goes on'
+                    f'{config.points_per_batch}, then the same command continues'
                 ) from error
             file = mask_formats.write(output_format, output, index, image, records)
             return {'file': file, 'size': image.image_HW3.shape[:2], 'masks': len(records)}

@@ -240,5 +240,5 @@ def _disk_full_as_samjax_error(out: Path) -> Iterator[None]:
         if error.errno not in DISK_FULL:
             raise
         raise SamjaxError(
-            f'{out} cannot be written ({error.strerror}): free some space, and the same command goes on'
+            f'{out} cannot be written ({error.strerror}): free some space, then the same command continues'
         ) from error

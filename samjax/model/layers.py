@@ -185,9 +185,9 @@ softmax.defvjp(_softmax, _softmax_gradient)
 
 
 def dropout(x_B: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
-    """Zeroes a fraction `rate` of the entries and scales up the rest; each image (first axis) draws with its own key.
+    """Zeroes a fraction `rate` of the entries and scales up the rest; each image (first axis) has its own key.
 
-    So what is drawn does not depend on how images are distributed over devices.  The identity without keys.
+    So the result does not depend on how images are distributed over devices.  The identity without keys.
     """
     if keys_B is None or rate == 0:
         return x_B

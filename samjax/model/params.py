@@ -28,7 +28,7 @@ def abstract_state(
 
 
 def init_params(config: SamConfig, seed: int) -> tuple[nnx.State, nnx.State]:
-    """(params, buffers) drawn from the seed."""
+    """(params, buffers) initialized from the seed."""
     _, params, buffers = nnx.split(Sam(config, nnx.Rngs(seed)), nnx.Param, Buffer)
     return params, buffers
 

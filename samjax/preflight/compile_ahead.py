@@ -38,9 +38,9 @@ class PreflightReport:
     images: int  # on a chip, or on the group of chips along the mesh axis 'tensor'
     parameters: int
     compile_seconds: float
-    arguments: int  # bytes: parameters, optimiser state and batch
-    peak: int | None  # bytes of memory at most, arguments included; None: unknown, as the program does not fit
-    refusal: str | None  # the compiler's message, if the program does not fit
+    arguments: int  # bytes: parameters, optimizer state and batch
+    peak: int | None  # bytes of memory at most, arguments included; None: unknown, as the step does not fit
+    refusal: str | None  # the compiler's message, if the step does not fit
     step_flops: float  # of all chips
     sent: list[collectives.Collective]
     steps: int  # of the whole run
@@ -63,7 +63,7 @@ class PreflightReport:
         if self.refusal is None:
             lines += [
                 f'memory       {self.peak / GIB:.2f} of {spec.usable / GIB:.2f} GiB per chip at most, '
-                f'{self.arguments / GIB:.2f} of it parameters, optimiser state and batch',
+                f'{self.arguments / GIB:.2f} of it parameters, optimizer state and batch',
             ]
             lines += [
                 f'{row.kind:<12} {row.bytes / GIB:.3f} GiB received per chip in {row.count} operation(s)'
@@ -81,7 +81,7 @@ class PreflightReport:
         hours = ', '.join(
             f'{format_duration(floor / fraction * self.steps)} at {fraction:.0%}' for fraction in UTILIZATIONS
         )
-        lines.append(f'whole run    {self.steps:,} steps: {hours} utilisation')
+        lines.append(f'whole run    {self.steps:,} steps: {hours} utilization')
         lines.append(self.verdict())
         return lines
 
@@ -107,16 +107,16 @@ class PreflightReport:
 def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) -> PreflightReport:
     """Compiles the training step of `config` for `slices` of `topology`, such as 'v5e:16x16'.
 
-    save: a file for the compiled program, which JAX of the same version can load.
+    save: a file for the compiled step, which JAX of the same version can load.
 
     Raises:
         SamjaxError: the topology is not known, or the config does not fit it.
     """
     devices = describe(topology, slices)
-    compiled = build(config, devices)
-    batch = abstract_batch(config, compiled)
+    train_step = build(config, devices)
+    batch = abstract_batch(config, train_step)
     begun = time.perf_counter()
-    lowered = compiled.step.lower(compiled.state, batch)
+    lowered = train_step.step.lower(train_step.state, batch)
     compiled, refusal, peak = None, None, None
     try:
         compiled = lowered.compile()
@@ -125,7 +125,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
         if refusal is None:
             raise
     seconds = time.perf_counter() - begun
-    arguments, sent = bytes_per_device((compiled.state, batch)), []
+    arguments, sent = bytes_per_device((train_step.state, batch)), []
     if compiled is not None:
         memory = compiled.memory_analysis()
         arguments, peak = memory.argument_size_in_bytes, memory.peak_memory_in_bytes
@@ -133,14 +133,14 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
         if save:
             with open(save, 'wb') as file:
                 pickle.dump(serialize_executable.serialize(compiled), file)
-    images = config.train.batch_size * compiled.mesh.shape['tensor'] // compiled.mesh.size
-    per_image = flops.train_flops(compiled.model, config.data.max_objects, config.prompts.rounds)
+    images = config.train.batch_size * train_step.mesh.shape['tensor'] // train_step.mesh.size
+    per_image = flops.train_flops(train_step.model, config.data.max_objects, config.prompts.rounds)
     return PreflightReport(
         chip=devices[0].device_kind,
-        chips=compiled.mesh.size,
-        mesh=dict(compiled.mesh.shape),
+        chips=train_step.mesh.size,
+        mesh=dict(train_step.mesh.shape),
         images=images,
-        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(compiled.state.params)),
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(train_step.state.params)),
         compile_seconds=seconds,
         arguments=arguments,
         peak=peak,

@@ -9,8 +9,8 @@ import time
 class Progress:
     """One line on stderr: count, rate and time left.
 
-    A terminal has one line that is written anew each second, a log file gets a new line each minute; `interval` has
-    that in s.  A context manager: leaving it ends the line.
+    In a terminal the line is rewritten every second; a log file gets a new line every minute.  `interval` is that time
+    in s.  A context manager: leaving it ends the line.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Click simulation: masks become the clicks and boxes a user would give, inside jit (paper §A).
 
-Each image draws with a key of its own (`keys_B`), so what is drawn does not depend on how a batch is distributed.
+Each image has its own random key (`keys_B`), so the samples do not depend on how a batch is distributed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ClickSimulation:
 def click_schedule(simulation: ClickSimulation, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """When clicks are added: (adds_K bool, slot_K int32), read after each of the K rounds.
 
-    The first round has the initial prompt and the last never has a new one.  A round between, drawn uniformly, has no
+    The first round has the initial prompt and the last never has a new one.  A round between, sampled uniformly, has no
     new prompt either: it only refines its own mask.
     """
     rounds_K = jnp.arange(simulation.rounds)
@@ -108,7 +108,7 @@ def next_prompts(
 
 
 def error_click(predicted_BNHW, masks_BNHW, content_BHW, keys_B) -> tuple[jax.Array, jax.Array]:
-    """A pixel drawn uniformly from the errors, (x, y) float32, and its true label.
+    """A pixel sampled uniformly from the errors, (x, y) float32, and its true label.
 
     Without errors it is a background pixel, hence a negative click.
     """
@@ -123,9 +123,9 @@ def error_click(predicted_BNHW, masks_BNHW, content_BHW, keys_B) -> tuple[jax.Ar
 
 
 def sample_pixel(masks_BNHW: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """(x, y) float32 of a pixel drawn uniformly from each mask; (0, 0) for an empty one.
+    """(x, y) float32 of a pixel sampled uniformly from each mask; (0, 0) for an empty one.
 
-    Draws the rank of a pixel in row-major order, then finds its row and column: one random number per mask.
+    Samples the rank of a pixel in row-major order, then finds its row and column: one random number per mask.
     """
     rows_BNH = masks_BNHW.sum(3, dtype=jnp.int32)
     ends_BNH = jnp.cumsum(rows_BNH, 2)

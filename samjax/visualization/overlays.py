@@ -19,7 +19,7 @@ from samjax.visualization.panels import LARGE_PANEL, PANEL, Viewport, compose_sh
 
 GOLDEN = 0.618034  # steps of hue that stay apart however many there are
 TINT = 0.45  # of a mask's colour, over the image
-SHEET_LEGEND = 'every mask has a colour of its own; small ones lie on large ones'
+SHEET_LEGEND = 'each mask has its own colour; small masks are drawn over large ones'
 PREDICTION_LEGEND = 'blue: prediction    green, red dots: points on the object, on the background    white: box'
 
 

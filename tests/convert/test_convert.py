@@ -277,7 +277,7 @@ def test_broken_files_are_one_sentence(pth, tmp_path, spoil, message):
 def test_cut_safetensors_is_one_sentence(sam, tmp_path):
     save_file(sam.state_dict(), tmp_path / 'sam.safetensors')
     cut(tmp_path / 'sam.safetensors')
-    with pytest.raises(SamjaxError, match='sam.safetensors is not a whole safetensors file'):
+    with pytest.raises(SamjaxError, match='sam.safetensors is not a complete safetensors file'):
         convert_to(tmp_path / 'sam.safetensors', tmp_path / 'run')
 
 

@@ -132,14 +132,16 @@ def test_damaged_file_is_one_sentence(tmp_path):
             embeddings.read(tmp_path / 'x.npz')
     for content in (data[: len(data) // 2], bytes(flipped)):
         (tmp_path / 'x.npz').write_bytes(content)
-        with pytest.raises(SamjaxError, match=r'x.npz is no whole .npz of `samjax embed` .*: embed the image again$'):
+        with pytest.raises(
+            SamjaxError, match=r'x.npz is no complete .npz of `samjax embed` .*: embed the image again$'
+        ):
             embeddings.read(tmp_path / 'x.npz')
     for arrays, message in (
-        ({'a': np.ones(3)}, 'no whole .npz'),
-        (pickled, 'no whole .npz'),
+        ({'a': np.ones(3)}, 'no complete .npz'),
+        (pickled, 'no complete .npz'),
         (vars(embedding) | {'size': np.array([3, -1])}, 'not what `samjax embed` writes'),
         (vars(embedding) | {'frame': np.array([3])}, 'not what `samjax embed` writes'),
-        (vars(embedding) | {'original': np.array(3)}, 'no whole .npz'),
+        (vars(embedding) | {'original': np.array(3)}, 'no complete .npz'),
         (vars(embedding) | {'embed_hwC': np.ones((4, 6), np.float32)}, 'not what `samjax embed` writes'),
     ):
         np.savez(tmp_path / 'x.npz', **arrays)

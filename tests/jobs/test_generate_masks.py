@@ -103,7 +103,7 @@ def test_output_is_a_data_set_without_fault(images, tmp_path, model, rectangles,
         'images: 4; 4 can be used, 0 have no mask, 0 are invalid',
         'masks: 9; least, median and most per image: 1, 2, 3',
     ]
-    assert lines[-2].startswith('all of them by name')
+    assert lines[-2].startswith('all causes with names')
     assert not [line for line in lines if 'left out' in line]
     assert not caplog.records
     if form == 'coco':
@@ -172,7 +172,7 @@ def test_full_disk_is_one_sentence_and_the_same_command_goes_on(images, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, 'replace', full)
         with pytest.raises(
-            SamjaxError, match=r'out cannot be written \(No space left on device\): free some space, and'
+            SamjaxError, match=r'out cannot be written \(No space left on device\): free some space, then'
         ):
             generate_masks([str(images)], model, tmp_path / 'out', form, SETTINGS, devices=1)
     assert (tmp_path / 'out' / HIDDEN).is_dir()

@@ -120,7 +120,9 @@ def test_commands_of_the_guide_parse():
 
 def test_commands_name_options_that_exist():
     texts = BLOCKS + [path.read_text() for path in FILES]
-    commands = [command for text in texts for command in re.findall(r'\btrain\.py((?:\\\n|.)*)', text)]
+    commands = [
+        command for text in texts for command in re.findall(r'\b(?:train\.py|samjax train)\b((?:\\\n|.)*)', text)
+    ]
     options = [re.findall(r'(?<!\S)(--[\w.-]+)', command) for command in commands]
     assert sum('--workdir' in names for names in options) >= 9
     for name in sum(options, []):

@@ -325,7 +325,9 @@ def test_groups_of_a_mesh_with_two_axes():
     sides = {'y': 2, 'x': 4}
     assert compiled(lambda x: jax.lax.psum(x, 'x'), sides) == [Collective('all-reduce', 1, 2 * 3 * SHARD // 4, 0)]
     assert compiled(lambda x: jax.lax.psum(x, 'y'), sides) == [Collective('all-reduce', 1, 2 * 1 * SHARD // 2, 0)]
-    assert compiled(lambda x: jax.lax.psum(x, ('y', 'x')), sides) == [Collective('all-reduce', 1, 2 * 7 * SHARD // 8, 0)]
+    assert compiled(lambda x: jax.lax.psum(x, ('y', 'x')), sides) == [
+        Collective('all-reduce', 1, 2 * 7 * SHARD // 8, 0)
+    ]
 
 
 def test_loops_of_programs():
@@ -353,4 +355,7 @@ def test_loop_that_data_ends():
             lambda x: jax.lax.pmax(x.max(), 'x') < 9, lambda x: jax.lax.ppermute(x, 'x', ROUND), x
         )
 
-    assert compiled(f, {'x': 8}) == [Collective('all-reduce', 1, 2 * 7 * 4 // 8, 1), Collective('collective-permute', 1, SHARD, 1)]
+    assert compiled(f, {'x': 8}) == [
+        Collective('all-reduce', 1, 2 * 7 * 4 // 8, 1),
+        Collective('collective-permute', 1, SHARD, 1),
+    ]

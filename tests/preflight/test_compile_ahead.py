@@ -27,7 +27,7 @@ def test_report_in_words():
     lines = REPORT.lines()
     assert lines[0] == ('256 x TPU v5 lite, mesh data 16 x fsdp 16 x tensor 1, 4 image(s) per chip, compiled in 100 s')
     assert (
-        lines[2] == 'memory       7.00 of 15.75 GiB per chip at most, 1.00 of it parameters, optimiser state and batch'
+        lines[2] == 'memory       7.00 of 15.75 GiB per chip at most, 1.00 of it parameters, optimizer state and batch'
     )
     assert lines[-3] == 'computation  5043 TFLOP per step, 19.7 per chip: 0.100 s at peak'
     # .1 s / .4 x 90,000 = 6.25 h

@@ -24,9 +24,9 @@ from samjax.masks import rle
 from samjax.storage import digest
 from samjax.storage.walk import list_files
 
-MAX_OUTLINE = 4_000_000  # px; pycocotools takes 80 bytes for each, and no outline that people draw is near
+MAX_OUTLINE = 4_000_000  # px; pycocotools takes 80 bytes for each, far more than any annotated outline has
 LISTS = ('images', 'annotations')
-REMEDY = "data.path must name a whole file in COCO's form, with images and annotations"
+REMEDY = "data.path must name a complete file in COCO's format, with images and annotations"
 
 
 def is_coco(path: pathlib.Path) -> bool:

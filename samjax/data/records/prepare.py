@@ -267,7 +267,7 @@ def _show_progress(title: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
 
 
 class WorkState:
-    """How much of the tasks is done, as their files in the work folder tell."""
+    """How much of the tasks is done, according to their files in the work folder."""
 
     def __init__(self, tasks: Sequence[ShardTask]):
         self._tasks = tasks

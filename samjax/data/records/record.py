@@ -43,7 +43,7 @@ def make_record(item: Item) -> tuple[dict, dict[str, int]]:
     A record has image (an encoded JPEG or PNG), name, height and width in px of the upright image, orientation (EXIF's
     1 .. 8: how the stored pixels are to be transformed), and annotations: a list of size (height, width), counts
     (compressed RLE), area in px as counted from the RLE, and the scores predicted_iou and stability_score, which are
-    1 where the data set has none, as for masks made by people.
+    1 where the data set has none, as for manually annotated masks.
 
     Raises:
         InvalidExample: the image or a mask is invalid, whatever the bytes are.

@@ -48,7 +48,7 @@ class CocoImages:
     def __getitem__(self, index: int) -> np.ndarray:
         """uint8 RGB (H, W, 3).  Raises SamjaxError if the file is damaged or has another size than the JSON says."""
         item = self._items[index]
-        image_HW3 = read_image(item.path)
+        image_HW3 = read_image(item.path, orientation=1)  # sizes and masks of the JSON are for the pixels as stored
         if item.size and image_HW3.shape[:2] != item.size:
             raise SamjaxError(
                 f'{item.path} has {image_HW3.shape[0]} x {image_HW3.shape[1]} px, the JSON says '

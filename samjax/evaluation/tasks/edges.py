@@ -1,6 +1,6 @@
 """Zero-shot edge detection (arXiv 2304.02643, section 7.2 and appendix D.2).
 
-The paper leaves two things open: here probabilities are smoothed by a Gaussian of 3 x 3 px before the last thinning,
+The paper leaves two details open: here probabilities are smoothed by a Gaussian of 3 x 3 px before the last thinning,
 and thinning keeps a pixel that is a maximum across the edge, as Canny's does.
 """
 

@@ -146,9 +146,7 @@ class Block(nnx.Module):
         self.norm1 = LayerNorm(config.width, 1e-6, runtime.dtype)
         self.attention = GridAttention(config, grid, runtime, rngs)
         self.norm2 = LayerNorm(config.width, 1e-6, runtime.dtype)
-        self.mlp = Mlp(
-            (config.width, 4 * config.width, config.width), gelu, runtime.dtype, rngs
-        )
+        self.mlp = Mlp((config.width, 4 * config.width, config.width), gelu, runtime.dtype, rngs)
 
     def __call__(self, x_BhwD: jax.Array, rate: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
         """rate: of the images, drawn with their keys, whose residual branches are dropped."""

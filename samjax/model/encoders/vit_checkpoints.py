@@ -57,7 +57,7 @@ HUGGING_FACE = KeyLayout(
     channels='vision_encoder.neck.conv1.weight',
 )
 MAE = KeyLayout("MAE's", positions='pos_embed', patches='patch_embed.proj.weight', block='blocks.{}.', channels=None)
-MAE_MARK = 'cls_token'  # what tells MAE's names from the others', which end alike
+MAE_MARK = 'cls_token'  # only MAE's checkpoints have it; other names end alike
 # Parts of MAE's checkpoints that SAM has no use for.
 MAE_UNUSED = re.compile(r'cls_token|mask_token|norm\.(weight|bias)|fc_norm\..*|head\..*|decoder_.*')
 
@@ -110,7 +110,7 @@ def mae_name(key: CheckpointKey) -> str | None:
 
 
 def recognized_sizes(layout: KeyLayout, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """width, depth, and where the layout tells them patch_size, embed_dim and num_heads of the encoder in `arrays`."""
+    """width, depth, and if the layout has them patch_size, embed_dim and num_heads of the encoder in `arrays`."""
     patches, depth = arrays[layout.patches], 0
     while any(key.startswith(layout.block.format(depth)) for key in arrays):
         depth += 1
