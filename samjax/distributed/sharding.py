@@ -132,7 +132,7 @@ def spec(path, shape: tuple[int, ...], mesh: Mesh, rules: ParamRules) -> Partiti
         divisible = [i for i, side in enumerate(shape) if axes[i] is None and side % mesh.shape[FSDP] == 0]
         if divisible:
             axes[max(divisible, key=lambda i: shape[i])] = FSDP
-    return PartitionSpec(*axes)
+    return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
 def state_shardings(state, mesh: Mesh, rules: ParamRules):

@@ -202,7 +202,7 @@ def test_two_way_transformer(wide):
         image_hwC.reshape(1, 1, 35, 32),
         positions_hwC.reshape(35, 32),
         None,
-        wanted=9,
+        num_outputs=9,
     )
     assert_equal(actual_tokens[0], tokens, COMPOSED)
     assert_equal(actual_image[0], image, COMPOSED)
