@@ -1,0 +1,1 @@
+"""A run on disk: its config, and its parameters in Orbax checkpoints."""

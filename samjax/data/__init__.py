@@ -1,0 +1,1 @@
+"""Data sets: formats on disk, ArrayRecord files, synthetic scenes, and the training input."""

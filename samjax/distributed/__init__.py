@@ -1,0 +1,1 @@
+"""Several devices and processes: start-up, mesh and sharding, and work that is mapped over them."""

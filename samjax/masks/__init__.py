@@ -1,0 +1,1 @@
+"""Masks: run lengths, packed bits, boxes and NMS, IoU, regions, resizing."""

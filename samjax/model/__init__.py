@@ -1,0 +1,1 @@
+"""The model; it needs only JAX and Flax."""

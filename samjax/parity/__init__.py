@@ -1,0 +1,1 @@
+"""Meta's own PyTorch model, and how much ours differs from it."""

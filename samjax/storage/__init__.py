@@ -1,0 +1,1 @@
+"""Files: atomic writes, digests, folder walks, locks, progress; one mechanism each."""

@@ -1,0 +1,1 @@
+"""Training: click simulation, losses, optimizer, step, loop, checkpoints and logs."""

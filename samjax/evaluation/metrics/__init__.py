@@ -1,0 +1,1 @@
+"""Scores of the evaluation: boundaries, average precision and recall, means and correlations."""

@@ -1,0 +1,1 @@
+"""What an evaluation shows: an HTML file, figures of scores, and masks over images."""

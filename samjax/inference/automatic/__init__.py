@@ -1,0 +1,1 @@
+"""Automatic mask generation: masks of all objects in an image."""

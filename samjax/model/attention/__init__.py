@@ -1,0 +1,1 @@
+"""Attention with relative positions: the definition, and faster functions for each platform."""

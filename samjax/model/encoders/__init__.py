@@ -1,0 +1,1 @@
+"""Image encoders, and what training and conversion need to know about each."""
