@@ -96,8 +96,8 @@ def test_small_grids_are_a_single_block_on_tpus(monkeypatch):
 
 
 @pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
-@pytest.mark.parametrize(('side', 'batch'), [(14, 25), (64, 1)], ids=['windowed', 'global'])
-def test_kernels_compile_for_tpus_and_no_logits_exist(side, batch, topology):
+@pytest.mark.parametrize(('side', 'batch', 'gib'), [(14, 25, 0.35), (64, 1, 0.3)], ids=['windowed', 'global'])
+def test_kernels_compile_for_tpus_and_no_logits_exist(side, batch, gib, topology):
     """ViT-H, forward and backward: 16 heads of 4096 x 4096 logits would take .5 GiB in bfloat16, of windows .03."""
     sharding = SingleDeviceSharding(describe(topology, 1)[0])
     arrays = jax.eval_shape(lambda: draw(batch, 16, side, side, 80, jnp.bfloat16))
@@ -107,7 +107,7 @@ def test_kernels_compile_for_tpus_and_no_logits_exist(side, batch, topology):
     assert compiled.as_text().count('tpu_custom_call') >= 2
     for logits in (f'[{batch * 16},{side**2},{side**2}]', f'[{batch},16,{side},{side},{side},{side}]'):
         assert logits not in compiled.as_text()
-    assert compiled.memory_analysis().temp_size_in_bytes < 0.3 * 2**30
+    assert compiled.memory_analysis().temp_size_in_bytes < gib * 2**30
 
 
 def both(attend, arrays, weight):
