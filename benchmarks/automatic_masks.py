@@ -2,9 +2,9 @@
 
     python -m benchmarks.automatic_masks [--size vit_b] [--repeats 3] [--height 1024 --width 1024] [--crops 0]
 
-Weights are random, so the thresholds are set such that half of the masks pass that of predicted IoU and about 100 of
-these that of stability.  NMS removes none, as all random masks have the same box.  Each side runs in its own process,
-whose peak memory is reported.  Prints a table with the seconds of each stage, and a line of JSON.
+Weights are random, so the thresholds are set such that half of the masks pass the threshold of predicted IoU, and about
+100 of these pass that of stability.  NMS removes none, as all random masks have the same box.  Each side runs in its
+own process, whose peak memory is reported.  Prints a table with the seconds of each stage, and a line of JSON.
 """
 
 from __future__ import annotations

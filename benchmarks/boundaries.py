@@ -1,9 +1,10 @@
-"""BSDS500's boundary benchmark on human annotators and on the edge detectors of Sobel and Canny.
+"""BSDS500's boundary benchmark, applied to human annotators and to the edge detectors of Sobel and Canny.
 
     python -m benchmarks.boundaries DIR [--out DIR] [--num-workers 2] [--images 100]
 
 DIR holds images, as BSDS500/data/images/test does; their .mat files are in DIR/../groundTruth/NAME_OF_DIR or in
---ground-truth.  The boundaries of an annotator are scored against those of all other annotators of the image.
+--ground-truth, for this folder BSDS500/data/groundTruth/test.  The boundaries of an annotator are scored against those
+of all other annotators of the image.
 Published scores on the test images: humans .80, Sobel .539, Canny .600.
 """
 

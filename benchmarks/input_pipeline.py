@@ -1,4 +1,4 @@
-"""Cost of a training example of SA-1B's size in seconds of a CPU core, beside a straightforward baseline.
+"""Cost of a training example of SA-1B's size in core-seconds, compared with a straightforward baseline.
 
     python -m benchmarks.input_pipeline [--examples 64] [--out results.json]
 
@@ -145,7 +145,7 @@ def baseline_example(image: bytes, text: str, rng: np.random.Generator):
 
 
 def hosts(core_seconds: float) -> list[str]:
-    """A Markdown table: how busy the loader keeps the hosts of 256 chips that train with an image each."""
+    """A Markdown table: how busy the loader keeps the hosts of 256 chips that train with one image each."""
     lines = [
         f'| model | chip | step at 40 % of the peak | cores kept busy | hosts needed, of {CHIPS // 4} |',
         '|---|---|---|---|---|',

@@ -1,4 +1,4 @@
-"""Recall of automatic masks: the fraction of annotated objects among them, for several settings of the generator.
+"""Recall of automatic masks: the fraction of annotated objects that they match, for several settings of the generator.
 
     python -m benchmarks.recall RUN DIR [--images 100] [--iou 0.6] [--stability 0.6]
 

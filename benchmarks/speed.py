@@ -70,11 +70,11 @@ OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One cell of the table."""
+    """A row of the table."""
 
-    row: str  # of UNITS
+    row: str  # key of UNITS
     side: str
-    size: str  # row of samjax.model.config.SIZES, or size of the image
+    size: str  # key of samjax.model.config.SIZES, or size of the image
     dtype: str
     count: int  # images, prompts, or objects of the image in a training step
     repeats: int  # measurements
@@ -160,7 +160,7 @@ def run_in_subprocess(case: Case, cache: str) -> dict:
     if missing:
         return {'failed': f'{missing[0]} is not installed'}
     environment = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
-    if case.row == 'compilation':  # the second case finds the cache of the first
+    if case.row == 'compilation':  # the second case uses the cache that the first wrote
         environment |= {'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     command = [sys.executable, '-m', 'benchmarks.speed', '--case', json.dumps(dataclasses.asdict(case))]
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -386,7 +386,7 @@ def jax_function(case: Case, framework: Jax) -> Callable[[], None]:
 
 
 def torch_function(case: Case, framework: Torch) -> Callable[[], None]:
-    """The same with a peer."""
+    """A function that runs the case once with a peer and waits for the result."""
     import torch
 
     from samjax.model.config import SIZES
@@ -444,7 +444,7 @@ def torch_function(case: Case, framework: Torch) -> Callable[[], None]:
 
 
 def huggingface_sam(config):
-    """The image encoder of transformers, under the name of Meta's."""
+    """The image encoder of transformers, as the method `image_encoder`, its name in Meta's code."""
     import torch
     from transformers import SamVisionConfig, SamVisionModel
 

@@ -1,4 +1,4 @@
-"""Our training step beside a plain PyTorch step with Meta's modules, with the same weights and batch.
+"""Our training step compared with a plain PyTorch step of Meta's modules, with the same weights and batch.
 
     python -m benchmarks.torch_step [--size vit_xs] [--images 1] [--objects 8] [--rounds 11] [--repeats 5] [--check]
 
@@ -102,7 +102,7 @@ def samjax_config(options: argparse.Namespace):
 
 
 def random_batch(frame: tuple[int, int], images: int, objects: int) -> Batch:
-    """Images of smooth colours in the upper three quarters of the frame, with discs as masks, all valid."""
+    """Images of smooth colours in the upper three quarters of the model input, with discs as masks, all valid."""
     from samjax.parity.verify import random_image
 
     rng = np.random.default_rng(0)
@@ -214,8 +214,8 @@ class Image(NamedTuple):
     """An image of a batch with its objects, or with a chunk of them."""
 
     masks_NHW: torch.Tensor  # bool, of its valid objects
-    content_HW: torch.Tensor  # bool, False on the padding of the frame
-    height: int  # of the image inside the frame
+    content_HW: torch.Tensor  # bool, False on the padding of the model input
+    height: int  # of the image inside the model input, px
     width: int
 
 

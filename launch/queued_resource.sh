@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU slices from the capacity queue: waits for them, starts by itself, comes back after preemption.
+# Trains on Cloud TPU slices as queued resources: starts when they are available, and again after preemption.
 #
 #   export PROJECT=my-project ZONE=us-west4-a TYPE=v5litepod-256 SLICES=1 NFS=10.0.0.2:/share BUCKET=gs://my-bucket
 #   launch/queued_resource.sh create --config.train.num_steps=1000  # queues; the hosts start to train when they boot

@@ -28,8 +28,8 @@ WORKDIR=${WORKDIR:-$SHARED/runs/$NAME}
 PYTHON=${PYTHON:-.venv/bin/python}
 
 cd "$SLURM_SUBMIT_DIR"
-unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY             # the processes would look for each other there
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"           # srun does not take it from sbatch
+unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY             # connections between the processes would go there
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"           # srun does not inherit it from sbatch
 export PYTHONUNBUFFERED=1
 
 # The first process that ends must not take the others down at once (--kill-on-bad-exit=0): they may be saving.
@@ -38,7 +38,7 @@ code=0
 srun --kill-on-bad-exit=0 --wait=120 "$PYTHON" train.py --config "$CONFIG" --workdir "$WORKDIR" \
   --config.data.path="$DATA" --config.data.cache="$CACHE" --distributed --start-timeout 600 "$@" || code=$?
 
-if [ "$code" = 75 ]; then  # asked to stop, and saved
+if [ "$code" = 75 ]; then  # stopped by SIGTERM, and saved
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

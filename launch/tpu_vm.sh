@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on one Cloud TPU slice over ssh: a systemd service on every host, which lives on when the ssh ends.
+# Trains on one Cloud TPU slice over ssh: a systemd service on every host, which keeps running when ssh ends.
 #
 #   export PROJECT=my-project ZONE=us-west4-a TYPE=v5litepod-16 NFS=10.0.0.2:/share
 #   launch/tpu_vm.sh create                               # the slice
@@ -63,8 +63,8 @@ on_host() {
   run uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]'
   run systemctl stop samjax 2>/dev/null || true
   run systemctl reset-failed samjax 2>/dev/null || true
-  # Started again 30 s after any end but success and `systemctl stop`, at most ten times an hour.  Port 8476: the
-  # port that JAX would take is closed between the hosts of some slices.
+  # It is restarted 30 s after it ends, unless by success or `systemctl stop`, at most ten times an hour.  Port 8476,
+  # because JAX's default port is closed between the hosts of some slices.
   run systemd-run --unit=samjax --working-directory="$PWD" \
     --setenv=HOME=/root --setenv=PYTHONUNBUFFERED=1 --setenv=JAX_COORDINATOR_PORT=8476 \
     -p Restart=on-failure -p RestartSec=30 -p StartLimitIntervalSec=3600 -p StartLimitBurst=10 \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster that xpk made: `pip install xpk`, kubectl, gcloud and docker are needed here.
+# Trains on a GKE cluster that xpk made.  This machine needs `pip install xpk`, kubectl, gcloud and docker.
 #
 #   export PROJECT=my-project ZONE=us-west4-a CLUSTER=my-cluster TYPE=v5litepod-256 SLICES=1
 #   launch/xpk.sh image                                # builds this folder as IMAGE and pushes it
@@ -18,7 +18,7 @@ SLICES=${SLICES:-1}
 IMAGE=${IMAGE:-us-docker.pkg.dev/$PROJECT/samjax/samjax:latest}
 STORAGE=${STORAGE:-samjax}         # a storage that xpk attached to the cluster, see docs/launch.md
 MAX_RESTARTS=${MAX_RESTARTS:-20}
-RESTART_ON=${RESTART_ON:-1,75}     # 75: asked to stop, and saved; 1: an error, such as a host that lost another
+RESTART_ON=${RESTART_ON:-1,75}     # 75: stopped by SIGTERM, and saved; 1: an error, such as a lost host
 PRIORITY=${PRIORITY:-medium}
 CONFIG=${CONFIG:-configs/sa1b_vit_b.py}
 SHARED=${SHARED:-/mnt/samjax}      # where STORAGE is mounted

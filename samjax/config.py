@@ -23,27 +23,27 @@ def get_config() -> ConfigDict:
 
     # Model
     c.model = ConfigDict()
-    c.model.size = 'vit_b'  # a row of samjax.model.sam.SIZES
-    c.model.image_size = (1024, 1024)  # height, width of the model input in px; multiples of the row's patch size
+    c.model.size = 'vit_b'  # a key of samjax.model.config.SIZES
+    c.model.image_size = (1024, 1024)  # height, width of the model input in px; multiples of the model's patch size
     c.model.dtype = 'bfloat16'  # of activations; parameters, softmax, LayerNorm and losses stay float32
-    c.model.drop_path = 0.6  # at the last block, linear from 0 at the first
-    c.model.dropout = 0.1  # of the mask decoder's sub-layers
-    c.model.remat = 'full'  # what the backward pass recomputes of an encoder block; 'attention' and 'matmuls' store
-    # more of it in memory, 'none' all of it: see samjax.model.encoders.vit.REMAT
+    c.model.drop_path = 0.6  # rate at the last encoder block, linear from 0 at the first
+    c.model.dropout = 0.1  # rate in the mask decoder's sub-layers
+    c.model.remat = 'full'  # the backward pass recomputes all activations of encoder blocks; 'attention' and 'matmuls'
+    # store some of them, 'none' stores all: see samjax.model.encoders.vit.REMAT
 
     # Data
     c.data = ConfigDict()
     c.data.path = 'scenes'  # images with masks in any format of docs/data.md, or 'scenes' for synthetic ones
     c.data.mix = ()  # more data sets: ((path, weight), ..); weight 10: each image is shown 10 times as often as an
     # image of data.path (paper, 7.6: manually annotated masks are oversampled this way)
-    c.data.eval_path = 'scenes'  # the same for evaluation
+    c.data.eval_path = 'scenes'  # like data.path, for evaluation
     c.data.cache = '~/.cache/samjax'  # folder where data sets are prepared as ArrayRecord
-    c.data.max_invalid_fraction = 0.01  # of images that may be unreadable before preparation stops
+    c.data.max_invalid_fraction = 0.01  # of images; preparation stops if more are unreadable
     c.data.max_objects = 64  # masks sampled per image and step
-    c.data.max_area_fraction = 0.9  # of the image; larger masks are not sampled (paper, appendix A)
-    c.data.flip = 'none'  # or 'horizontal', or 'any' of the eight symmetries of a square (microscopy, aerial)
-    c.data.scale_jitter = (1.0, 1.0)  # (min, max) random size relative to the model input; (0.1, 2.0) is large-scale
-    # jitter (paper, appendix A: for training on manually annotated masks only)
+    c.data.max_area_fraction = 0.9  # of the image area; larger masks are not sampled (paper, appendix A)
+    c.data.flip = 'none'  # or 'horizontal', or 'any' of the eight symmetries of a square (microscopy, aerial images)
+    c.data.scale_jitter = (1.0, 1.0)  # (min, max) of a random size relative to the model input; (0.1, 2.0) is
+    # large-scale jitter (paper, appendix A: only for training on manually annotated masks)
     c.data.num_workers = 4  # loader processes; 0 reads in the training process
     c.data.prefetch = 2  # batches each worker prepares ahead
     c.data.synthetic_train_images = 100_000  # of 'scenes' only
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     c.prompts.box_noise = 'gaussian'  # or 'uniform'
     c.prompts.box_noise_fraction = 0.1  # of the box side: standard deviation, or half-width of 'uniform'
     c.prompts.box_noise_max = 20.0  # px of the model input
-    c.prompts.stop_mask_gradient = False  # no gradient through the logits fed back as mask prompt
+    c.prompts.stop_mask_gradient = False  # True: no gradient through the logits fed back as mask prompt
     c.prompts.objects_per_chunk = 8  # objects per image simulated at once; bounds memory
 
     # Loss
@@ -66,9 +66,9 @@ def get_config() -> ConfigDict:
     c.loss.iou = 1.0
     c.loss.focal_alpha = 0.25
     c.loss.focal_gamma = 2.0
-    c.loss.resolution = 'input'  # logits are upsampled to the model input; 'low_res' shrinks the masks instead
+    c.loss.resolution = 'input'  # logits are upsampled to the model input; 'low_res': masks are downsampled instead
     c.loss.padding = 'exclude'  # or 'include' the padded part of the model input
-    c.loss.iou_supervision = 'selected'  # the lowest-loss mask only, or 'all'
+    c.loss.iou_supervision = 'selected'  # of the mask with the lowest loss only; 'all': of all masks
 
     # Optimizer
     c.optimizer = ConfigDict()
@@ -76,19 +76,19 @@ def get_config() -> ConfigDict:
     c.optimizer.lr = 8e-4  # peak
     c.optimizer.warmup_steps = 250  # linear
     c.optimizer.milestones = (120_000, 173_333)  # steps at which lr is divided by 10
-    c.optimizer.timescale = 0  # steps; lr falls with 1 / sqrt(1 + steps after warm-up / timescale); 0 never
-    c.optimizer.cooldown = (0, 0)  # (first, last) step between which lr falls linearly to 0; (0, 0) never
+    c.optimizer.timescale = 0  # steps; lr decays as 1 / sqrt(1 + steps after warm-up / timescale); 0: no such decay
+    c.optimizer.cooldown = (0, 0)  # (first, last) step between which lr falls linearly to 0; (0, 0): none
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.999
     c.optimizer.weight_decay = 0.1
-    c.optimizer.weight_decay_on = 'kernels'  # not on norms, biases, embeddings, positions; or 'all'
+    c.optimizer.weight_decay_on = 'kernels'  # not norms, biases, embeddings and positions; 'all': these too
     c.optimizer.layer_decay = 0.6  # lr factor from one encoder block to the one before
-    c.optimizer.clip_norm = 0.0  # global gradient norm; 0 does not clip
+    c.optimizer.clip_norm = 0.0  # maximum of the global gradient norm; 0: no clipping
 
-    # Devices: see samjax.distributed.sharding for the axes.  Their product is the number of devices; 0 is automatic.
+    # Devices: see samjax.distributed.sharding for the axes.  Their product is the number of devices.
     c.mesh = ConfigDict()
     c.mesh.data = 0  # 0: what the other two leave
-    c.mesh.fsdp = 0  # 0: the devices along a side of a TPU slice, or in a process, as far as they divide the width
+    c.mesh.fsdp = 0  # 0: devices along the longest side of a TPU slice, or in a process, as far as they divide width
     c.mesh.tensor = 1
 
     # Training
@@ -101,18 +101,18 @@ def get_config() -> ConfigDict:
     c.train.save_every = 1000  # steps
     c.train.max_to_keep = 3  # newest checkpoints kept
     c.train.max_skipped = 10  # consecutive steps that may be skipped because loss or gradient is not finite
-    c.train.profile_steps = (0, 0)  # (first, last) step of a profiler trace in WORKDIR/profile; (0, 0) none
+    c.train.profile_steps = (0, 0)  # (first, last) step of a profiler trace in WORKDIR/profile; (0, 0): none
     c.train.eval_every = 5000  # steps
-    c.train.eval_max_images = 0  # evaluated during training; 0 is all
-    c.train.eval_max_objects = 0  # per image evaluated during training; 0 is all
+    c.train.eval_max_images = 0  # evaluated during training; 0: all
+    c.train.eval_max_objects = 0  # per image, evaluated during training; 0: all
 
     # Evaluation
     c.eval = ConfigDict()
     c.eval.clicks = (1, 2, 3, 5, 9)  # mIoU is reported after this many clicks
     c.eval.first_click = 'center'  # or 'random'
     c.eval.prompt_batch_size = 64  # prompts decoded at once on each device; bounds memory
-    c.eval.devices = 0  # of each process that evaluate, each its own images; 0 is all
-    c.eval.num_visualizations = 8  # images drawn
+    c.eval.devices = 0  # used by each process; images are distributed over them; 0: all
+    c.eval.num_visualizations = 8  # images drawn with their masks
     c.eval.points_per_side = 64  # of the point grid of the task `proposals`
     return c.lock()
 

@@ -84,7 +84,7 @@ class Predictor:
         """
         if embedding.model != self.digest:
             raise SamjaxError(
-                f'the embedding is of another model (parameters {embedding.model}, frame {embedding.frame}) than this '
+                f'the embedding is of another model (parameters {embedding.model}, input {embedding.frame}) than this '
                 f'({self.digest}, {self.config.image_size}): take that model, or embed the image again with this one'
             )
         frame = Frame(self.config, *embedding.original)
@@ -92,7 +92,7 @@ class Predictor:
         expected = (*self.config.embedding_size, self.config.embed_dim), self.config.image_size, frame.input_size
         if actual != expected:
             raise SamjaxError(
-                'the embedding has shape {}, of a frame of {} px with an image of {} px in it, in place of {}, {} and '
+                'the embedding has shape {}, of a model input of {} px with an image of {} px in it, not {}, {} and '
                 '{}: embed the image again'.format(*actual, *expected)
             )
         embed_1hwC = np.asarray(embedding.embed_hwC[None], self.dtype)

@@ -63,7 +63,7 @@ def verify(arrays: dict[str, np.ndarray], config: SamConfig, sizes=SIZES, prompt
         SamjaxError: segment-anything is not installed, or the frame is not square, as its predictor requires.
     """
     if config.image_size[0] != config.image_size[1]:
-        raise SamjaxError('segment-anything predicts in square frames only: there is nothing to compare with')
+        raise SamjaxError('segment-anything predicts with square model inputs only: there is nothing to compare with')
     package = meta.package()
     import torch
 

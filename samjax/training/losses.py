@@ -21,7 +21,7 @@ class LossConfig:
     iou: float
     focal_alpha: float
     focal_gamma: float
-    resolution: str  # 'frame' or 'low'
+    resolution: str  # 'input' or 'low_res'
     padding: str  # 'exclude' or 'include'
     iou_supervision: str  # 'selected' or 'all'
 

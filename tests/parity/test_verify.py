@@ -50,7 +50,7 @@ def test_without_the_original_it_says_what_to_install(monkeypatch):
 
 
 def test_frames_that_are_not_square_have_no_original():
-    with pytest.raises(SamjaxError, match='square frames only'):
+    with pytest.raises(SamjaxError, match='square model inputs only'):
         verify.verify({}, SIZES['test'])
 
 
