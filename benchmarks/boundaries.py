@@ -2,9 +2,9 @@
 
     python -m benchmarks.boundaries DIR [--out DIR] [--num-workers 2] [--images 100]
 
-DIR holds images, as BSDS500/data/images/test does; their .mat files are in DIR/../groundTruth/NAME_OF_DIR or in
---ground-truth, for this folder BSDS500/data/groundTruth/test.  The boundaries of an annotator are scored against those
-of all other annotators of the image.
+DIR holds images, as BSDS500/data/images/test does; their .mat files are in groundTruth/NAME_OF_DIR beside DIR, or
+beside the folder that DIR is in, or in --ground-truth.  The boundaries of an annotator are scored against those of all
+other annotators of the image.
 Published scores on the test images: humans .80, Sobel .539, Canny .600.
 """
 
@@ -19,6 +19,7 @@ from skimage import feature, filters
 
 from samjax.evaluation.metrics.boundaries import THRESHOLDS, count_all, read_ground_truth, scores
 from samjax.evaluation.report.boundary_plot import draw_precision_recall
+from samjax.evaluation.tasks.edges import find_pairs
 from samjax.images.open import read_image
 
 SOBEL_SIGMA = 1.0  # px; of the Gaussian before the gradient
@@ -29,14 +30,12 @@ CANNY_LOW = 0.4  # of the upper threshold
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('folder', type=pathlib.Path, help='folder of images')
-    parser.add_argument('--ground-truth', type=pathlib.Path, help='folder of .mat files')
+    parser.add_argument('--ground-truth', default='', help='folder of .mat files')
     parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('.'), help='folder for boundaries.png')
     parser.add_argument('--num-workers', type=int, default=2, help='processes')
     parser.add_argument('--images', type=int, help='at most; default: all')
     options = parser.parse_args()
-    truth_folder = options.ground_truth or options.folder.parent / 'groundTruth' / options.folder.name
-    paths = sorted(options.folder.glob('*.jpg'))[: options.images]
-    images = [(path, truth_folder / f'{path.stem}.mat') for path in paths]
+    images = find_pairs(options.folder, options.ground_truth)[: options.images]
     print(f'{"":8}{"ODS":>7}{"OIS":>7}{"AP":>7}{"R50":>7}{"seconds":>9}  {len(images)} images')
     curves = {}
     detect = functools.partial

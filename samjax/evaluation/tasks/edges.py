@@ -44,7 +44,7 @@ CROSS = ndimage.generate_binary_structure(2, 1)
 def edges(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResult:
     """The boundary benchmark on the images at `data.eval_path` that have ground truth of BSDS500."""
     config, path = eval_model.config, eval_model.data.path
-    pairs = _pairs(Path(path).expanduser(), options.ground_truth)
+    pairs = find_pairs(Path(path).expanduser(), options.ground_truth)
     pairs = [pairs[n] for n in choose_subset(len(pairs), options.max_images, np.random.default_rng(eval_model.seed))]
     data_digest = digest.of_contents(file for pair in pairs for file in pair)
     generators = [edge_generator(predictor, config.prompt_batch_size) for predictor in eval_model.predictors]
@@ -67,8 +67,12 @@ def edges(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResu
     return EvalResult({'path': path, 'digest': data_digest}, scores, [table], figures, [gallery])
 
 
-def _pairs(images: Path, ground_truth: str) -> list[tuple[Path, Path]]:
-    """Image and .mat file of the same name; raises SamjaxError if either is missing."""
+def find_pairs(images: Path, ground_truth: str) -> list[tuple[Path, Path]]:
+    """Image and .mat file of the same name.
+
+    images: a folder of .jpg or .png files.  ground_truth: a folder of .mat files; '': the one of BSDS500's layout.
+    Raises SamjaxError if there are no .mat files, or no image for one of them.
+    """
     default = [parent / 'groundTruth' / images.name for parent in (images.parent, images.parent.parent)]
     folders = [Path(ground_truth).expanduser()] if ground_truth else default
     truth = next((folder for folder in folders if any(folder.glob('*.mat'))), None)
