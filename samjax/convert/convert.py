@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 import numpy as np
+from flax import nnx
 
 from samjax.checkpoints import run
 from samjax.config import get_config
@@ -66,6 +67,16 @@ def _px(config: SamConfig) -> str:
 def read(path: pathlib.Path, force: bool) -> tuple[dict[str, np.ndarray], SamConfig, str]:
     """Our path -> array, the architecture, and in words what `path` was."""
     return read_run(path) if run.is_run(path) else read_torch(path, force)
+
+
+def read_states(path: pathlib.Path) -> tuple[SamConfig, nnx.State, nnx.State]:
+    """The architecture, parameters and buffers of whatever `read` reads, in the memory of the host.
+
+    Raises:
+        SamjaxError: there is nothing at `path`, it cannot be read, or it is no SAM.
+    """
+    arrays, config, _ = read(path, force=False)
+    return config, *weights.to_states(arrays, config)
 
 
 def read_torch(path: pathlib.Path, force: bool) -> tuple[dict[str, np.ndarray], SamConfig, str]:

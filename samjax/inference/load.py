@@ -7,7 +7,7 @@ import pathlib
 
 import jax
 
-from samjax.convert import convert, weights
+from samjax.convert import convert
 from samjax.inference.predictor import Predictor
 
 
@@ -20,6 +20,5 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> Predictor:
     Raises:
         SamjaxError: there is nothing at `path`, it cannot be read, or it is no SAM.
     """
-    arrays, config, _ = convert.read(pathlib.Path(path), force=False)
-    params, buffers = jax.device_put(weights.to_states(arrays, config))
-    return Predictor(config, params, buffers, dtype)
+    config, *states = convert.read_states(pathlib.Path(path))
+    return Predictor(config, *jax.device_put(states), dtype)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 import jax
 from flax import nnx
 
-from samjax.convert import convert, weights
+from samjax.convert import convert
 from samjax.inference.predictor import Predictor
 from samjax.model.config import SamConfig, size_name
 from samjax.model.params import digest
@@ -25,8 +25,7 @@ class JobModel(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Of whatever `samjax convert` reads.  Raises SamjaxError if it cannot be read or is no SAM."""
-        arrays, config, _ = convert.read(path, force=False)
-        params, buffers = weights.to_states(arrays, config)
+        config, params, buffers = convert.read_states(path)
         return cls(config, params, buffers, digest(params))
 
     def predictor(self, device: jax.Device) -> Predictor:
