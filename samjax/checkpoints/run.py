@@ -92,10 +92,13 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
     """Makes `workdir` a run whose only checkpoint, at step 0, has these parameters and no optimizer state.
 
     Raises:
-        SamjaxError: the files cannot be written.
+        OSError: there is no room for them.
+        SamjaxError: the files cannot be written for another reason.
     """
     folder = checkpoints_folder(workdir)
     folder.mkdir(parents=True)
+    # When a write fails, TensorStore goes on with the others, and makes a folder again that has been removed.
+    atomic.check_space(folder, sum(x.nbytes for x in jax.tree.leaves((params, buffers))))
     write_config(workdir, config)
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(jax.device_put({'params': params, 'buffers': buffers})),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Raises OSError if `num_bytes` more cannot be written to `folder`."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, 'posix_fallocate'):  # macOS has none
+            os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
 
 
 @contextlib.contextmanager

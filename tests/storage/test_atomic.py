@@ -1,5 +1,7 @@
 import errno
 import os
+import resource
+import signal
 
 import pytest
 
@@ -80,3 +82,19 @@ def test_remove_leaves_the_target_of_a_link(tmp_path):
     atomic.remove(tmp_path / 'link')
     atomic.remove(tmp_path / 'absent')
     assert os.listdir(tmp_path) == ['x']
+
+
+def test_space_is_checked_and_nothing_stays(tmp_path):
+    atomic.check_space(tmp_path, 0)
+    atomic.check_space(tmp_path, 10_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the system refuses more, as it does on a full disk
+    try:
+        atomic.check_space(tmp_path, 4096)
+        with pytest.raises(OSError, match='too large'):
+            atomic.check_space(tmp_path, 4097)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert os.listdir(tmp_path) == []
