@@ -40,7 +40,7 @@ AREAS = {
     'click simulation': ('training/click_simulation', 'training/test_click_simulation'),
     'step': (
         'training/step training/compiled_step',
-        'training/test_step distributed/test_sharding',
+        'training/test_compiled_step training/test_step distributed/test_sharding',
     ),
     'optimizer': ('training/optimizer model/param_rules model/params', 'training/test_optimizer model/test_params'),
     'sharding': (
@@ -58,7 +58,7 @@ AREAS = {
     'model': (
         'model/encoders/vit model/mask_decoder model/prompt_encoder model/layers model/sam model/attention/chunked '
         'model/attention/dense model/attention/tpu model/flops model/encoders/vit_training',
-        'model/test_layers model/test_flops model/test_params model/test_parity model/test_attention',
+        'model/test_layers model/test_flops model/test_params model/test_vit model/test_parity model/test_attention',
     ),
     'data': (
         'data/transforms data/pipeline data/formats/folder data/formats/coco data/formats/sa1b data/formats/coco_json '

@@ -46,7 +46,7 @@ def test_windows_by_hand():
     np.testing.assert_array_equal(vit.merge_windows(windows_Ghw[..., None], (1, 3, 4, 1)), tokens_11hwD)
 
 
-@pytest.mark.parametrize('shape', [(2, 3, 5, 2), (1, 6, 3, 1), (3, 1, 7, 1)])
+@pytest.mark.parametrize('shape', [(2, 7, 5, 2), (1, 6, 3, 1), (3, 1, 7, 1)])
 def test_windows_of_several_images_come_back(shape):
     tokens_BhwD = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     windows_GhwD = vit.split_windows(tokens_BhwD, 3)
