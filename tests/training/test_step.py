@@ -65,6 +65,89 @@ def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
 
 
+def counted_sums(params, buffers, batch, index_B, key):
+    """Gradients of 6 and terms that hold what the function was given."""
+    terms = {'focal': batch.valid_BN.sum() * 1.0, 'dice': index_B.sum() * 1.0, 'iou': jax.random.uniform(key)}
+    return jax.tree.map(lambda p: jnp.full_like(p, 6.0), params), terms
+
+
+def test_update_by_hand(tiny_batch):
+    """Sums over three objects become means; the key is of seed and step; gradient descent with a rate of 0.5."""
+    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
+    tx = optax.sgd(0.5)
+    state = step.TrainState(jnp.int32(7), params, nnx.State({}), tx.init(params), jnp.int32(2))
+    options = {'summed_gradients': counted_sums, 'tx': tx, 'seed': 3}
+    loss = dataclasses.replace(LOSS, focal=10.0, dice=100.0, iou=1000.0)
+    after, metrics = step.train_step(state, tiny_batch, loss=loss, **options)
+    np.testing.assert_allclose(after.params['layer']['kernel'], 0.0)  # 1 - 0.5 * 6 / 3
+    np.testing.assert_allclose(after.params['layer']['bias'], -1.0)
+    assert (int(after.step), int(after.skipped), int(metrics['objects'])) == (8, 0, 3)
+    draw = float(jax.random.uniform(jax.random.fold_in(jax.random.key(3), 7)))
+    terms = {'focal': 1.0, 'dice': 1 / 3, 'iou': draw / 3}
+    for name, value in terms.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6)
+    np.testing.assert_allclose(metrics['loss'], 10 + 100 / 3 + 1000 * draw / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics['grad_norm'], 2 * 6**0.5, rtol=1e-6)  # six gradients of 2
+
+
+def test_accumulated_gradients_are_summed_in_float32_each_image_once(tiny_batch):
+    """256 and then 1 in bfloat16, of the images with these indices."""
+
+    def sums(params, buffers, batch, index_B, key):
+        assert index_B.shape == (2,)
+        value = jnp.where(index_B[0] == 0, 256, 1).astype(jnp.bfloat16)
+        return {'w': value * params['w']}, {'images': batch.size_B2.sum() + 0.0 * key, 'indices': index_B.sum()}
+
+    batch, ones = jax.tree.map(lambda x_B: np.concatenate([x_B, x_B]), tiny_batch), {'w': jnp.ones(3, jnp.bfloat16)}
+    grads, terms = step.accumulate_gradients(sums, 2)(ones, {}, batch, jnp.arange(4), jnp.zeros(()))
+    assert grads['w'].dtype == jnp.float32
+    np.testing.assert_array_equal(grads['w'], [257, 257, 257])
+    assert float(terms['images']) == 2 * tiny_batch.size_B2.sum()
+    assert float(terms['indices']) == 6
+
+
+def test_masks_shrink_to_where_more_than_half_of_the_pixels_are():
+    masks_HW = np.zeros((4, 6), bool)
+    masks_HW[:2, :2] = [[1, 1], [1, 0]]  # three of four
+    masks_HW[:2, 2:4] = [[1, 1], [0, 0]]  # half
+    masks_HW[2:, 4:] = True
+    assert step.shrink(masks_HW, 2).tolist() == [[True, False, False], [False, False, True]]
+    wide_HW = np.zeros((3, 3), bool)
+    wide_HW[:2] = True
+    assert step.shrink(wide_HW[None, :, :], 3).tolist() == [[[True]]]
+
+
+def spoiled_sums(params, buffers, batch, index_B, key):
+    """Losses and gradients of one; the number in the first pixel makes them not finite, 1 the loss, 2 the gradients."""
+    what = batch.image_BHW3[0, 0, 0, 0]
+    grads = jax.tree.map(lambda p: jnp.ones_like(p) / (what != 2), params)
+    return grads, {'focal': jnp.ones(()), 'dice': jnp.ones(()), 'iou': jnp.where(what == 1, jnp.nan, 0.0)}
+
+
+def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted(tiny_batch):
+    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
+    zero = jnp.zeros((), jnp.int32)
+    state = step.TrainState(zero, params, nnx.State({}), TX.init(params), zero)
+    train = jax.jit(functools.partial(step.train_step, summed_gradients=spoiled_sums, tx=TX, loss=LOSS, seed=0))
+
+    def go(state, what):
+        image_BHW3 = tiny_batch.image_BHW3.copy()
+        image_BHW3[0, 0, 0, 0] = what
+        return train(state, tiny_batch._replace(image_BHW3=image_BHW3))
+
+    good, metrics = go(state, 0)
+    assert int(metrics['skipped']) == 0
+    bad, metrics = go(good, 1)
+    assert not np.isfinite(metrics['loss'])
+    assert int(metrics['skipped']) == 1
+    worse, metrics = go(bad, 2)
+    assert np.isfinite(metrics['loss'])
+    assert not np.isfinite(metrics['grad_norm'])
+    assert (int(metrics['skipped']), int(worse.skipped), int(worse.step)) == (2, 2, 3)
+    assert_trees_close((good.params, good.opt_state), (worse.params, worse.opt_state), rtol=0, atol=0)
+    assert int(go(worse, 0)[1]['skipped']) == 0
+
+
 def one_by_one(config, simulation, loss, params, buffers, batch):
     """The terms of a first step, summed over valid objects: each chunk of one object per image, each round of it."""
     sam = nnx.merge(abstract_state(config)[0], *jax.tree.map(jnp.asarray, (params, buffers)))
@@ -243,86 +326,3 @@ def test_loss_falls_and_nothing_is_compiled_twice(tiny_config, tiny_batch):
         history.append(float(metrics['loss']))
     assert np.mean(history[-5:]) < 0.8 * np.mean(history[:5])
     assert train._cache_size() == 1
-
-
-def counted_sums(params, buffers, batch, index_B, key):
-    """Gradients of 6 and terms that hold what the function was given."""
-    terms = {'focal': batch.valid_BN.sum() * 1.0, 'dice': index_B.sum() * 1.0, 'iou': jax.random.uniform(key)}
-    return jax.tree.map(lambda p: jnp.full_like(p, 6.0), params), terms
-
-
-def test_update_by_hand(tiny_batch):
-    """Sums over three objects become means; the key is of seed and step; gradient descent with a rate of 0.5."""
-    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
-    tx = optax.sgd(0.5)
-    state = step.TrainState(jnp.int32(7), params, nnx.State({}), tx.init(params), jnp.int32(2))
-    options = {'summed_gradients': counted_sums, 'tx': tx, 'seed': 3}
-    loss = dataclasses.replace(LOSS, focal=10.0, dice=100.0, iou=1000.0)
-    after, metrics = step.train_step(state, tiny_batch, loss=loss, **options)
-    np.testing.assert_allclose(after.params['layer']['kernel'], 0.0)  # 1 - 0.5 * 6 / 3
-    np.testing.assert_allclose(after.params['layer']['bias'], -1.0)
-    assert (int(after.step), int(after.skipped), int(metrics['objects'])) == (8, 0, 3)
-    draw = float(jax.random.uniform(jax.random.fold_in(jax.random.key(3), 7)))
-    terms = {'focal': 1.0, 'dice': 1 / 3, 'iou': draw / 3}
-    for name, value in terms.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-6)
-    np.testing.assert_allclose(metrics['loss'], 10 + 100 / 3 + 1000 * draw / 3, rtol=1e-6)
-    np.testing.assert_allclose(metrics['grad_norm'], 2 * 6**0.5, rtol=1e-6)  # six gradients of 2
-
-
-def test_accumulated_gradients_are_summed_in_float32_each_image_once(tiny_batch):
-    """256 and then 1 in bfloat16, of the images with these indices."""
-
-    def sums(params, buffers, batch, index_B, key):
-        assert index_B.shape == (2,)
-        value = jnp.where(index_B[0] == 0, 256, 1).astype(jnp.bfloat16)
-        return {'w': value * params['w']}, {'images': batch.size_B2.sum() + 0.0 * key, 'indices': index_B.sum()}
-
-    batch, ones = jax.tree.map(lambda x_B: np.concatenate([x_B, x_B]), tiny_batch), {'w': jnp.ones(3, jnp.bfloat16)}
-    grads, terms = step.accumulate_gradients(sums, 2)(ones, {}, batch, jnp.arange(4), jnp.zeros(()))
-    assert grads['w'].dtype == jnp.float32
-    np.testing.assert_array_equal(grads['w'], [257, 257, 257])
-    assert float(terms['images']) == 2 * tiny_batch.size_B2.sum()
-    assert float(terms['indices']) == 6
-
-
-def test_masks_shrink_to_where_more_than_half_of_the_pixels_are():
-    masks_HW = np.zeros((4, 6), bool)
-    masks_HW[:2, :2] = [[1, 1], [1, 0]]  # three of four
-    masks_HW[:2, 2:4] = [[1, 1], [0, 0]]  # half
-    masks_HW[2:, 4:] = True
-    assert step.shrink(masks_HW, 2).tolist() == [[True, False, False], [False, False, True]]
-    wide_HW = np.zeros((3, 3), bool)
-    wide_HW[:2] = True
-    assert step.shrink(wide_HW[None, :, :], 3).tolist() == [[[True]]]
-
-
-def spoiled_sums(params, buffers, batch, index_B, key):
-    """Losses and gradients of one; the number in the first pixel makes them not finite, 1 the loss, 2 the gradients."""
-    what = batch.image_BHW3[0, 0, 0, 0]
-    grads = jax.tree.map(lambda p: jnp.ones_like(p) / (what != 2), params)
-    return grads, {'focal': jnp.ones(()), 'dice': jnp.ones(()), 'iou': jnp.where(what == 1, jnp.nan, 0.0)}
-
-
-def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted(tiny_batch):
-    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
-    zero = jnp.zeros((), jnp.int32)
-    state = step.TrainState(zero, params, nnx.State({}), TX.init(params), zero)
-    train = jax.jit(functools.partial(step.train_step, summed_gradients=spoiled_sums, tx=TX, loss=LOSS, seed=0))
-
-    def go(state, what):
-        image_BHW3 = tiny_batch.image_BHW3.copy()
-        image_BHW3[0, 0, 0, 0] = what
-        return train(state, tiny_batch._replace(image_BHW3=image_BHW3))
-
-    good, metrics = go(state, 0)
-    assert int(metrics['skipped']) == 0
-    bad, metrics = go(good, 1)
-    assert not np.isfinite(metrics['loss'])
-    assert int(metrics['skipped']) == 1
-    worse, metrics = go(bad, 2)
-    assert np.isfinite(metrics['loss'])
-    assert not np.isfinite(metrics['grad_norm'])
-    assert (int(metrics['skipped']), int(worse.skipped), int(worse.step)) == (2, 2, 3)
-    assert_trees_close((good.params, good.opt_state), (worse.params, worse.opt_state), rtol=0, atol=0)
-    assert int(go(worse, 0)[1]['skipped']) == 0
