@@ -38,6 +38,13 @@ def get_config() -> ConfigDict:
     # image of data.path (paper, 7.6: manually annotated masks are oversampled this way)
     c.data.eval_path = 'scenes'  # like data.path, for evaluation
     c.data.cache = '~/.cache/samjax'  # folder where data sets are prepared as ArrayRecord
+    c.data.layout = ''  # 'sa1b', 'coco', 'folder', 'labelme'; '' is decided by what most files are
+    c.data.images = ''  # folder of the images relative to each path, if it is not recognized by its name
+    c.data.masks = ''  # folder of the mask files, likewise
+    c.data.mask_kind = 'auto'  # what a mask file is: 'binary', 'labels' or 'soft'; 'auto' decides by what it holds
+    c.data.bit_depth_range = ()  # (low, high): values shown as black and white in images of more than 8 bits per
+    # channel; () refuses such images
+    c.data.max_pixels = 178_956_970  # of an image, height x width; larger ones are refused
     c.data.max_invalid_fraction = 0.01  # of images; preparation stops if more are unreadable
     c.data.max_objects = 64  # masks sampled per image and step
     c.data.max_area_fraction = 0.9  # of the image area; larger masks are not sampled (paper, appendix A)

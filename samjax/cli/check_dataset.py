@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from samjax.data.formats.read_options import ReadOptions
 from samjax.data.records.prepare import NAMES, REPORT, PreparationReport
 from samjax.data.records.source import RecordSource, open_records
 from samjax.visualization.overlays import contact_sheet
@@ -17,7 +18,7 @@ MEASURED_IMAGES = 5000  # images that are measured, evenly spread
 NAMED_FILES = 5  # files that are named for each cause
 
 
-def check(path: str, cache: str, sheet: pathlib.Path) -> Iterator[str]:
+def check(path: str, cache: str, sheet: pathlib.Path, options: ReadOptions) -> Iterator[str]:
     """Prepares a data set in the folder `cache`, as training would, and yields lines about it.
 
     Some of its images are drawn with their masks into the PNG `sheet`.
@@ -25,14 +26,13 @@ def check(path: str, cache: str, sheet: pathlib.Path) -> Iterator[str]:
     Raises:
         SamjaxError: there is nothing that can be used.
     """
-    source = open_records(path, cache, max_invalid_fraction=1.0)
+    source = open_records(path, cache, max_invalid_fraction=1.0, options=options)
     report = PreparationReport.read(pathlib.Path(source.folder))
     yield f'{path}: {report.layout}'
     without, invalid = len(report.no_masks), report.num_invalid
     yield f'images: {report.num_images}; {report.num_kept} can be used, {without} have no mask, {invalid} are invalid'
     yield from _measures(source, report)
-    for cause, count in report.skipped_masks.items():
-        yield f'masks left out: {count} {cause}'
+    yield from notes(report)
     for cause, locations in report.dropped.items():
         yield f'{cause}: {len(locations)}'
         yield from (f'  {location}' for location in locations[:NAMED_FILES])
@@ -40,6 +40,18 @@ def check(path: str, cache: str, sheet: pathlib.Path) -> Iterator[str]:
     contact_sheet(sheet, [source[index] for index in _evenly(len(source), SHEET_IMAGES)])
     yield f'all causes with names: {pathlib.Path(source.folder) / REPORT}; images that can be used: {NAMES} beside it'
     yield f'contact sheet: {sheet}'
+
+
+def notes(report: PreparationReport) -> Iterator[str]:
+    """Lines about how files were interpreted, what was changed and left out, and what looks wrong."""
+    for option, value in report.options.items():
+        yield f'option: {option} = {value}'
+    for interpretation, count in report.read_as.items():
+        yield f'mask files read as {interpretation}: {count}'
+    if report.num_scaled:
+        yield f'images of more than 8 bits per channel, scaled by bit_depth_range: {report.num_scaled}'
+    yield from (f'masks left out: {line}' for line in report.skipped_masks.lines())
+    yield from (f'warning: {line}' for line in report.warnings.lines())
 
 
 def _measures(source: RecordSource, report: PreparationReport) -> Iterator[str]:

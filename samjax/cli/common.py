@@ -29,6 +29,8 @@ from samjax.errors import SamjaxError, one_line
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from samjax.images.open import ImageOptions
+
 COMPILATION_CACHE = '~/.cache/samjax/xla'
 MODEL_HELP = 'checkpoint that `samjax convert` reads: file or folder of PyTorch, or folder of a run'
 # Flags before version 0.2 whose words changed; of the others only underscores became dashes.
@@ -153,6 +155,38 @@ def read_config(path: str | None, words: Sequence[str]) -> ConfigDict:
     from samjax import config
 
     return change(config.get_config() if path is None else config.load(path), 'config', words)
+
+
+# ---- options of image files ------------------------------------------------------------------------
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that `image_options` reads: what is done with images that are not read without a decision."""
+    parser.add_argument(
+        '--bit-depth-range',
+        metavar='LOW,HIGH',
+        type=_pair,
+        default=(),
+        help='values shown as black and white in images of more than 8 bits per channel; default: refuse such images',
+    )
+    parser.add_argument(
+        '--max-pixels', metavar='N', type=int, default=178_956_970, help='refuse larger images; default: 178956970'
+    )
+
+
+def image_options(options: argparse.Namespace) -> ImageOptions:
+    """Raises SamjaxError if a value makes no sense."""
+    from samjax.images.open import ImageOptions
+
+    return ImageOptions(options.bit_depth_range, options.max_pixels)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(','))
+    return low, high
+
+
+_pair.__name__ = 'LOW,HIGH: two numbers with a comma between them'  # argparse names it in its error
 
 
 # ---- errors ----------------------------------------------------------------------------------------

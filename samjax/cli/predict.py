@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from samjax.cli import common
 from samjax.errors import SamjaxError
-from samjax.images.open import read_image
+from samjax.images.open import DEFAULT, ImageOptions, read_image
 from samjax.inference.load import load
 from samjax.inference.predictor import MaskPrediction
 from samjax.inference.prompts import Prompt
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='x.json: all masks as COCO RLE; mask.png or x_mask.png: the best one, 0 and 255; other .png: an overlay; '
         'may be repeated',
     )
+    common.add_image_options(parser)
     options = common.parse(parser, argv)
     with common.one_line_errors():
         points = options.point + options.negative
@@ -52,11 +53,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             np.array([1] * len(options.point) + [0] * len(options.negative), np.int32) if points else None,
             None if options.box is None else np.array(options.box, np.float64),
         )
-        for line in predict(options.image, options.embedding, options.model, prompt, options.out):
+        for line in predict(
+            options.image, options.embedding, options.model, prompt, options.out, common.image_options(options)
+        ):
             print(line)
 
 
-def predict(image: str | None, embedding: str | None, model: str, prompt: Prompt, out: Sequence[str]) -> list[str]:
+def predict(
+    image: str | None,
+    embedding: str | None,
+    model: str,
+    prompt: Prompt,
+    out: Sequence[str],
+    image_options: ImageOptions = DEFAULT,
+) -> list[str]:
     """Writes the files of `out` and returns a line per mask, the one with the highest predicted IoU first.
 
     One point or one box is ambiguous and gets three masks; more get one (arXiv 2304.02643, appendix A).
@@ -78,7 +88,7 @@ def predict(image: str | None, embedding: str | None, model: str, prompt: Prompt
             raise SamjaxError(f'{name} is neither a .json nor a .png file: choose another name for --out')
         if image is None and _is_overlay(pathlib.Path(name)):
             raise SamjaxError(f'{name} would show the image: name that too, or give x_mask.png or x.json')
-    image_HW3 = None if image is None else read_image(image)
+    image_HW3 = None if image is None else read_image(image, image_options)
     encoded = None if embedding is None else embeddings.read(pathlib.Path(embedding))
     height, width = encoded.original if image_HW3 is None else image_HW3.shape[:2]
     if encoded and encoded.original != (height, width):

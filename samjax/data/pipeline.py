@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from samjax.data.example import Example
+from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records.source import RecordSource, open_records
 from samjax.data.synthetic import Scenes
 from samjax.data.transforms import FLIPS, SampledExample, sample_example
@@ -46,14 +47,15 @@ def open_dataset(
     length: int,
     cache: str | os.PathLike,
     max_invalid_fraction: float,
+    options: ReadOptions = DEFAULT,
 ) -> Scenes | RecordSource:
     """`length` synthetic scenes of `image_size` (H, W) if `path` is 'scenes', else the images of a data set on disk.
 
-    cache, max_invalid_fraction: see `open_records`.
+    cache, max_invalid_fraction, options: see `open_records`.
     """
     if path == 'scenes':
         return Scenes(seed, length, image_size)
-    return open_records(path, cache, max_invalid_fraction)
+    return open_records(path, cache, max_invalid_fraction, options)
 
 
 def train_loader(

@@ -7,6 +7,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from samjax.data import pipeline
+from samjax.data.formats.read_options import ReadOptions
 from samjax.errors import SamjaxError
 
 EVAL_SEED = 1_000_003  # of synthetic scenes; far from the seeds that runs are given
@@ -41,6 +42,7 @@ class EvalData:
     path: str  # in any format of docs/data.md, or 'scenes' for synthetic ones
     cache: str  # folder where data sets are prepared
     max_invalid_fraction: float  # of images that may be unreadable
+    read_options: ReadOptions
     num_synthetic: int  # of 'scenes' only
     image_size: tuple[int, int]  # (height, width) of synthetic scenes, px
 
@@ -48,7 +50,14 @@ class EvalData:
     def from_config(cls, config: ConfigDict) -> EvalData:
         data = config.data
         image_size = tuple(config.model.image_size)
-        return cls(data.eval_path, data.cache, data.max_invalid_fraction, data.synthetic_eval_images, image_size)
+        return cls(
+            data.eval_path,
+            data.cache,
+            data.max_invalid_fraction,
+            ReadOptions.of(data),
+            data.synthetic_eval_images,
+            image_size,
+        )
 
     def open(self):
         """A sequence of `Example`s with a `digest`; scenes are the same for every run, whatever its seed."""
@@ -59,4 +68,5 @@ class EvalData:
             length=self.num_synthetic,
             cache=self.cache,
             max_invalid_fraction=self.max_invalid_fraction,
+            options=self.read_options,
         )

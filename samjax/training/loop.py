@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from samjax.checkpoints import run
 from samjax.data import pipeline
+from samjax.data.formats.read_options import ReadOptions
 from samjax.distributed import hardware, sharding
 from samjax.errors import SamjaxError
 from samjax.model import flops
@@ -221,6 +222,7 @@ def open_batches(config: ConfigDict) -> pipeline.Batches:
         length=config.data.synthetic_train_images,
         cache=config.data.cache,
         max_invalid_fraction=config.data.max_invalid_fraction,
+        options=ReadOptions.of(config.data),
     )
     return pipeline.train_loader(
         [(open_dataset(path), weight) for path, weight in mix],

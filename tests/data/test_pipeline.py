@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 
 from samjax.data import pipeline
 from samjax.data.example import Example
+from samjax.data.formats.read_options import ReadOptions
 from samjax.data.synthetic import Scenes
 from samjax.errors import SamjaxError
 from samjax.images.encoded_image import EncodedImage
@@ -285,7 +286,7 @@ def test_open_dataset_makes_scenes_or_opens_a_path(monkeypatch):
     assert len(scenes) == 3
     assert scenes[0].image.pixels().shape == (64, 96, 3)
     monkeypatch.setattr(pipeline, 'open_records', lambda *args: args)
-    assert pipeline.open_dataset('some/path', **options) == ('some/path', 'c', 0.5)
+    assert pipeline.open_dataset('some/path', **options) == ('some/path', 'c', 0.5, ReadOptions())
 
 
 class Twin(Numbered):
