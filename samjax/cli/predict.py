@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import pathlib
 import sys
 import warnings
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--point', metavar='X,Y', type=_numbers(2), action='append', default=[], help='on the object')
     parser.add_argument('--negative', metavar='X,Y', type=_numbers(2), action='append', default=[], help='not on it')
-    parser.add_argument('--box', metavar='X0,Y0,X1,Y1', type=_numbers(4), help='around the object, in px')
+    parser.add_argument(
+        '--box', metavar='X0,Y0,X1,Y1', type=_numbers(4), action='append', default=[], help='around it, in px'
+    )
     parser.add_argument(
         '--out',
         metavar='FILE',
@@ -51,10 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = common.parse(parser, argv)
     with common.one_line_errors():
         points = options.point + options.negative
+        if len(options.box) > 1:
+            raise SamjaxError(f'--box is given {len(options.box)} times: an object has one box, give one')
         prompt = Prompt(
             np.array(points, np.float64) if points else None,
             np.array([1] * len(options.point) + [0] * len(options.negative), np.int32) if points else None,
-            None if options.box is None else np.array(options.box, np.float64),
+            np.array(options.box[0], np.float64) if options.box else None,
         )
         for line in predict(options.image, options.embedding, options.model, prompt, options.out):
             print(line)
@@ -87,6 +92,9 @@ def predict(image: str | None, embedding: str | None, model: str, prompt: Prompt
         if path.resolve() in [other.resolve() for other in paths[:n]]:
             raise SamjaxError(f'{path} is named twice: choose another name for one --out')
         atomic.refuse_existing(path)
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise SamjaxError(f'{path} cannot be written to {folder}: choose another folder for --out')
     image_HW3 = None if image is None else read_image(image)
     encoded = None if embedding is None else embeddings.read(pathlib.Path(embedding))
     height, width = encoded.original if image_HW3 is None else image_HW3.shape[:2]

@@ -60,6 +60,8 @@ def test_several_prompts_give_one_mask(photo, model, capsys):
         (['--box', '-5,20,30,40'], 'the corner of the box -5,20 is outside the image'),
         (['--box=-5,20,30,40'], 'the corner of the box -5,20 is outside the image'),
         (['--point', '5,20', '--out', 'x.tif'], 'x.tif is neither a .json nor a .png file'),
+        (['--box', '5,20,30,40', '--box', '1,2,3,4'], '--box is given 2 times: an object has one box, give one'),
+        (['--point', '5,20', '--out', __file__ + '/x.png'], '.*x.png cannot be written to .*test_predict.py: choose'),
         (['--point', '5,20', '--out', 'x.json', '--out', './x.json'], 'x.json is named twice: choose another name'),
     ],
 )
