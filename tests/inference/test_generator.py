@@ -151,7 +151,7 @@ def test_grids_and_forms_as_the_original(torch_sam, predictor, image):
 
 def test_grids_of_crops_as_the_original(torch_sam, predictor):
     """Also the order of records whose scores for NMS are equal: of crops of a size, and with small parts removed."""
-    loose = {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 0.95, 'crop_nms_thresh': 0.95}
+    loose = {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 0.95, 'crop_nms_thresh': 0.8}
     settings = LOOSE | loose | {'points_per_side': None, 'crop_n_layers': 1}
     rng = np.random.default_rng(0)
     grids = [rng.uniform(0, 1, (8, 2)).tolist(), rng.uniform(0.2, 0.8, (4, 2)).tolist()]
@@ -160,7 +160,7 @@ def test_grids_of_crops_as_the_original(torch_sam, predictor):
         arguments = settings | {'min_mask_region_area': min_area}
         expected = meta.automatic_mask_generator(torch_sam, **arguments, point_grids=grids).generate(image_HW3)
         records = AutomaticMaskGenerator(predictor, AmgConfig(**arguments), grids).generate(image_HW3)
-        assert len(records) == len(expected) > 15
+        assert len(records) == len(expected) > 9
         assert len({tuple(record['crop_box']) for record in expected}) == 3
         for f, e in zip(records, expected, strict=True):
             assert abs(f['area'] - e['area']) <= max(3, 0.001 * e['area'])
