@@ -66,7 +66,7 @@ def parse(
         SystemExit: the command line is wrong (2), or it asks for help (0).
     """
     words, changes = split_changes(sys.argv[1:] if argv is None else argv, configs)
-    options, unknown = parser.parse_known_args(words)
+    options, unknown = parser.parse_known_args(_join_negative_values(words))
     if unknown:
         _refuse(options.parser, unknown[0], configs)
     options.changes = changes
@@ -87,6 +87,17 @@ def split_changes(argv: Sequence[str], configs: Sequence[str]) -> tuple[list[str
         if '=' not in word and remaining and not remaining[0].startswith('--'):
             changes[match[1]].append(remaining.pop(0))
     return words, changes
+
+
+def _join_negative_values(words: Sequence[str]) -> list[str]:
+    """`--flag -1,2` as `--flag=-1,2`; argparse would take a word such as -1,2, -1e3 or -inf for an option."""
+    joined = []
+    for word in words:
+        if joined and re.fullmatch(r'--[\w-]+', joined[-1]) and re.match(r'-(\.?\d|inf|nan)', word, re.IGNORECASE):
+            joined[-1] += f'={word}'
+        else:
+            joined.append(word)
+    return joined
 
 
 def _refuse(parser: argparse.ArgumentParser, word: str, configs: Sequence[str]) -> NoReturn:
