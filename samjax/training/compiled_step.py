@@ -42,6 +42,8 @@ def build(config: ConfigDict, devices=None) -> CompiledTrainStep:
     encoder, mesh_config = model.encoder, sharding.MeshConfig(**config.mesh)
     mesh = sharding.make_mesh(mesh_config, encoder.width, encoder.num_heads, devices)
     sharding.check_batch(config.train.batch_size, config.train.grad_accum_steps, mesh)
+    simulation = ClickSimulation(**config.prompts)
+    simulation.chunk_size(config.data.max_objects)
     runtime = dataclasses.replace(runtime, attention=sharding.attention(mesh))
     graphdef, params, _ = abstract_state(model, regularization, runtime)
 
@@ -54,9 +56,7 @@ def build(config: ConfigDict, devices=None) -> CompiledTrainStep:
     init = functools.partial(init_state, model, tx, config.seed)
     shapes = jax.eval_shape(init)
     shardings = sharding.state_shardings(shapes, mesh, rules)
-    gradients = functools.partial(
-        summed_gradients, graphdef=graphdef, simulation=ClickSimulation(**config.prompts), loss=loss
-    )
+    gradients = functools.partial(summed_gradients, graphdef=graphdef, simulation=simulation, loss=loss)
     gradients = accumulate_gradients(gradients, config.train.grad_accum_steps)
     gradients = sharding.data_parallel(gradients, params, mesh, rules, runtime.dtype)
     step = functools.partial(train_step, summed_gradients=gradients, tx=tx, loss=loss, seed=config.seed)

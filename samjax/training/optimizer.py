@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option, is_whole
 from samjax.model.param_rules import LAST_LAYER, MatrixAxes, ParamRule
 from samjax.model.params import ParamRules, path_names
 
@@ -40,6 +40,25 @@ class OptimizerConfig:
     layer_decay: float
     clip_norm: float
 
+    def __post_init__(self):
+        for name, is_possible, possible in (
+            ('lr', lambda x: 0 < x < math.inf, 'a number over 0'),
+            ('warmup_steps', lambda n: n >= 0, '0 or more'),
+            (
+                'milestones',
+                lambda steps: all(is_whole(n) and 0 <= n < 2**31 for n in steps),
+                'steps, such as (120000,)',
+            ),
+            ('timescale', lambda n: n >= 0, '0 or more'),
+            ('b1', lambda x: 0 <= x < 1, '0 or more, less than 1'),
+            ('b2', lambda x: 0 <= x < 1, '0 or more, less than 1'),
+            ('weight_decay', lambda x: 0 <= x < math.inf, '0 or more'),
+            ('layer_decay', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
+            ('cooldown', is_step_range, '(first, last) step of which the last comes later; (0, 0) is none'),
+            ('clip_norm', lambda x: 0 <= x < math.inf, '0, which is no clipping, or more'),
+        ):
+            check_option(f'optimizer.{name}', getattr(self, name), is_possible, possible)
+
 
 def make_optimizer(config: OptimizerConfig, params, rules: ParamRules) -> optax.GradientTransformation:
     """The update rule for `params`, an nnx.State of arrays or shapes.
@@ -47,7 +66,7 @@ def make_optimizer(config: OptimizerConfig, params, rules: ParamRules) -> optax.
     The layer's factor multiplies the weight decay too, as parameter groups do in the code of MAE and ViTDet.
 
     Raises:
-        SamjaxError: `config.name` or `config.weight_decay_on` is unknown, or the cooldown ends before it begins.
+        SamjaxError: `config.name` or `config.weight_decay_on` is unknown.
     """
     scale_by = {'adamw': scale_by_adam, 'muon': scale_by_muon_or_adam}
     if config.name not in scale_by:
@@ -60,6 +79,12 @@ def make_optimizer(config: OptimizerConfig, params, rules: ParamRules) -> optax.
         _scale_each(layer_factors(params, rules, config.layer_decay)),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def is_step_range(steps: tuple[int, int]) -> bool:
+    """Whether it is (0, 0), or (first, last) step with the first before the last."""
+    first, last = steps if len(steps) == 2 else (None, None)
+    return is_whole(first) and is_whole(last) and (0 <= first < last < 2**31 or first == last == 0)
 
 
 def scale_by_adam(config: OptimizerConfig, params, rules: ParamRules) -> optax.GradientTransformation:
@@ -99,8 +124,6 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
     (arXiv 2106.04560, appendix B); at last linear down to 0.
     """
     first, last = config.cooldown
-    if last < first:
-        raise SamjaxError(f'optimizer.cooldown={config.cooldown} ends before it begins: give (first, last) step')
 
     def rate(count):
         warm = jnp.minimum(1.0, (count + 1) / max(config.warmup_steps, 1))

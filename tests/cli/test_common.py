@@ -52,7 +52,10 @@ def test_recipe(tmp_path):
         ('--config.trian.num_steps=3', 'the command line sets an option that does not exist: .*Did you mean "train"'),
         ('--config.train.stepz=3', "the command line sets an option that does not exist: 'stepz'"),
         ('--config.seed.x=3', 'the command line sets an option that does not exist: .*seed.x'),
-        ('--config.train.num_steps=many', 'flag --config.train.num_steps=many: .*'),
+        (
+            '--config.train.num_steps=many',
+            '--config.train.num_steps=many is not possible: train.num_steps is a whole number',
+        ),
         ('--config.optimizer.lr', 'Missing value for flag --config.optimizer.lr'),
         (
             '--config.train.batch=3',

@@ -14,6 +14,7 @@ from tensorboardX.proto import event_pb2
 from samjax.training import metric_logger as logs
 
 METRICS = {'loss': 3.0, 'focal': 0.1, 'dice': 0.5, 'iou': 0.5, 'mask_iou_first': 0.25, 'mask_iou_last': 0.5}
+METRICS |= {'objects': 9.0}
 
 
 def rate(count):
