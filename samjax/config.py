@@ -155,14 +155,12 @@ def load(path: str | os.PathLike) -> ConfigDict:
         SamjaxError: the recipe cannot be read, see `read_recipe`, or has other options.
     """
     config = read_recipe(path)
-    options, known = flatten(config), flatten(get_config())
+    options, known = flatten(config.to_dict()), flatten(get_config().to_dict())
     if unknown := options.keys() - known.keys():
         refuse_renamed(min(unknown))
         raise SamjaxError(f'the recipe {path} sets an option that does not exist: {min(unknown)}')
     if missing := known.keys() - options.keys():
-        raise SamjaxError(
-            f'the recipe {path} lacks the option {min(missing)}: begin it with samjax.config.get_config()'
-        )
+        raise SamjaxError(f'the recipe {path} lacks the option {min(missing)}: begin with samjax.config.get_config()')
     return config
 
 
@@ -201,10 +199,11 @@ def _recipe_errors(path: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f'the recipe {path}' if line is None else f'the recipe {path}, line {line},'
+        reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
         in_config_dict = 'ml_collections' in traceback.extract_tb(error.__traceback__)[-1].filename
         if in_config_dict and isinstance(error, (AttributeError, KeyError)):
             raise unknown_option(error, where) from None
-        raise SamjaxError(f'{where} fails: {type(error).__name__}: {one_line(error)}') from None
+        raise SamjaxError(f'{where} fails: {type(error).__name__}: {reason}') from None
 
 
 def unknown_option(error: Exception, source: str) -> SamjaxError:

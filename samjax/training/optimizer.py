@@ -20,12 +20,17 @@ EPSILON = 1e-8
 # square that Adam's has, so that both take the same learning rate (arXiv 2502.16982, section 2.2).
 MUON_RMS = 0.2
 MUON_MOMENTUM = 0.95
+SCALE_BY = ('adamw', 'muon')
 WEIGHT_DECAY_ON = ('kernels', 'all')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The section `optimizer` of samjax.config, which explains the fields."""
+    """The section `optimizer` of samjax.config, which explains the fields.
+
+    Raises:
+        SamjaxError: a value is unknown or not possible.
+    """
 
     name: str
     lr: float
@@ -41,6 +46,11 @@ class OptimizerConfig:
     clip_norm: float
 
     def __post_init__(self):
+        for name, choices in (('name', SCALE_BY), ('weight_decay_on', WEIGHT_DECAY_ON)):
+            if getattr(self, name) not in choices:
+                raise SamjaxError(
+                    f'optimizer.{name}={getattr(self, name)!r} is unknown: set it to one of {", ".join(choices)}'
+                )
         for name, is_possible, possible in (
             ('lr', lambda x: 0 < x < math.inf, 'a number over 0'),
             ('warmup_steps', lambda n: n >= 0, '0 or more'),
@@ -64,13 +74,8 @@ def make_optimizer(config: OptimizerConfig, params, rules: ParamRules) -> optax.
     """The update rule for `params`, an nnx.State of arrays or shapes.
 
     The layer's factor multiplies the weight decay too, as parameter groups do in the code of MAE and ViTDet.
-
-    Raises:
-        SamjaxError: `config.name` or `config.weight_decay_on` is unknown.
     """
     scale_by = {'adamw': scale_by_adam, 'muon': scale_by_muon_or_adam}
-    if config.name not in scale_by:
-        raise SamjaxError(f'optimizer.name={config.name!r} is unknown: set it to one of {", ".join(scale_by)}')
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
     return optax.chain(
         *clip,
@@ -137,9 +142,6 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
 
 def decay_mask(params, rules: ParamRules, weight_decay_on: str):
     """`params` with True where weight decay pulls: on 'kernels', the weights of matrix products, or on 'all'."""
-    if weight_decay_on not in WEIGHT_DECAY_ON:
-        known = ', '.join(WEIGHT_DECAY_ON)
-        raise SamjaxError(f'optimizer.weight_decay_on={weight_decay_on!r} is unknown: set it to one of {known}')
     return _map_rules(lambda rule, p: weight_decay_on == 'all' or rule.matrix is not None, rules, params)
 
 
