@@ -67,7 +67,7 @@ START = 'from samjax import config\ndef get_config():\n    c = config.get_config
         (START + '    c.train.steps = 3', r', line 4, sets an option .*"steps".* \(now called train.num_steps\)'),
         (
             START + '    c.train.num_steps = "abc"',
-            ", line 4, fails: TypeError: Could not override field 'num_steps' .*",
+            ', line 4, fails: TypeError: Could not override field .*',
         ),
         (START + '    c.unlock().train.extra = 3\n    return c', ' sets an option that does not exist: train.extra'),
         (
@@ -117,7 +117,7 @@ def test_recipe_of_a_suite_is_one(tmp_path):
         ('--config.optimizer.lr=', '--config.optimizer.lr= is not possible: optimizer.lr is a number'),
         ('--config.train.num_steps=1.5', '.* train.num_steps is a whole number'),
         ('--config.prompts.stop_mask_gradient=maybe', '.* prompts.stop_mask_gradient is true or false'),
-        ('--config.data.mix=(("a",1),', ".* data.mix is a tuple, which the shell needs in quotes: '(1, 2)'"),
+        ('--config.data.mix=(("a",1),', r".* data.mix is a tuple, which the shell needs in quotes: '\(1, 2\)'"),
         ('--config.train=3', '.* train is a section: write --config.section.key=value'),
         ('--config.', "'--config.' names no option: write --config.section.key=value"),
         ('--config.=3', "'--config.=3' names no option: write --config.section.key=value"),
