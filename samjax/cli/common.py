@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import io
 import os
 import re
@@ -42,6 +43,15 @@ RENAMED_FLAGS = {
 }
 # Options whose names before version 0.2 were about evaluation in general, and the flags of `samjax eval` for them.
 EVAL_FLAGS = {'train.eval_max_images': '--max-images', 'train.eval_max_objects': '--max-objects'}
+
+# Types of options, in words.
+KINDS = {
+    bool: 'true or false',
+    int: 'a whole number',
+    float: 'a number',
+    tuple: "a tuple, which the shell needs in quotes: '(1, 2)'",
+    object: 'a section: write --config.section.key=value',
+}
 
 
 # ---- the command line ------------------------------------------------------------------------------
@@ -136,6 +146,8 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
     from samjax.config import RENAMED, refuse_renamed, unknown_option
 
     for word in words:
+        if not re.match(rf'--(no)?{name}\.\w', word) and word.startswith('--'):
+            raise SamjaxError(f'{word!r} names no option: write --{name}.section.key=value')
         option = word.removeprefix(f'--{name}.').partition('=')[0]
         if option in RENAMED and RENAMED[option] in EVAL_FLAGS:
             current = RENAMED[option]
@@ -150,6 +162,12 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
         stray = values(argv)[1:]
     except (AttributeError, KeyError) as error:
         raise unknown_option(error, 'the command line') from None
+    except flags.IllegalFlagValueError as error:
+        option = re.match(rf'flag --{name}\.([\w.]+)=', str(error))[1]
+        default = functools.reduce(lambda section, key: section[key], option.split('.'), config)
+        kind = next(kind for type_, kind in KINDS.items() if isinstance(default, type_))
+        text = one_line(error).removeprefix('flag ').partition(': ')[0]
+        raise SamjaxError(f'{text} is not possible: {option} is {kind}') from None
     except (flags.Error, TypeError, ValueError) as error:
         raise SamjaxError(one_line(error)) from None
     if stray:

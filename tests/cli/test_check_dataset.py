@@ -40,7 +40,10 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
         'masks: 3; least, median and most per image: 3, 3, 3',
     ]
     assert 'area of masks in px: 1, 200, 1200; in % of the image: 0.083, 17, 1e+02' in lines
-    assert 'never sampled in training: 0 masks without pixels, 1 over 90 % of the image' in lines
+    assert (
+        'never sampled in training with default options: 1 of 3 masks: 1 cover more than 90 % of the image '
+        '(data.max_area_fraction)'
+    ) in lines
     for cause in ('duplicate id', 'no pixels', 'invalid polygon', 'crowd'):
         assert any(line.startswith(f'masks left out: 1 {cause}') for line in lines)
     assert lines[lines.index('unreadable image: 1') + 1].startswith(
