@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import io
 import os
 import re
@@ -29,6 +30,8 @@ from samjax.errors import SamjaxError, one_line
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from samjax.images.open import ImageOptions
+
 COMPILATION_CACHE = '~/.cache/samjax/xla'
 MODEL_HELP = 'checkpoint that `samjax convert` reads: file or folder of PyTorch, or folder of a run'
 # Flags before version 0.2 whose words changed; of the others only underscores became dashes.
@@ -40,6 +43,15 @@ RENAMED_FLAGS = {
 }
 # Options whose names before version 0.2 were about evaluation in general, and the flags of `samjax eval` for them.
 EVAL_FLAGS = {'train.eval_max_images': '--max-images', 'train.eval_max_objects': '--max-objects'}
+
+# Types of options, in words.
+KINDS = {
+    bool: 'true or false',
+    int: 'a whole number',
+    float: 'a number',
+    tuple: "a tuple, which the shell needs in quotes: '(1, 2)'",
+    object: 'a section: write --config.section.key=value',
+}
 
 
 # ---- the command line ------------------------------------------------------------------------------
@@ -64,7 +76,7 @@ def parse(
         SystemExit: the command line is wrong (2), or it asks for help (0).
     """
     words, changes = split_changes(sys.argv[1:] if argv is None else argv, configs)
-    options, unknown = parser.parse_known_args(words)
+    options, unknown = parser.parse_known_args(_join_negative_values(words))
     if unknown:
         _refuse(options.parser, unknown[0], configs)
     options.changes = changes
@@ -85,6 +97,17 @@ def split_changes(argv: Sequence[str], configs: Sequence[str]) -> tuple[list[str
         if '=' not in word and remaining and not remaining[0].startswith('--'):
             changes[match[1]].append(remaining.pop(0))
     return words, changes
+
+
+def _join_negative_values(words: Sequence[str]) -> list[str]:
+    """`--flag -1,2` as `--flag=-1,2`; argparse would take a word such as -1,2, -1e3 or -inf for an option."""
+    joined = []
+    for word in words:
+        if joined and re.fullmatch(r'--[\w-]+', joined[-1]) and re.match(r'-(\.?\d|inf|nan)', word, re.IGNORECASE):
+            joined[-1] += f'={word}'
+        else:
+            joined.append(word)
+    return joined
 
 
 def _refuse(parser: argparse.ArgumentParser, word: str, configs: Sequence[str]) -> NoReturn:
@@ -123,6 +146,8 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
     from samjax.config import RENAMED, refuse_renamed, unknown_option
 
     for word in words:
+        if not re.match(rf'--(no)?{name}\.\w', word) and word.startswith('--'):
+            raise SamjaxError(f'{word!r} names no option: write --{name}.section.key=value')
         option = word.removeprefix(f'--{name}.').partition('=')[0]
         if option in RENAMED and RENAMED[option] in EVAL_FLAGS:
             current = RENAMED[option]
@@ -137,6 +162,12 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
         stray = values(argv)[1:]
     except (AttributeError, KeyError) as error:
         raise unknown_option(error, 'the command line') from None
+    except flags.IllegalFlagValueError as error:
+        option = re.match(rf'flag --{name}\.([\w.]+)=', str(error))[1]
+        default = functools.reduce(lambda section, key: section[key], option.split('.'), config)
+        kind = next(kind for type_, kind in KINDS.items() if isinstance(default, type_))
+        text = one_line(error).removeprefix('flag ').partition(': ')[0]
+        raise SamjaxError(f'{text} is not possible: {option} is {kind}') from None
     except (flags.Error, TypeError, ValueError) as error:
         raise SamjaxError(one_line(error)) from None
     if stray:
@@ -153,6 +184,38 @@ def read_config(path: str | None, words: Sequence[str]) -> ConfigDict:
     from samjax import config
 
     return change(config.get_config() if path is None else config.load(path), 'config', words)
+
+
+# ---- options of image files ------------------------------------------------------------------------
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that `image_options` reads: what is done with images that are not read without a decision."""
+    parser.add_argument(
+        '--bit-depth-range',
+        metavar='LOW,HIGH',
+        type=_pair,
+        default=(),
+        help='values shown as black and white in images of more than 8 bits per channel; default: refuse such images',
+    )
+    parser.add_argument(
+        '--max-pixels', metavar='N', type=int, default=178_956_970, help='refuse larger images; default: 178956970'
+    )
+
+
+def image_options(options: argparse.Namespace) -> ImageOptions:
+    """Raises SamjaxError if a value makes no sense."""
+    from samjax.images.open import ImageOptions
+
+    return ImageOptions(options.bit_depth_range, options.max_pixels)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(','))
+    return low, high
+
+
+_pair.__name__ = 'LOW,HIGH: two numbers with a comma between them'  # argparse names it in its error
 
 
 # ---- errors ----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check.add_argument(
         '--cache', default='~/.cache/samjax', metavar='DIR', help='where it is prepared; the data.cache of training'
     )
+    _add_read_options(check)
     check.set_defaults(run=_check, parser=check)
     options = common.parse(parser, argv)
     with common.one_line_errors():
@@ -54,17 +55,33 @@ def _add_prepare(commands, name: str, text: str) -> None:
     parser.add_argument('--num-workers', type=int, metavar='N', help='processes; default: one for each core')
     parser.add_argument('--beam', metavar='RUNNER', help='of Apache Beam: DirectRunner, DataflowRunner, ..')
     parser.add_argument('--beam-option', action='append', default=[], metavar='X=Y', help='of the runner; repeat')
+    _add_read_options(parser)
     parser.set_defaults(run=_prepare, shards='', parser=parser)
 
 
+def _add_read_options(parser) -> None:
+    """The flags of `samjax.data.formats.read_options.ReadOptions`."""
+    group = parser.add_argument_group('how the files are read (default: by what they hold)')
+    group.add_argument('--layout', default='', metavar='NAME', help='sa1b, coco, folder or labelme')
+    group.add_argument('--images', default='', metavar='DIR', help='folder of the images, relative to the path')
+    group.add_argument('--masks', default='', metavar='DIR', help='folder of the mask files, relative to the path')
+    group.add_argument('--mask-kind', default='auto', metavar='KIND', help='of mask files: binary, labels or soft')
+    common.add_image_options(group)
+
+
 def _prepare(options: argparse.Namespace) -> None:
+    from samjax.cli.check_dataset import notes
     from samjax.data.formats import sa1b
     from samjax.data.formats.detect import open_index
+    from samjax.data.formats.read_options import ReadOptions
     from samjax.data.records.prepare import Beam, prepare
 
     if not 0 < options.fraction <= 1:
         raise SamjaxError(f'--fraction is {options.fraction}: give more than 0 and at most 1')
-    index = sa1b.open_shards(options.source, options.shards) if options.shards else open_index(options.source)
+    read_options = ReadOptions.of(options)
+    index = (
+        sa1b.open_shards(options.source, options.shards) if options.shards else open_index(options.source, read_options)
+    )
     beam = Beam(options.beam, [f'--{option}' for option in options.beam_option]) if options.beam else None
     folder, report = prepare(
         index,
@@ -74,19 +91,21 @@ def _prepare(options: argparse.Namespace) -> None:
         fraction=options.fraction,
         num_workers=options.num_workers,
         beam=beam,
+        options=read_options,
     )
     size = sum(file.stat().st_size for file in folder.glob('*array_record*'))
     print(f'{folder}: {report.num_kept} images with {report.num_masks} masks, {size / 1e9:.2f} GB')
     if report.num_kept < report.num_images:
         print(f'left out {report.num_images - report.num_kept} of {report.num_images} images: {report.summary()}')
-    for cause, count in report.skipped_masks.items():
-        print(f'left out {count} masks: {cause}')
+    for line in notes(report):
+        print(line)
     print('report.json there names what was left out and why, images.txt what is in')
     print(f'train with --config.data.path={options.out}')
 
 
 def _check(options: argparse.Namespace) -> None:
     from samjax.cli.check_dataset import check
+    from samjax.data.formats.read_options import ReadOptions
 
-    for line in check(options.path, options.cache, options.sheet):
+    for line in check(options.path, options.cache, options.sheet, ReadOptions.of(options)):
         print(line, flush=True)

@@ -30,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         from samjax.jobs.embeddings import write_embeddings
 
         report = write_embeddings(
-            options.inputs, options.model, options.out, options.format, options.dtype, options.devices
+            options.inputs,
+            options.model,
+            options.out,
+            options.format,
+            options.dtype,
+            options.devices,
+            common.image_options(options),
         )
     many_images.print_report(report, options.out, f'{report.num_valid} embeddings')

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     )
     parser.add_argument('--model', required=True, metavar='PATH', help=common.MODEL_HELP)
     parser.add_argument('--out', required=True, metavar='DIR', type=pathlib.Path, help=f'folder for the {what}')
+    common.add_image_options(parser)
     parser.add_argument('--devices', type=int, default=0, metavar='N', help='of each process; default: all')
 
 

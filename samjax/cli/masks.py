@@ -43,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         given = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(PRESETS[options.preset], **given)
         report = generate_masks.generate_masks(
-            options.inputs, options.model, options.out, options.format, config, options.devices
+            options.inputs,
+            options.model,
+            options.out,
+            options.format,
+            config,
+            options.devices,
+            common.image_options(options),
         )
     hint = '' if report.num_masks else ': lower --pred-iou-thresh and --stability-score-thresh for a weak model'
     without = [f'{report.num_without_masks} images have no mask{hint}'] if report.num_without_masks else []

@@ -7,7 +7,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from samjax.data import pipeline
-from samjax.errors import SamjaxError
+from samjax.data.formats.read_options import ReadOptions
+from samjax.errors import SamjaxError, check_option
 
 EVAL_SEED = 1_000_003  # of synthetic scenes; far from the seeds that runs are given
 
@@ -32,6 +33,13 @@ class EvalConfig:
             raise SamjaxError(f'eval.clicks {tuple(self.clicks)} must be whole numbers from 1 up, at least one')
         if self.first_click not in ('center', 'random'):
             raise SamjaxError(f"eval.first_click {self.first_click!r} must be 'center' or 'random'.")
+        for name, least in (
+            ('prompt_batch_size', 1),
+            ('devices', 0),
+            ('num_visualizations', 0),
+            ('points_per_side', 1),
+        ):
+            check_option(f'eval.{name}', getattr(self, name), lambda n, least=least: n >= least, f'{least} or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,7 @@ class EvalData:
     path: str  # in any format of docs/data.md, or 'scenes' for synthetic ones
     cache: str  # folder where data sets are prepared
     max_invalid_fraction: float  # of images that may be unreadable
+    read_options: ReadOptions
     num_synthetic: int  # of 'scenes' only
     image_size: tuple[int, int]  # (height, width) of synthetic scenes, px
 
@@ -48,7 +57,14 @@ class EvalData:
     def from_config(cls, config: ConfigDict) -> EvalData:
         data = config.data
         image_size = tuple(config.model.image_size)
-        return cls(data.eval_path, data.cache, data.max_invalid_fraction, data.synthetic_eval_images, image_size)
+        return cls(
+            data.eval_path,
+            data.cache,
+            data.max_invalid_fraction,
+            ReadOptions.of(data),
+            data.synthetic_eval_images,
+            image_size,
+        )
 
     def open(self):
         """A sequence of `Example`s with a `digest`; scenes are the same for every run, whatever its seed."""
@@ -59,4 +75,5 @@ class EvalData:
             length=self.num_synthetic,
             cache=self.cache,
             max_invalid_fraction=self.max_invalid_fraction,
+            options=self.read_options,
         )

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from samjax.images.file import open_file
+
 # EXIF orientation 1 .. 8 as a symmetry of the square (see `apply_symmetry`) that makes the stored pixels upright.
 SYMMETRY = {1: 0, 2: 1, 3: 3, 4: 2, 5: 4, 6: 6, 7: 7, 8: 5}
 STORED_FORMATS = ('JPEG', 'MPO', 'PNG')  # pillow's names of what `EncodedImage` decodes; MPO is a JPEG with extras
@@ -48,7 +50,7 @@ class EncodedImage:
 
 
 def _open_stored(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=('JPEG', 'PNG'))
+    return open_file(io.BytesIO(data), ('JPEG', 'PNG'), max_pixels=2**31)  # it was checked when it was stored
 
 
 def apply_symmetry(x_HW: np.ndarray, symmetry: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from samjax.errors import SamjaxError
+from samjax.images.open import DEFAULT, ImageOptions
 from samjax.inference.predictor import Embedding
 from samjax.jobs.image_collection import LoadedImage, find_images
 from samjax.jobs.model import JobModel
@@ -68,6 +69,7 @@ def write_embeddings(
     output_format: str = 'npz',
     dtype: str = 'float32',
     devices: int = 0,
+    image_options: ImageOptions = DEFAULT,
 ) -> ImageReport:
     """Writes out/NAME.npz or .npy for each image, and a report; resumes an earlier call that was interrupted.
 
@@ -84,7 +86,7 @@ def write_embeddings(
             raise SamjaxError(f'the {name} {value!r} is not known: choose one of {", ".join(known)}')
     if output_format == 'npy' and dtype != 'float32':
         raise SamjaxError(f'.npy files are float32, as others expect them, not {dtype}: leave --dtype out')
-    images, job_model = find_images(inputs), JobModel.read(Path(model))
+    images, job_model = find_images(inputs, image_options), JobModel.read(Path(model))
     fingerprint = {
         'images': images.digest,
         'model': job_model.fingerprint,

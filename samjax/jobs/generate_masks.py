@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax
 
 from samjax.errors import SamjaxError
+from samjax.images.open import DEFAULT, ImageOptions
 from samjax.inference.automatic.generator import AmgConfig, AutomaticMaskGenerator
 from samjax.jobs import mask_formats
 from samjax.jobs.image_collection import LoadedImage, find_images
@@ -38,7 +39,13 @@ class MaskReport(ImageReport):
 
 
 def generate_masks(
-    inputs: Sequence[str], model: str, out: Path, output_format: str, config: AmgConfig, devices: int = 0
+    inputs: Sequence[str],
+    model: str,
+    out: Path,
+    output_format: str,
+    config: AmgConfig,
+    devices: int = 0,
+    image_options: ImageOptions = DEFAULT,
 ) -> MaskReport:
     """Writes the automatic masks of all images, and a report; resumes an earlier call that was interrupted.
 
@@ -52,7 +59,7 @@ def generate_masks(
     """
     if output_format not in FORMATS:
         raise SamjaxError(f'the format {output_format!r} is not known: choose one of {", ".join(FORMATS)}')
-    images = find_images(inputs)
+    images = find_images(inputs, image_options)
     for text in inputs:
         if Path(out).resolve().is_relative_to(Path(text).expanduser().resolve()):
             raise SamjaxError(f'{out} is within {text}, where the images are: choose another folder for --out')

@@ -19,7 +19,7 @@ from samjax.data.records.prepare import NAMES, PreparationReport
 from samjax.data.records.source import prepared_folder
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.encoded_image import STORED_FORMATS
-from samjax.images.open import open_image, upright_rgb
+from samjax.images.open import DEFAULT, ImageOptions, open_image, upright_rgb
 from samjax.storage import digest
 from samjax.storage.walk import has_suffix, list_files
 
@@ -41,7 +41,8 @@ class LoadedImage(NamedTuple):
 class ImageCollection(Sequence):
     """The images of some inputs in a fixed order, decoded at access; can be sent to other processes."""
 
-    def __init__(self, names: list[str], items: list[_Item], digest: str):
+    def __init__(self, names: list[str], items: list[_Item], digest: str, options: ImageOptions):
+        self.options = options
         self.names = names  # unique, and none is a folder of another: relative paths without suffix or '..'
         self._items = items
         self.digest = digest  # changes when an image is added, removed or changed
@@ -51,14 +52,14 @@ class ImageCollection(Sequence):
 
     def __getitem__(self, index: int) -> LoadedImage:
         """Raises InvalidExample, see `samjax.images.open.open_image`."""
-        return self._items[index].load(self.names[index])
+        return self._items[index].load(self.names[index], self.options)
 
     def location(self, index: int) -> str:
         """Where an image is stored, for messages."""
         return self._items[index].location
 
 
-def find_images(inputs: Sequence[str]) -> ImageCollection:
+def find_images(inputs: Sequence[str], options: ImageOptions = DEFAULT) -> ImageCollection:
     """The images of image files, of folders and tar files, and of folders that `samjax data prepare` wrote.
 
     Names are paths below the folder or inside the tar file.  If two inputs share one, all names begin with the name of
@@ -81,7 +82,7 @@ def find_images(inputs: Sequence[str]) -> ImageCollection:
         items |= of_input
     states = [string for item in items.values() for string in (item.path, item.state)]
     names = _unique([(root, _clean(path)) for root, path in items])
-    return ImageCollection(names, list(items.values()), digest.of_strings(['', *states]))
+    return ImageCollection(names, list(items.values()), digest.of_strings(['', *states, repr(options)]), options)
 
 
 # ---- names -----------------------------------------------------------------------------------------
@@ -135,12 +136,12 @@ class _File(NamedTuple):
     state: str  # changes when the image does
     content: ByteRange
 
-    def load(self, name: str) -> LoadedImage:
+    def load(self, name: str, options: ImageOptions) -> LoadedImage:
         try:
             data = self.content.read()
         except OSError as error:
             raise InvalidExample('unreadable image', str(error)) from error
-        return _load(name, data)
+        return _load(name, data, options)
 
 
 class _Record(NamedTuple):
@@ -152,12 +153,12 @@ class _Record(NamedTuple):
     folder: str
     index: int
 
-    def load(self, name: str) -> LoadedImage:
+    def load(self, name: str, options: ImageOptions) -> LoadedImage:
         try:
             record = _records(self.folder)[self.index]
         except Exception as error:  # ArrayRecord raises what its C++ says
             raise InvalidExample('unreadable record', str(error)) from error
-        return _load(name, record['image'], int(record['orientation']))
+        return _load(name, record['image'], options, int(record['orientation']))
 
 
 class _Invalid(NamedTuple):
@@ -169,7 +170,7 @@ class _Invalid(NamedTuple):
     cause: str
     detail: str
 
-    def load(self, name: str) -> LoadedImage:
+    def load(self, name: str, options: ImageOptions) -> LoadedImage:
         raise InvalidExample(self.cause, self.detail)
 
 
@@ -228,10 +229,10 @@ def _records(folder: str) -> Sequence[dict]:
     return reader.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
 
 
-def _load(name: str, data: bytes, orientation: int | None = None) -> LoadedImage:
+def _load(name: str, data: bytes, options: ImageOptions, orientation: int | None = None) -> LoadedImage:
     """orientation: EXIF's 1 .. 8; by default the one that the file states."""
-    image, stated = open_image(data)
+    image, stated, is_scaled = open_image(data, options)
     orientation = orientation or stated
-    is_rgb = image.mode == 'RGB' and 'transparency' not in image.info
+    is_rgb = image.mode == 'RGB' and 'transparency' not in image.info and not is_scaled
     as_stored = image.format in STORED_FORMATS and is_rgb and orientation == stated == 1
     return LoadedImage(name, data, SUFFIX[image.format], upright_rgb(image, orientation), as_stored)

@@ -145,8 +145,13 @@ def process_images(
     Images that cannot be read are left out and named in the report; their results have a cause and a detail.
 
     Raises:
-        SamjaxError: no image is valid, `out` holds something else, another process writes to it, or the disk is full.
+        SamjaxError: this process has not as many devices, no image is valid, `out` holds something else, another
+            process writes to it, or the disk is full.
     """
+    if not 0 <= devices <= jax.local_device_count():
+        raise SamjaxError(
+            f'devices is {devices}, and this process has {jax.local_device_count()}: give at most that many, 0 for all'
+        )
     _check_same_fingerprint(fingerprint)
     output, is_first = OutputFolder(out, out / HIDDEN), jax.process_index() == 0
     with contextlib.ExitStack() as stack, _disk_full_as_samjax_error(out):

@@ -52,7 +52,7 @@ def test_unknown_command_is_code_2(words, capsys):
         (['data', 'check', 'x', '--sheat=s'], "'--sheat=s' is not an option: see samjax data check --help"),
         (['convert', 'a', 'b', '--forc'], "'--forc' is not an option: see samjax convert --help"),
         (['convert', 'a', 'b', '--image-size', '32'], 'invalid height,width in px value'),
-        (['predict', '--model', 'm', '--point', 'here'], 'invalid 2 numbers with commas between them value'),
+        (['predict', '--model', 'm', '--point', 'here'], 'is not 2 numbers with commas between them, as in 30,20'),
         (
             ['preflight', '--topology=v5e:2x4', '--bogus'],
             "'--bogus' is not an option: write --config.section.key=value",

@@ -111,7 +111,7 @@ def test_polygon_by_hand(tmp_path):
     np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
     assert annotated.size == (HEIGHT, WIDTH)
     assert annotated.image == (tmp_path / 'a.png').read_bytes()
-    assert annotated.skipped_masks == {}
+    assert annotated.skipped_masks.counts == {}
 
 
 def test_polygons_of_one_annotation_are_one_mask(tmp_path):
@@ -122,7 +122,7 @@ def test_rle_goes_through_as_it_is(tmp_path):
     damaged = {'size': [6, 8], 'counts': 'not checked here'}
     annotated = loaded(tmp_path, RUNS, COMPRESSED, damaged)
     assert annotated.masks == [RUNS, COMPRESSED, damaged]
-    assert annotated.skipped_masks == {}
+    assert annotated.skipped_masks.counts == {}
     np.testing.assert_array_equal(rle.decode(COMPRESSED), RECTANGLE_HW)
     np.testing.assert_array_equal(rle.decode(as_bytes(RUNS)), RECTANGLE_HW)
 
@@ -158,7 +158,7 @@ def test_polygons_as_pycocotools_has_them(tmp_path):
 def test_invalid_polygon_is_left_out(polygon, tmp_path):
     annotated = loaded(tmp_path, [polygon], [polygon, RECTANGLE])
     np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
-    assert annotated.skipped_masks == {'invalid polygon': 1}
+    assert annotated.skipped_masks.counts == {'invalid polygon': 1}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_invalid_polygon_is_left_out(polygon, tmp_path):
 def test_nonsense_is_no_mask(segmentation, tmp_path):
     annotated = loaded(tmp_path, segmentation, [RECTANGLE])
     assert len(annotated.masks) == 1
-    assert annotated.skipped_masks == {'no mask': 1}
+    assert annotated.skipped_masks.counts == {'no mask': 1}
 
 
 def test_boxes_and_keypoints_are_no_masks(tmp_path):
@@ -187,13 +187,13 @@ def test_boxes_and_keypoints_are_no_masks(tmp_path):
     annotations = [{'id': 1, 'image_id': 1, 'bbox': [1, 1, 4, 3]}, {'id': 2, 'image_id': 1, 'keypoints': [1, 1, 2]}]
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], annotations))
     annotated = item.load()
-    assert (annotated.masks, annotated.skipped_masks) == ([], {'no mask': 2})
+    assert (annotated.masks, annotated.skipped_masks.counts) == ([], {'no mask': 2})
 
 
 @pytest.mark.parametrize('polygon', [[20, 20, 30, 20, 30, 30], [-9, -9, -5, -9, -5, -5], [3, 3, 3, 3, 3, 3]])
 def test_polygon_without_pixels_is_left_out(polygon, tmp_path):
     annotated = loaded(tmp_path, [polygon])
-    assert (annotated.masks, annotated.skipped_masks) == ([], {'no pixels': 1})
+    assert (annotated.masks, annotated.skipped_masks.counts) == ([], {'no pixels': 1})
 
 
 def test_huge_coordinates_cover_what_they_enclose(tmp_path):
@@ -202,7 +202,7 @@ def test_huge_coordinates_cover_what_they_enclose(tmp_path):
     above = [-far, -far, far, -far, far, -1, -far, -1]
     annotated = loaded(tmp_path, [around], [above])
     np.testing.assert_array_equal(decoded(annotated), [np.ones((HEIGHT, WIDTH))])
-    assert annotated.skipped_masks == {'no pixels': 1}
+    assert annotated.skipped_masks.counts == {'no pixels': 1}
 
 
 def test_endless_outline_takes_neither_time_nor_memory():
@@ -235,7 +235,7 @@ def test_crowd_is_left_out(segmentation, tmp_path):
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], annotations))
     annotated = item.load()
     np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
-    assert annotated.skipped_masks == {'crowd': 1}
+    assert annotated.skipped_masks.counts == {'crowd': 1}
 
 
 # ---- images ----------------------------------------------------------------------------------------
@@ -508,9 +508,9 @@ def test_second_of_one_annotation_id_is_left_out(tmp_path):
         item.load() for item in items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, 'b.png')], annotations))
     )
     np.testing.assert_array_equal([mask_HW.sum() for mask_HW in decoded(a)], [12, 6])
-    assert a.skipped_masks == {'duplicate id': 2}
+    assert a.skipped_masks.counts == {'duplicate id': 2}
     np.testing.assert_array_equal(decoded(b), [RECTANGLE_HW] * 2)
-    assert b.skipped_masks == {'duplicate id': 1}
+    assert b.skipped_masks.counts == {'duplicate id': 1}
 
 
 @pytest.mark.parametrize(
@@ -567,7 +567,7 @@ def test_panoptic_by_hand(tmp_path):
     annotated = item.load()
     assert annotated.image == (tmp_path / 'val/a.jpg').read_bytes()
     np.testing.assert_array_equal(decoded(annotated), [np.equal(SEGMENTS_HW, 70000), np.equal(SEGMENTS_HW, 9)])
-    assert annotated.skipped_masks == {'crowd': 1, 'no pixels': 1}
+    assert annotated.skipped_masks.counts == {'crowd': 1, 'no pixels': 1}
 
 
 @pytest.mark.parametrize('path', ['annotations/a.png', 'segments/a.png', 'a.png', 'deep/er/a.png'])
@@ -660,7 +660,7 @@ def test_duplicate_segments_are_left_out(tmp_path):
     (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.jpg')], annotations))
     annotated = item.load()
     assert len(annotated.masks) == 3
-    assert annotated.skipped_masks == {'duplicate id': 3}
+    assert annotated.skipped_masks.counts == {'duplicate id': 3}
 
 
 def test_panoptic_image_without_annotation_has_no_masks(tmp_path):
@@ -794,7 +794,7 @@ def test_real_panoptic_and_instances_have_the_same_masks(real_data):
         sets.append(
             {name: {mask_HW.tobytes() for mask_HW in decoded(annotated)} for name, annotated in by_name.items()}
         )
-        assert [(len(item.masks), item.skipped_masks) for item in by_name.values()] == [
+        assert [(len(item.masks), item.skipped_masks.counts) for item in by_name.values()] == [
             (17, {'crowd': 1}),
             (30, {'crowd': 2}),
         ]

@@ -89,7 +89,7 @@ def test_images_beside_masks(tmp_path):
     assert annotated.image == (tmp_path / 'images/a.jpg').read_bytes()
     assert annotated.size == (2, 3)
     assert decoded(annotated) == [[[0, 1, 0], [0, 1, 1]]]
-    assert annotated.skipped_masks == {}
+    assert annotated.skipped_masks.counts == {}
 
 
 @pytest.mark.parametrize('images', ['images', 'image', 'imgs', 'img', 'input', 'inputs', 'JPEGImages', 'IMAGES'])
@@ -626,7 +626,7 @@ def test_colour_image_as_mask(tmp_path):
 
 def test_empty_mask(tmp_path):
     annotated = read(tmp_path, [[0, 0]])
-    assert (annotated.size, annotated.masks, annotated.skipped_masks) == ((1, 2), [], {'no pixels': 1})
+    assert (annotated.size, annotated.masks, annotated.skipped_masks.counts) == ((1, 2), [], {'no pixels': 1})
 
 
 def test_orientation_of_png_is_ignored(tmp_path):
@@ -642,7 +642,7 @@ def test_orientation_of_png_is_ignored(tmp_path):
 def test_each_of_several_files_is_one_object(tmp_path):
     annotated = read(tmp_path, [[0, 1, 2]], [[255, 0, 0]], [[9, 255, 0]])
     assert decoded(annotated) == [[[0, 1, 1]], [[1, 0, 0]], [[1, 1, 0]]]
-    assert annotated.skipped_masks == {}
+    assert annotated.skipped_masks.counts == {}
 
 
 def test_several_jpegs(tmp_path):
@@ -663,7 +663,7 @@ def test_several_in_colour(tmp_path):
 def test_empty_among_several(tmp_path):
     annotated = read(tmp_path, [[0, 0]], [[0, 1]], [[0, 0]])
     assert decoded(annotated) == [[[0, 1]]]
-    assert annotated.skipped_masks == {'no pixels': 2}
+    assert annotated.skipped_masks.counts == {'no pixels': 2}
 
 
 def test_sizes_differ(tmp_path):

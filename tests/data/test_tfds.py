@@ -218,7 +218,7 @@ def test_masks_of_a_set(name):
     assert annotated.image == (image['content'] if isinstance(image, dict) else image)
     assert annotated.size == (3, 4)
     assert_masks(annotated, masks)
-    assert annotated.skipped_masks == ({'crowd': 1} if name == 'coco/2017_panoptic' else {})
+    assert annotated.skipped_masks.counts == ({'crowd': 1} if name == 'coco/2017_panoptic' else {})
 
 
 def test_scores_of_segment_anything():
@@ -242,7 +242,7 @@ def test_an_image_without_masks(name):
     prepare(name, [[NOTHING[name]]])
     [item] = items(tfds_format.open_index(f'tfds:{name}'))
     annotated = item.load()
-    assert (annotated.size, annotated.masks, annotated.skipped_masks) == ((3, 4), [], {})
+    assert (annotated.size, annotated.masks, annotated.skipped_masks.counts) == ((3, 4), [], {})
 
 
 def test_size_is_that_of_the_masks():

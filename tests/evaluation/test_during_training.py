@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from samjax.config import get_config
+from samjax.data.formats.read_options import ReadOptions
 from samjax.evaluation import during_training, eval_config
 from samjax.evaluation.eval_config import EvalConfig, EvalData
 from samjax.evaluation.eval_model import EvalModel
+from samjax.images.open import ImageOptions
 
 CHANGED = {
     'seed': 17,
@@ -19,6 +21,12 @@ CHANGED = {
     'model.dtype': 'float32',
     'data.eval_path': '/data/val',
     'data.cache': '/cache',
+    'data.layout': 'folder',
+    'data.images': 'i',
+    'data.masks': 'm',
+    'data.mask_kind': 'soft',
+    'data.bit_depth_range': (0, 4095),
+    'data.max_pixels': 1000,
     'data.max_invalid_fraction': 0.25,
     'data.synthetic_eval_images': 13,
     'train.eval_max_images': 5,
@@ -31,7 +39,8 @@ CHANGED = {
     'eval.points_per_side': 10,
 }
 EVAL = EvalConfig((1, 4), 'random', 7, 2, 9, 10)
-DATA = EvalData('/data/val', '/cache', 0.25, 13, (48, 32))
+READ = ReadOptions('folder', 'i', 'm', 'soft', ImageOptions((0, 4095), 1000))
+DATA = EvalData('/data/val', '/cache', 0.25, READ, 13, (48, 32))
 
 
 @pytest.fixture
@@ -51,7 +60,7 @@ def test_options_of_an_evaluation_arrive(config, monkeypatch):
     assert DATA.open() == 'images'
     options = {
         'seed': eval_config.EVAL_SEED, 'image_size': (48, 32), 'length': 13, 'cache': '/cache',
-        'max_invalid_fraction': 0.25,
+        'max_invalid_fraction': 0.25, 'options': READ,
     }  # fmt: skip
     assert opened == [('/data/val', options)]
 

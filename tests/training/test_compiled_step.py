@@ -28,7 +28,7 @@ CHANGED = {
     'prompts.box_noise_fraction': 0.3,
     'prompts.box_noise_max': 11.0,
     'prompts.stop_mask_gradient': True,
-    'prompts.objects_per_chunk': 3,
+    'prompts.objects_per_chunk': 4,
     'loss.focal': 19.0,
     'loss.dice': 2.0,
     'loss.iou': 3.0,

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samjax.data.formats import coco_json
+from samjax.data.formats.causes import Causes
 from samjax.data.formats.coco_json import integer
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
 from samjax.errors import InvalidExample, SamjaxError
@@ -85,13 +86,14 @@ class Instances(NamedTuple):
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
         image, size = _read_image(self.path, self.size)
-        masks, skipped = [], collections.Counter({'duplicate id': self.duplicates})
-        for segmentation, crowd in self.masks:
+        masks, skipped = [], Causes()
+        skipped.add('duplicate id', '', self.duplicates)
+        for number, (segmentation, crowd) in enumerate(self.masks):
             try:
                 masks.append(_mask(segmentation, crowd, *size))
             except _SkippedMask as error:
-                skipped[error.cause] += 1
-        return AnnotatedImage(image, size, masks, dict(+skipped))
+                skipped.add(error.cause, f'annotation {number}')
+        return AnnotatedImage(image, size, masks, skipped)
 
 
 class Panoptic(NamedTuple):
@@ -112,15 +114,16 @@ class Panoptic(NamedTuple):
         if unlisted := sorted(rles.keys() - dict(self.segments).keys()):
             detail = f'{len(unlisted)} segments of the PNG are not in segments_info, such as {unlisted[0]}'
             raise InvalidExample('wrong segments', detail)
-        masks, skipped = [], collections.Counter({'duplicate id': self.duplicates})
+        masks, skipped = [], Causes()
+        skipped.add('duplicate id', '', self.duplicates)
         for segment, crowd in self.segments:
             if crowd:
-                skipped['crowd'] += 1
+                skipped.add('crowd', f'segment {segment}')
             elif segment not in rles:
-                skipped['no pixels'] += 1
+                skipped.add('no pixels', f'segment {segment}')
             else:
                 masks.append(rles[segment])
-        return AnnotatedImage(image, size, masks, dict(+skipped))
+        return AnnotatedImage(image, size, masks, skipped)
 
 
 # ---- the JSON --------------------------------------------------------------------------------------

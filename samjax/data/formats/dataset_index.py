@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from samjax.data.formats.causes import Causes
 from samjax.errors import InvalidExample
 
 SHARD_SIZE = 1024  # items of a shard, where the format itself has no shards
@@ -17,7 +18,9 @@ class AnnotatedImage(NamedTuple):
     image: bytes  # the file as it is, in any format that pillow reads
     size: tuple[int, int]  # height and width in px that the masks are for
     masks: list[dict]  # COCO RLE: size [H, W] and counts (bytes, str or list), perhaps predicted_iou, stability_score
-    skipped_masks: Mapping[str, int] = {}  # cause -> annotations that are no masks to train on, such as {'crowd': 2}
+    skipped_masks: Causes = Causes()  # annotations that are no masks to train on
+    warnings: Causes = Causes()  # what is read, and may not be what was meant
+    read_as: Mapping[str, int] = {}  # interpretation of its mask files -> number, such as {'masks/: binary': 1}
     as_stored: bool = False  # whether the masks are for the pixels as stored, even if EXIF says that they are rotated
 
 

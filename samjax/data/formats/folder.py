@@ -21,8 +21,10 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
 from samjax.data.formats.label_image import read_values, rle_of_all, rle_per_value
+from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.open import image_size
 from samjax.storage import digest
@@ -55,6 +57,7 @@ class ImageWithMasks(NamedTuple):
     folder: str
     location: str  # of the image
     masks: tuple[str, ...]
+    mask_kind: str = 'auto'  # see `ReadOptions`
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
@@ -65,7 +68,7 @@ class ImageWithMasks(NamedTuple):
         if not self.masks:
             return AnnotatedImage(image, image_size(image), [])
         to_rles = rle_per_value if len(self.masks) == 1 else rle_of_all
-        size, masks, empty = None, [], 0
+        size, masks, skipped_masks = None, [], Causes()
         for file in self.masks:
             values_HW = read_values(os.path.join(self.folder, file))
             size = size or values_HW.shape
@@ -74,8 +77,8 @@ class ImageWithMasks(NamedTuple):
                 raise InvalidExample('wrong size', detail)
             rles = to_rles(values_HW)
             masks += rles
-            empty += not rles
-        return AnnotatedImage(image, size, masks, {'no pixels': empty} if empty else {})
+            skipped_masks.add('no pixels', file, count=not rles)
+        return AnnotatedImage(image, size, masks, skipped_masks)
 
 
 class Group(NamedTuple):
@@ -93,7 +96,7 @@ class Side(NamedTuple):
     files: dict[str, list[str]]  # of the group
 
 
-def open_index(path: Path) -> DatasetIndex | None:
+def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | None:
     """The images with masks below a folder; None if nothing there has one of the forms above.
 
     Raises:
@@ -112,6 +115,7 @@ def open_index(path: Path) -> DatasetIndex | None:
         items += _matched(path, group)
     if not items:
         return None
+    items = [item._replace(mask_kind=options.mask_kind) if isinstance(item, ImageWithMasks) else item for item in items]
     masks = {file for item in items if isinstance(item, ImageWithMasks) for file in item.masks}
     # A location that is a row of a table, or a broken link, counts by its name.
     read = sorted({*tables, *masks, *(item.location for item in items)})

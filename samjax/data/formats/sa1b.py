@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, Shard, in_shards
 from samjax.data.formats.tar import ByteRange, list_members
 from samjax.errors import InvalidExample, SamjaxError
@@ -107,8 +108,13 @@ class Pair(NamedTuple):
             raise InvalidExample('invalid JSON', str(error)) from error
         size = tuple(_field(content, 'image', side, kind=int) for side in ('height', 'width'))
         annotations = _field(content, 'annotations', kind=list)
-        masks = [_mask(annotation, f'mask {n}') for n, annotation in enumerate(annotations)]
-        return AnnotatedImage(image, size, masks)
+        masks, skipped_masks = [], Causes()
+        for n, annotation in enumerate(annotations):
+            try:
+                masks.append(_mask(annotation, f'mask {n}'))
+            except InvalidExample as error:
+                skipped_masks.add('no mask', error.detail)
+        return AnnotatedImage(image, size, masks, skipped_masks)
 
 
 def _tar_shards(folder: Path, tars: Iterable[str]) -> list[Shard]:

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.constants import get_default_data_dir
 
+from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import SHARD_SIZE, AnnotatedImage, DatasetIndex
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.open import image_size
@@ -123,8 +124,9 @@ def _coco_panoptic(record: dict) -> AnnotatedImage:
     segments = record['panoptic_objects']
     is_crowd = {int(id): bool(crowd) for id, crowd in zip(segments['id'], segments['is_crowd'], strict=True)}
     masks = [rles[id] for id, crowd in is_crowd.items() if not crowd and id in rles]
-    crowds = sum(is_crowd.values())
-    return AnnotatedImage(record['image'], ids_HW.shape, masks, {'crowd': crowds} if crowds else {})
+    skipped = Causes()
+    skipped.add('crowd', '', sum(is_crowd.values()))
+    return AnnotatedImage(record['image'], ids_HW.shape, masks, skipped)
 
 
 def _lvis(record: dict) -> AnnotatedImage:

@@ -16,7 +16,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
+from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import DatasetIndex
+from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records.builder import ObjectMasks, dataset_folder
 from samjax.data.records.shard_writer import ShardResult, ShardTask
 from samjax.distributed.workers import initialize_worker
@@ -57,7 +59,11 @@ class PreparationReport(NamedTuple):
     num_masks: int  # masks in the records
     invalid: dict[str, list[str]]  # cause -> locations of images, with details
     no_masks: list[str]  # locations of images
-    skipped_masks: dict[str, int]  # by cause
+    skipped_masks: Causes = Causes()
+    warnings: Causes = Causes()  # what was read, and may not be what was meant
+    read_as: dict[str, int] = {}  # how mask files were interpreted -> number of files
+    num_scaled: int = 0  # images of more than 8 bits per channel that were scaled to 8
+    options: dict[str, object] = {}  # how the data set was read, see `ReadOptions`, where that is not the default
 
     @property
     def num_invalid(self) -> int:
@@ -77,7 +83,13 @@ class PreparationReport(NamedTuple):
     def read(cls, folder: Path) -> PreparationReport:
         """The report beside the records in `folder`."""
         fields = json.loads((folder / REPORT).read_text())
-        return cls(**{OLD_FIELDS.get(name, name): value for name, value in fields.items()})
+        fields = {OLD_FIELDS.get(name, name): value for name, value in fields.items()}
+        for name in ('skipped_masks', 'warnings'):
+            counts = fields.get(name, {}).items()
+            causes = {cause: value if isinstance(value, list) else (value, '') for cause, value in counts}
+            fields[name] = Causes()
+            fields[name].add_all(causes)
+        return cls(**fields)
 
     def check(self, max_invalid_fraction: float, scale: float = 1.0) -> None:
         """Checks the number of invalid images.
@@ -100,6 +112,13 @@ class PreparationReport(NamedTuple):
         """Of the images that were left out, such as '2 invalid JSON, 1 no masks'."""
         return ', '.join(f'{len(locations)} {cause}' for cause, locations in self.dropped.items())
 
+    def reason(self) -> str:
+        """Why no image can be used: causes of images and of masks with counts, the first of each with its location."""
+        images = [f'{len(locations)} {cause}, such as {locations[0]}' for cause, locations in self.dropped.items()]
+        texts = ['images left out: ' + '; '.join(images)] * bool(images)
+        texts += ['masks left out: ' + '; '.join(self.skipped_masks.lines())] * bool(self.skipped_masks)
+        return '. '.join(texts)
+
 
 def prepare(
     index: DatasetIndex,
@@ -110,12 +129,13 @@ def prepare(
     fraction: float = 1.0,
     num_workers: int | None = None,
     beam: Beam | None = None,
+    options: ReadOptions = DEFAULT,
 ) -> tuple[Path, PreparationReport]:
     """Writes a data set below `out`, unless it is there; continues an interrupted preparation.
 
     path: of the data set, for messages; max_invalid_fraction: of the images, above which preparation stops; fraction:
     of the images to be taken, chosen by a hash of their names; num_workers: processes on this machine, None is one for
-    each core.
+    each core; options: with which the index was opened.
     Returns the folder of the TFDS data set and the report beside its records.
 
     Raises:
@@ -132,7 +152,7 @@ def prepare(
                 )
         else:
             _open_work_folder(work, index, fraction)
-            report = _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers, beam)
+            report = _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers, beam, options)
         shutil.rmtree(work, ignore_errors=True)
     report.check(max_invalid_fraction)  # an earlier preparation may have allowed more
     return folder, report
@@ -154,20 +174,20 @@ def _open_work_folder(work: Path, index: DatasetIndex, fraction: float) -> None:
         shutil.rmtree(stale)
 
 
-def _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers, beam) -> PreparationReport:
-    tasks = [ShardTask(shard, str(work / f'{n:05d}'), fraction) for n, shard in enumerate(index.shards)]
+def _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers, beam, options) -> PreparationReport:
+    tasks = [ShardTask(shard, str(work / f'{n:05d}'), fraction, options.image) for n, shard in enumerate(index.shards)]
     total = sum(shard.weight for shard in index.shards)
     results: dict[str, ShardResult] = {}
-    report = _report(index, path, fraction, ())
+    empty = PreparationReport(path, index.layout, index.digest, fraction, 0, 0, 0, {}, [], options=options.changes)
+    report = _report(empty, ())
     with _show_progress(f'preparing {path}', tasks):
         for task, result in _run(tasks, num_workers or os.cpu_count(), beam):
             results[task.stem] = result
             finished = [task for task in tasks if task.stem in results]
-            report = _report(index, path, fraction, (results[task.stem] for task in finished))
+            report = _report(empty, (results[task.stem] for task in finished))
             report.check(max_invalid_fraction, total / sum(task.shard.weight for task in finished))
     if not report.num_kept:
-        first = next(iter(report.dropped.values()), None)
-        reason = f' ({report.summary()}; the first is {first[0]})' if first else ''
+        reason = f' ({report.reason()})' if report.dropped else ''
         raise SamjaxError(
             f'{path}: none of its {report.num_images} images can be used{reason}; '
             'training needs images that each have at least one mask'
@@ -180,20 +200,23 @@ def _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers
     return report
 
 
-def _report(index: DatasetIndex, path: str, fraction: float, results: Iterable[ShardResult]) -> PreparationReport:
-    report = PreparationReport(
-        path, index.layout, index.digest, fraction, 0, 0, 0, {}, [], skipped_masks=collections.Counter()
+def _report(empty: PreparationReport, results: Iterable[ShardResult]) -> PreparationReport:
+    report = empty._replace(
+        invalid={}, no_masks=[], skipped_masks=Causes(), warnings=Causes(), read_as=collections.Counter()
     )
-    num_images = num_kept = num_masks = 0
+    num_images = num_kept = num_masks = num_scaled = 0
     for result in results:
         num_images += result.num_images
         num_kept += len(result.names)
         num_masks += result.num_masks
-        report.skipped_masks.update(result.skipped_masks)
+        num_scaled += result.num_scaled
+        report.skipped_masks.add_all(result.skipped_masks)
+        report.warnings.add_all(result.warnings)
+        report.read_as.update(result.read_as)
         report.no_masks.extend(result.no_masks)
         for cause, location in result.invalid:
             report.invalid.setdefault(cause, []).append(location)
-    return report._replace(num_images=num_images, num_kept=num_kept, num_masks=num_masks)
+    return report._replace(num_images=num_images, num_kept=num_kept, num_masks=num_masks, num_scaled=num_scaled)
 
 
 # ---- processes -------------------------------------------------------------------------------------

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from pycocotools import mask as coco
 
+from samjax.data.formats.causes import Causes
 from samjax.data.formats.coco_json import checked_rle
 from samjax.data.formats.dataset_index import Item
-from samjax.errors import InvalidExample
-from samjax.images.encoded_image import STORED_FORMATS, SYMMETRY
-from samjax.images.open import open_image
+from samjax.images.encoded_image import STORED_FORMATS
+from samjax.images.open import ImageOptions, OpenedImage, open_image, orientation_for
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -37,8 +38,18 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def make_record(item: Item) -> tuple[dict, dict[str, int]]:
-    """The record of an item, and the number of its skipped masks by cause.
+class MadeRecord(NamedTuple):
+    """A record, and what there is to say about it."""
+
+    content: dict
+    skipped_masks: Causes
+    warnings: Causes
+    read_as: Mapping[str, int]  # see `AnnotatedImage`
+    is_scaled: bool  # whether the image has more than 8 bits per channel and was scaled
+
+
+def make_record(item: Item, options: ImageOptions) -> MadeRecord:
+    """The record of an item.
 
     A record has image (an encoded JPEG or PNG), name, height and width in px of the upright image, orientation (EXIF's
     1 .. 8: how the stored pixels are to be transformed), and annotations: a list of size (height, width), counts
@@ -46,49 +57,40 @@ def make_record(item: Item) -> tuple[dict, dict[str, int]]:
     1 where the data set has none, as for manually annotated masks.
 
     Raises:
-        InvalidExample: the image or a mask is invalid, whatever the bytes are.
+        InvalidExample: the image is invalid, whatever the bytes are.  A mask that is invalid is skipped.
     """
     annotated = item.load()
-    image, orientation = _checked_image(annotated.image, annotated.size, annotated.as_stored)
+    opened = open_image(annotated.image, options)
+    orientation = orientation_for(annotated.size, opened, annotated.as_stored)
     height, width = annotated.size
+    annotations, skipped_masks = [], Causes(annotated.skipped_masks)
+    for n, mask in enumerate(annotated.masks):
+        try:
+            annotations.append(_annotation(mask, height, width))
+        except (ValueError, TypeError, OverflowError) as error:
+            skipped_masks.add('damaged RLE', f'mask {n}: {error}')
     record = {
-        'image': image,
+        'image': _stored(annotated.image, opened),
         'name': item.name,
         'height': height,
         'width': width,
         'orientation': orientation,
-        'annotations': [_annotation(mask, f'mask {n}', height, width) for n, mask in enumerate(annotated.masks)],
+        'annotations': annotations,
     }
-    return record, dict(annotated.skipped_masks)
+    return MadeRecord(record, skipped_masks, annotated.warnings, annotated.read_as, opened.is_scaled)
 
 
-def _checked_image(data: bytes, size: tuple[int, int], as_stored: bool) -> tuple[bytes, int]:
-    """An image as JPEG or PNG, and the orientation in which it has `size`.
-
-    Cameras store images rotated and state that in EXIF; some annotation tools respect it, others do not.
-    """
-    image, stated = open_image(data)
-    orientation = 1 if as_stored else stated
-    upright_size = image.size if SYMMETRY[orientation] & 4 else image.size[::-1]
-    if size not in (upright_size, image.size[::-1]):
-        actual = f'{upright_size[0]} x {upright_size[1]}'
-        raise InvalidExample('wrong size', f'the masks are for {size[0]} x {size[1]}, the image has {actual} px')
-    return data if image.format in STORED_FORMATS else _as_png(image), orientation if size == upright_size else 1
-
-
-def _as_png(image: Image.Image) -> bytes:
+def _stored(data: bytes, opened: OpenedImage) -> bytes:
+    """The bytes of the file if it is a JPEG or PNG that every reader of records decodes alike, else a PNG."""
+    if opened.image.format in STORED_FORMATS and not opened.is_scaled:
+        return data
     file = io.BytesIO()
-    image.convert('RGB').save(file, 'PNG')
+    opened.image.convert('RGB').save(file, 'PNG')
     return file.getvalue()
 
 
-def _annotation(mask: dict, description: str, height: int, width: int) -> dict:
-    size = list(mask['size'])
-    if size != [height, width]:
-        raise InvalidExample('wrong size', f'the size of {description} is {size}, the image has [{height}, {width}] px')
-    try:
-        rle = checked_rle(size, mask['counts'], height, width)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidExample('damaged RLE', f'{description}: {error}') from error
+def _annotation(mask: dict, height: int, width: int) -> dict:
+    """Raises ValueError, TypeError or OverflowError if it is not a mask of this size."""
+    rle = checked_rle(mask['size'], mask['counts'], height, width)
     scores = {'predicted_iou': 1.0, 'stability_score': 1.0, **mask}
     return {**scores, **rle, 'area': int(coco.area(rle))}

@@ -14,9 +14,11 @@ from typing import NamedTuple
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import Shard
 from samjax.data.records import record
 from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.open import ImageOptions
 from samjax.storage import atomic
 
 PROGRESS_INTERVAL = 1.0  # s between notes of a shard's progress
@@ -31,7 +33,10 @@ class ShardResult(NamedTuple):
     num_bytes: int
     invalid: list[tuple[str, str]]  # cause, and location with details
     no_masks: list[str]  # locations of images that have none
-    skipped_masks: dict[str, int]  # by cause
+    skipped_masks: Causes
+    warnings: Causes
+    read_as: dict[str, int]  # how mask files were interpreted -> number of files
+    num_scaled: int  # images of more than 8 bits per channel that were scaled to 8
 
 
 class ShardTask(NamedTuple):
@@ -40,6 +45,7 @@ class ShardTask(NamedTuple):
     shard: Shard
     stem: str  # path
     fraction: float  # of the images to be taken, see `is_selected`
+    image_options: ImageOptions
 
     @property
     def records(self) -> Path:
@@ -84,8 +90,8 @@ class ShardTask(NamedTuple):
     def _write(self, part: Path) -> ShardResult:
         features = record.features()
         items = [item for item in self.shard.items() if is_selected(item.name, self.fraction)]
-        result = ShardResult(len(items), [], 0, 0, [], [], collections.Counter())
-        num_masks = num_bytes = 0
+        result = ShardResult(len(items), [], 0, 0, [], [], Causes(), Causes(), collections.Counter(), 0)
+        num_masks = num_bytes = num_scaled = 0
         writer = ArrayRecordWriter(str(part), 'group_size:1')
         noted = time.monotonic()
         for n, item in enumerate(items):
@@ -93,23 +99,26 @@ class ShardTask(NamedTuple):
                 atomic.write_text(Path(f'{self.stem}.progress'), json.dumps([n, len(items)]))
                 noted = time.monotonic()
             try:
-                content, skipped_masks = record.make_record(item)
+                made = record.make_record(item, self.image_options)
             except InvalidExample as error:
                 result.invalid.append((error.cause, f'{item.location}: {error.detail}'))
                 continue
-            result.skipped_masks.update(skipped_masks)
-            if not any(annotation['area'] for annotation in content['annotations']):
+            result.skipped_masks.add_all(made.skipped_masks, item.location)
+            result.warnings.add_all(made.warnings, item.location)
+            result.read_as.update(made.read_as)
+            num_scaled += made.is_scaled
+            if not any(annotation['area'] for annotation in made.content['annotations']):
                 result.no_masks.append(item.location)
                 continue
             # A protobuf has its map in another order in each process, unless serialized deterministically.
-            example = tf_example_pb2.Example.FromString(features.serialize_example(content))
+            example = tf_example_pb2.Example.FromString(features.serialize_example(made.content))
             data = example.SerializeToString(deterministic=True)
             writer.write(data)
             result.names.append(item.name)
-            num_masks += len(content['annotations'])
+            num_masks += len(made.content['annotations'])
             num_bytes += len(data)
         writer.close()
-        return result._replace(num_masks=num_masks, num_bytes=num_bytes)
+        return result._replace(num_masks=num_masks, num_bytes=num_bytes, num_scaled=num_scaled)
 
 
 def is_selected(name: str, fraction: float) -> bool:

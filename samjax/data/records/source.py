@@ -11,18 +11,24 @@ import tensorflow_datasets as tfds
 
 from samjax.data.example import Example
 from samjax.data.formats.detect import open_index
+from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records.builder import SPLIT, dataset_folder
 from samjax.data.records.prepare import REPORT, PreparationReport, prepare
 from samjax.errors import SamjaxError
 from samjax.images.encoded_image import EncodedImage
 
 
-def open_records(path: str | os.PathLike, cache: str | os.PathLike, max_invalid_fraction: float) -> RecordSource:
+def open_records(
+    path: str | os.PathLike,
+    cache: str | os.PathLike,
+    max_invalid_fraction: float,
+    options: ReadOptions = DEFAULT,
+) -> RecordSource:
     """The images of a data set, prepared in `cache` unless they already are.
 
     path: anything that `samjax.data.formats.detect` reads (a file added, changed or removed there means a new
     preparation), or a folder that `samjax data prepare` wrote.  cache: folder; `~` is expanded.
-    max_invalid_fraction: see `prepare`.
+    max_invalid_fraction: see `prepare`; options: how a data set that is not prepared is read.
     Warns in one line if images were left out; the report beside the records names them.
 
     Raises:
@@ -30,12 +36,15 @@ def open_records(path: str | os.PathLike, cache: str | os.PathLike, max_invalid_
     """
     folder = prepared_folder(Path(path).expanduser())
     if folder is None:
-        index = open_index(str(path))
+        index = open_index(str(path), options)
         out = Path(cache).expanduser() / index.digest
-        folder, report = prepare(index, str(path), out, max_invalid_fraction=max_invalid_fraction)
+        folder, report = prepare(index, str(path), out, max_invalid_fraction=max_invalid_fraction, options=options)
     else:
         report = PreparationReport.read(folder)
         report.check(max_invalid_fraction)
+    for lines, what in ((report.skipped_masks.lines(), 'masks left out'), (report.warnings.lines(), 'look')):
+        if lines:
+            logging.getLogger(__name__).warning('%s: %s: %s', path, what, '; '.join(lines))
     if report.dropped:
         logging.getLogger(__name__).warning(
             '%s: %d of %d images left out (%s), see %s',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy as np
 from samjax.data.formats import coco
 from samjax.data.formats.dataset_index import InvalidItem
 from samjax.distributed.map import choose_subset
-from samjax.errors import SamjaxError
+from samjax.errors import InvalidExample, SamjaxError
 from samjax.evaluation.eval_model import EvalModel
 from samjax.evaluation.metrics.average_precision import GroundTruth
-from samjax.images.open import read_image
+from samjax.images.open import ImageOptions, open_image, orientation_for, upright_rgb
 
 
 class CocoImages:
@@ -22,7 +23,7 @@ class CocoImages:
     Raises SamjaxError if an image of it is missing or invalid.
     """
 
-    def __init__(self, path: str, truth: GroundTruth, max_images: int, seed: int):
+    def __init__(self, path: str, truth: GroundTruth, max_images: int, seed: int, options: ImageOptions):
         dataset = coco.open_index(Path(path).expanduser())
         items = [item for shard in dataset.shards for item in shard.items()]
         invalid = [item for item in items if isinstance(item, InvalidItem)]
@@ -37,21 +38,29 @@ class CocoImages:
         self.ids = [ids[n] for n in chosen]
         self.data = {'path': path, 'digest': dataset.digest}
         self._choice = [max_images, seed]
+        self._options = options
 
     def fingerprint(self, eval_model: EvalModel, **more) -> dict:
         """What the predictions for the images depend on, for a journal."""
-        return {**eval_model.fingerprint, 'choice': self._choice, **self.data, **more}
+        options = dataclasses.asdict(self._options)
+        return {**eval_model.fingerprint, 'choice': self._choice, 'options': options, **self.data, **more}
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """uint8 RGB (H, W, 3).  Raises SamjaxError if the file is damaged or has another size than the JSON says."""
+        """uint8 RGB (H, W, 3), rotated as for training.
+
+        Raises:
+            SamjaxError: the file cannot be used, or has another size than the JSON says.
+        """
         item = self._items[index]
-        image_HW3 = read_image(item.path, orientation=1)  # sizes and masks of the JSON are for the pixels as stored
-        if item.size and image_HW3.shape[:2] != item.size:
+        try:
+            opened = open_image(Path(item.path).read_bytes(), self._options)
+            orientation = orientation_for(item.size or opened.image.size[::-1], opened)
+        except (InvalidExample, OSError) as error:
+            reason = f'{error.cause}: {error.detail}' if isinstance(error, InvalidExample) else error.strerror
             raise SamjaxError(
-                f'{item.path} has {image_HW3.shape[0]} x {image_HW3.shape[1]} px, the JSON says '
-                f'{item.size[0]} x {item.size[1]}: give the images that belong to the JSON'
-            )
-        return image_HW3
+                f'{item.path} cannot be used ({reason}): give the images that belong to {self.data["path"]}'
+            ) from None
+        return upright_rgb(opened.image, orientation)

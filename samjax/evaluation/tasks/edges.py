@@ -22,7 +22,7 @@ from samjax.evaluation.metrics import boundaries
 from samjax.evaluation.report.boundary_plot import draw_precision_recall
 from samjax.evaluation.report.html import Figure, Gallery, Table
 from samjax.evaluation.tasks.proposals import unfiltered_generator
-from samjax.images.open import read_image
+from samjax.images.open import ImageOptions, read_image
 from samjax.inference.automatic.generator import AutomaticMaskGenerator
 from samjax.inference.predictor import Predictor
 from samjax.storage import digest
@@ -48,7 +48,10 @@ def edges(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResu
     pairs = [pairs[n] for n in choose_subset(len(pairs), options.max_images, np.random.default_rng(eval_model.seed))]
     data_digest = digest.of_contents(file for pair in pairs for file in pair)
     generators = [edge_generator(predictor, config.prompt_batch_size) for predictor in eval_model.predictors]
-    workers = [functools.partial(_count_matches, pairs, folder, generator) for generator in generators]
+    workers = [
+        functools.partial(_count_matches, pairs, folder, generator, eval_model.data.read_options.image)
+        for generator in generators
+    ]
     journal = ResultJournal(folder / UNFINISHED, {**eval_model.fingerprint, 'data': data_digest})
     counts = distributed_map(len(pairs), workers, 'edges', journal)
     result = boundaries.scores([boundaries.Counts(*(np.array(row) for row in rows)) for rows in counts])
@@ -91,11 +94,15 @@ def find_pairs(images: Path, ground_truth: str) -> list[tuple[Path, Path]]:
 
 
 def _count_matches(
-    pairs: list[tuple[Path, Path]], folder: Path, generator: AutomaticMaskGenerator, index: int
+    pairs: list[tuple[Path, Path]],
+    folder: Path,
+    generator: AutomaticMaskGenerator,
+    image_options: ImageOptions,
+    index: int,
 ) -> list[list[int]]:
     """`boundaries.Counts` of an image; writes its edge map into folder/edges."""
     image, mat = pairs[index]
-    edges_HW = edge_map(generator, read_image(image))
+    edges_HW = edge_map(generator, read_image(image, image_options))
     (folder / 'edges').mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.rint(255 * (1 - edges_HW)).astype(np.uint8)).save(folder / 'edges' / f'{image.stem}.png')
     return [row.tolist() for row in boundaries.count(edges_HW, boundaries.read_ground_truth(mat))]

@@ -34,7 +34,7 @@ def instances(eval_model: EvalModel, options: EvalOptions, folder: Path) -> Eval
         raise SamjaxError("--task instances needs --boxes=FILE, a detector's boxes in COCO's results form")
     path = eval_model.data.path
     truth = read_ground_truth(path)
-    images = CocoImages(path, truth, options.max_images, eval_model.seed)
+    images = CocoImages(path, truth, options.max_images, eval_model.seed, eval_model.data.read_options.image)
     boxes = read_boxes(options.boxes, truth)
     workers = [
         functools.partial(_predict, images, boxes, predictor, eval_model.config.prompt_batch_size)

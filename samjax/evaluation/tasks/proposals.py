@@ -30,7 +30,7 @@ def proposals(eval_model: EvalModel, options: EvalOptions, folder: Path) -> Eval
     """AR@1000 on the JSON of COCO or LVIS at `data.eval_path`."""
     config, path = eval_model.config, eval_model.data.path
     truth = read_ground_truth(path)
-    images = CocoImages(path, truth, options.max_images, eval_model.seed)
+    images = CocoImages(path, truth, options.max_images, eval_model.seed, eval_model.data.read_options.image)
     generators = [
         proposal_generator(predictor, config.points_per_side, config.prompt_batch_size)
         for predictor in eval_model.predictors

@@ -35,7 +35,8 @@ def suite(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResu
     segmenters = open_segmenters(eval_model, options.baselines)
     scores, data = {}, {}
     for name, path in present.items():
-        source = open_records(path, eval_model.data.cache, eval_model.data.max_invalid_fraction)
+        data = eval_model.data
+        source = open_records(path, data.cache, data.max_invalid_fraction, data.read_options)
         data[name] = {'path': path, 'digest': source.digest}
         results = evaluate_all(eval_model, segmenters, source, path, folder / name, options, config.max_masks)
         scores[name] = {key: dict(result.values()) for key, result in results.items()}

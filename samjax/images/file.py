@@ -1,0 +1,56 @@
+"""Opening an image file by pillow: with a limit that is an argument, and the number of images that it holds."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from samjax.errors import InvalidExample
+
+MAX_PIXELS = 178_956_970  # height x width; the limit of pillow, which is for the whole process
+SUBFILE_TYPE = 254  # tag of TIFF
+REDUCED_OR_MASK = 1 | 4  # bits of that: the page is a smaller version or the transparency mask of another
+
+_lock = threading.Lock()
+
+
+def open_file(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`PIL.Image.open`, which reads no more than the header, of a file with at most `max_pixels`.
+
+    Raises:
+        InvalidExample: it has more; whatever pillow raises.
+    """
+    with _lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if image.width * image.height > max_pixels:
+        size = f'{image.height} x {image.width} px'
+        image.close()
+        detail = f'it has {size}, more than max_pixels = {max_pixels}: shrink it, or raise that'
+        raise InvalidExample('too many pixels', detail)
+    return image
+
+
+def num_images(image: Image.Image) -> int:
+    """Number of images in a file: pages of a TIFF, frames of an animation.
+
+    The pictures that a JPEG has beside its image (MPO) are previews, depth maps and the like and do not count, nor does
+    what a TIFF marks as a smaller version or a transparency mask of another page, as GeoTIFF has them.
+    """
+    if image.format == 'MPO':
+        return 1
+    count = getattr(image, 'n_frames', 1)
+    if image.format == 'TIFF' and count > 1:
+        pages = range(count)
+        count = 0
+        for page in pages:
+            image.seek(page)
+            count += not image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_OR_MASK
+        image.seek(0)
+    return count
