@@ -53,7 +53,7 @@ AREAS = {
     ),
     'loop': (
         'training/loop training/metric_logger',
-        'training/test_metric_logger training/test_loop',
+        'training/test_metric_logger training/test_loop training/test_options',
     ),
     'model': (
         'model/encoders/vit model/mask_decoder model/prompt_encoder model/layers model/sam model/attention/chunked '
@@ -62,9 +62,11 @@ AREAS = {
     ),
     'data': (
         'data/transforms data/pipeline data/formats/folder data/formats/coco data/formats/sa1b data/formats/coco_json '
-        'data/formats/label_image data/records/prepare data/records/shard_writer data/synthetic data/example',
+        'data/formats/label_image data/formats/detect data/records/prepare data/records/shard_writer data/synthetic '
+        'images/open images/file images/encoded_image',
         'data/test_transforms data/test_coco_json data/test_coco data/test_folder data/test_sa1b data/test_pipeline '
-        'data/test_synthetic data/test_prepare data/test_data_to_step',
+        'data/test_synthetic data/test_prepare data/test_sampling_check data/test_data_to_step images/test_open '
+        'images/test_encoded_image images/test_readers',
     ),
     'masks': (
         'masks/rle masks/resize masks/boxes masks/iou masks/packing masks/regions',
@@ -106,6 +108,23 @@ AREAS = {
         'test_package storage cli',
     ),
 }
+
+# Of modules without a test file of their name
+TESTED_BY = {
+    'param_rules': 'test_params', 'run': 'test_checkpoints', 'orbax_io': 'test_checkpoints', 'sam': 'test_parity',
+    'mask_decoder': 'test_parity', 'prompt_encoder': 'test_parity', 'vit_training': 'test_params',
+    'chunked': 'test_attention', 'dense': 'test_attention', 'tpu': 'test_attention', 'label_image': 'test_folder',
+    'detect': 'test_folder', 'shard_writer': 'test_prepare', 'file': 'test_readers', 'frame': 'test_predictor',
+    'instances': 'test_tasks', 'proposals': 'test_tasks', 'propose': 'test_generator',
+}  # fmt: skip
+SLOW = (
+    'rematerialization',
+    'gradient_accumulation',
+    'stopping_the_gradient',
+    'dropout_and',
+    'bfloat16_is',
+    'loss_falls',
+)
 
 EXCHANGED = (
     'min max, minimum maximum, argmin argmax, any all, floor ceil, sum mean, zeros ones, zeros_like ones_like, '
@@ -291,7 +310,7 @@ def draw(count: int, seed: int, areas: list[str]) -> list[Mutation]:
 
 def tests_of(mutation: Mutation, tree: Path, wide: bool) -> list[str]:
     """The test file of the module, if it has one, and if `wide` the others of its area after it."""
-    of_module = f'test_{Path(mutation.file).stem}'
+    of_module = TESTED_BY.get(Path(mutation.file).stem, f'test_{Path(mutation.file).stem}')
     names = sorted(AREAS[mutation.area][1].split(), key=lambda name: not name.endswith(of_module))
     if names[0].endswith(of_module) and not wide:
         names = names[:1]
