@@ -322,7 +322,8 @@ def run_tests(tree: Path, mutation: Mutation, wide: bool, limit: float) -> str:
     paths = os.pathsep.join(map(str, (tree.parent, tree, tree / 'tests/support')))
     environment = os.environ | {'PYTHONPATH': paths, 'PYTHONDONTWRITEBYTECODE': '1'}
     command = [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', '--tb=no', '-p', 'compiled_before']
-    command += ['--deselect', 'tests/training/test_loop.py::test_sam_trains_ten_and_ten_as_twenty']  # takes minutes
+    slow = ['sam_trains_ten_and_ten'] if wide else SLOW
+    command += ['-k', f'not ({" or ".join(slow)})']
     with tempfile.TemporaryFile('w+') as out:
         process = subprocess.Popen(
             [*command, *tests_of(mutation, tree, wide)],
