@@ -36,13 +36,16 @@ from samjax.storage.progress import format_duration  # noqa: E402
 
 # Modules below samjax/, and tests below tests/ that should notice, the quickest first
 AREAS = {
-    'losses': ('training/losses', 'training/test_losses'),
-    'click simulation': ('training/click_simulation', 'training/test_click_simulation'),
+    'losses': ('training/losses', 'training/test_losses training/test_options'),
+    'click simulation': ('training/click_simulation', 'training/test_click_simulation training/test_options'),
     'step': (
         'training/step training/compiled_step',
-        'training/test_compiled_step training/test_step distributed/test_sharding',
+        'training/test_compiled_step training/test_step training/test_options distributed/test_sharding',
     ),
-    'optimizer': ('training/optimizer model/param_rules model/params', 'training/test_optimizer model/test_params'),
+    'optimizer': (
+        'training/optimizer model/param_rules model/params',
+        'training/test_optimizer model/test_params training/test_options',
+    ),
     'sharding': (
         'distributed/sharding distributed/map distributed/processes',
         'distributed/test_map distributed/test_processes distributed/test_sharding',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -73,10 +74,15 @@ def remove(path: Path) -> None:
 
 
 def check_space(folder: Path, num_bytes: int) -> None:
-    """Raises OSError if `num_bytes` more cannot be written to `folder`."""
+    """Raises OSError if `num_bytes` more cannot be written to `folder`, as far as its file system can tell."""
+    if not hasattr(os, 'posix_fallocate'):  # macOS
+        return
     with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, 'posix_fallocate'):  # macOS has none
+        try:
             os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL):
+                raise
 
 
 @contextlib.contextmanager

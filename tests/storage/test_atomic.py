@@ -84,6 +84,16 @@ def test_remove_leaves_the_target_of_a_link(tmp_path):
     assert os.listdir(tmp_path) == ['x']
 
 
+def test_file_systems_that_cannot_tell_their_space_are_written_to(tmp_path, monkeypatch):
+    def refuse(descriptor, start, length):
+        raise OSError(errno.ENOTSUP, 'not supported')
+
+    monkeypatch.setattr(os, 'posix_fallocate', refuse)
+    atomic.check_space(tmp_path, 5)
+    monkeypatch.delattr(os, 'posix_fallocate')
+    atomic.check_space(tmp_path, 5)
+
+
 def test_space_is_checked_and_nothing_stays(tmp_path):
     atomic.check_space(tmp_path, 0)
     atomic.check_space(tmp_path, 10_000)
