@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from samjax.errors import SamjaxError
+from samjax.storage import os_errors
 
 # An array that is replicated over devices is written in slices, one by each device, if these have at least so many
 # bytes.  Every shape that is sliced costs a compilation, half a minute for all the small arrays of a model.
@@ -90,6 +91,8 @@ def value_of(table: Mapping, key: str) -> str:
 def one_error(what: str, remedy: str, kind: type[SamjaxError] = SamjaxError) -> Iterator[None]:
     """Turns whatever Orbax raises inside into one error of a `kind`: `what`, the reason, `remedy`.
 
+    remedy: '{}' in it stands for what helps against the reason, see `samjax.storage.os_errors`.
+
     Orbax and TensorStore raise many kinds of error for one full disk and log a traceback for every array; and reads
     that end after Orbax has given up complain in their own threads.  All of this is kept from the terminal as long as
     this context lasts, which after an error waits for the late complaints.
@@ -101,6 +104,7 @@ def one_error(what: str, remedy: str, kind: type[SamjaxError] = SamjaxError) -> 
             return
         except Exception as error:
             reason = ': '.join(str(error).strip().split('\n')[0].split(' [')[0].split(': ')[-2:])
+            remedy = remedy.format(os_errors.remedy(error))
             _release(error)
         end = time.monotonic() + PATIENCE
         while time.monotonic() < min(complaints[-1] + SILENCE, end):

@@ -103,7 +103,7 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
     )
     manager_options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with (
-        orbax_io.one_error(f'{workdir} cannot be written', 'free some space or choose another folder'),
+        orbax_io.one_error(f'{workdir} cannot be written', '{} or choose another folder'),
         orbax_io.open_manager(folder, manager_options, concurrent_gb=1) as manager,
     ):
         manager.save(0, args=items, force=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from samjax.errors import SamjaxError
+from samjax.storage import os_errors
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,12 +55,14 @@ def new_path(path: Path) -> Iterator[Path]:
             yield unfinished
     except OSError as error:
         reason = error.strerror or error
-        raise SamjaxError(f'{path} cannot be written ({reason}): free some space or choose another path') from None
+        raise SamjaxError(
+            f'{path} cannot be written ({reason}): {os_errors.remedy(error)} or choose another path'
+        ) from None
 
 
 def refuse_existing(path: Path) -> None:
     """Raises SamjaxError if there is something at `path`."""
-    if path.exists():
+    if os.path.lexists(path):
         raise SamjaxError(f'{path} exists: choose another name, or remove it first')
 
 

@@ -246,9 +246,6 @@ def overwrite(path):
     path.write_bytes(b'not a checkpoint at all')
 
 
-def old_format(path):
-    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
-
 
 def other_zip(path):
     with zipfile.ZipFile(path, 'w') as archive:
@@ -260,7 +257,6 @@ def other_zip(path):
     [
         (cut, 'is cut off'),
         (overwrite, 'is not a PyTorch checkpoint'),
-        (old_format, r'was saved by PyTorch before 1\.6'),
         (other_zip, 'not one that torch.save wrote'),
         (lambda path: path.unlink(), 'does not exist'),
         (lambda path: torch.save({'a': torch.ones(3)}, path), 'holds no SAM and no MAE encoder'),
@@ -302,7 +298,7 @@ def test_weights_that_are_not_finite_are_refused_unless_forced(sam, tmp_path):
     state = dict(sam.state_dict())
     state['image_encoder.neck.1.bias'] = torch.full((16,), torch.nan)
     torch.save(state, tmp_path / 'sam.pth')
-    with pytest.raises(SamjaxError, match='neck.1.bias is not finite: give --force'):
+    with pytest.raises(SamjaxError, match='neck.1.bias is not finite: samjax convert --force'):
         convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
     convert_to(tmp_path / 'sam.pth', tmp_path / 'back.pth', force=True)
     assert torch.load(tmp_path / 'back.pth')['image_encoder.neck.1.bias'].isnan().all()
@@ -317,7 +313,7 @@ def test_unknown_architecture_is_described(tmp_path):
 
 def test_two_models_in_one_file_are_refused(sam, tmp_path):
     torch.save({'student': sam.state_dict(), 'teacher': sam.state_dict()}, tmp_path / 'sam.pth')
-    with pytest.raises(SamjaxError, match="holds 2 models .'student/', 'teacher/'"):
+    with pytest.raises(SamjaxError, match="holds 2 models .'student', 'teacher'"):
         convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
 
 
