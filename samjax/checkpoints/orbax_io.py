@@ -23,6 +23,7 @@ from samjax.storage import os_errors
 SLICE_BYTES = 2**20
 SILENCE = 0.5  # s without a late complaint after which there is none to come
 PATIENCE = 10.0  # s to wait for that
+OTHER_MODEL = 'set --config.model.size and --config.model.image_size as they were, or choose another --workdir'
 
 
 class UnreadableCheckpoint(SamjaxError):
@@ -51,11 +52,17 @@ def like(tree) -> ocp.args.PyTreeRestore:
 
 
 def restore_newest(
-    manager: ocp.CheckpointManager, folder: pathlib.Path, model: Mapping, params, items: ocp.args.Composite
+    manager: ocp.CheckpointManager,
+    folder: pathlib.Path,
+    model: Mapping,
+    params,
+    items: ocp.args.Composite,
+    remedy: str = OTHER_MODEL,
 ):
     """Restores `items` of the newest step after comparing its shapes with `params`.
 
-    model: the section `model` of the options of the run that `params` belong to.
+    model: the section `model` of the options of the run that `params` belong to; remedy: what to do if the checkpoint
+    holds another.
 
     Raises:
         UnreadableCheckpoint: it is damaged.
@@ -75,8 +82,7 @@ def restore_newest(
             raise SamjaxError(
                 f'checkpoint {path} holds a {saved["size"]!r} for {tuple(saved["image_size"])} px and the config asks '
                 f'for a {model["size"]!r} for {tuple(model["image_size"])} px ({name} is {value_of(stored, name)} '
-                f'there and {value_of(expected, name)} here): set --config.model.size and --config.model.image_size '
-                f'as they were, or choose another --workdir'
+                f'there and {value_of(expected, name)} here): {remedy}'
             )
     with readable():
         return manager.restore(step, args=items)

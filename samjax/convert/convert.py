@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -34,8 +35,7 @@ def convert(
 
     source: .pth, .pt, .bin or .safetensors of SAM or MAE; folder of Hugging Face; folder of a run of samjax.
     target: a file ending in .pth, .pt, .bin, .ckpt or .safetensors gets Meta's layout.  A folder is a run that
-        `samjax train` and
-        `samjax eval` start from if `source` is PyTorch's, and Hugging Face's if it is a run.
+        `samjax train` and `samjax eval` start from if `source` is PyTorch's, and Hugging Face's if it is a run.
     form: one of `FORMS`, to choose otherwise.
     image_size: (height, width) in px for which the position tables are resized.
     force: accept weights that are not finite.
@@ -83,19 +83,21 @@ def read(
 ) -> tuple[dict[str, np.ndarray], SamConfig, str]:
     """Our path -> array, the architecture, and in words what `path` was and what of it was left alone."""
     if not run.is_run(path):
+        run.refuse_part(path)
         return read_torch(path, force, key, ignore_extra)
     if key is not None or ignore_extra:
         raise SamjaxError(f'{path} is a run of samjax: leave out --key and --ignore-extra, which are for others')
     return read_run(path)
 
 
-def read_states(path: pathlib.Path) -> tuple[SamConfig, nnx.State, nnx.State]:
+def read_states(path: str | os.PathLike) -> tuple[SamConfig, nnx.State, nnx.State]:
     """The architecture, parameters and buffers of whatever `read` reads, in the memory of the host.
 
     Raises:
         SamjaxError: there is nothing at `path`, it cannot be read, or it is no SAM.
     """
-    arrays, config, _ = read(path, force=False)
+    local_path.refuse_address(path)
+    arrays, config, _ = read(pathlib.Path(path), force=False)
     return config, *weights.to_states(arrays, config)
 
 

@@ -20,23 +20,27 @@ from samjax.storage import atomic, local_path, os_errors
 PTH_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt')  # of files of torch.save
 PART = re.compile(r'-\d+-of-(\d+)\.[a-z]+$', re.IGNORECASE)  # of one checkpoint in several files
 ZIP = b'PK\x03\x04'
-ARCHIVES = (
-    b'\x1f\x8b',
-    b'BZh',
-    b'\xfd7zXZ',
-    b'7z\xbc\xaf',
-    b'Rar!',
-    b'\x28\xb5\x2f\xfd',
-)  # gzip, bzip2, xz, 7z, rar, zstd
+ARCHIVES = (b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'7z\xbc\xaf', b'Rar!', b'(\xb5/\xfd')  # gzip, bzip2, xz, 7z, rar, zstd
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file, as the library has it
 SAFETENSORS_DTYPES = {  # its names -> those of torch
-    'BOOL': 'bool', 'BF16': 'bfloat16', 'C64': 'complex64',
-    **{
-        f'{letter}{bits}': f'{name}{bits}' for letter, name in (('U', 'uint'), ('I', 'int')) for bits in (8, 16, 32, 64)
-    },
-    **{f'F{bits}': f'float{bits}' for bits in (16, 32, 64)},
-    'F8_E4M3': 'float8_e4m3fn', 'F8_E5M2': 'float8_e5m2',
-    'F8_E4M3FNUZ': 'float8_e4m3fnuz', 'F8_E5M2FNUZ': 'float8_e5m2fnuz',
+    'BOOL': 'bool',
+    'U8': 'uint8',
+    'I8': 'int8',
+    'U16': 'uint16',
+    'I16': 'int16',
+    'U32': 'uint32',
+    'I32': 'int32',
+    'U64': 'uint64',
+    'I64': 'int64',
+    'F16': 'float16',
+    'F32': 'float32',
+    'F64': 'float64',
+    'C64': 'complex64',
+    'BF16': 'bfloat16',
+    'F8_E4M3': 'float8_e4m3fn',
+    'F8_E4M3FNUZ': 'float8_e4m3fnuz',
+    'F8_E5M2': 'float8_e5m2',
+    'F8_E5M2FNUZ': 'float8_e5m2fnuz',
 }
 
 

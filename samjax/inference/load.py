@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import pathlib
 
 import jax
 
 from samjax.convert import convert
 from samjax.inference.predictor import Predictor
-from samjax.storage import local_path
 
 
 def load(path: str | os.PathLike, dtype: str = 'float32') -> Predictor:
@@ -21,6 +19,5 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> Predictor:
     Raises:
         SamjaxError: there is nothing at `path`, it cannot be read, or it is no SAM.
     """
-    local_path.refuse_address(path)
-    config, *states = convert.read_states(pathlib.Path(path))
+    config, *states = convert.read_states(path)
     return Predictor(config, *jax.device_put(states), dtype)

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from samjax.checkpoints import run
+from samjax.convert import convert
 from samjax.data import pipeline
 from samjax.distributed import hardware, sharding
 from samjax.errors import SamjaxError
 from samjax.model import flops
+from samjax.model.config import size_name
 from samjax.training import metric_logger
 from samjax.training.checkpoints import Checkpoints
 from samjax.training.compiled_step import CompiledTrainStep, build
@@ -53,6 +56,7 @@ def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> 
         Stopped: Ctrl-C was pressed or SIGTERM sent, to any process of the job; the state is saved.
     """
     begun = time.perf_counter()
+    run.refuse_workdir(workdir)
     compiled = build(config)
     mesh, num_steps = compiled.mesh, config.train.num_steps
     batches = open_batches(config)
@@ -124,17 +128,33 @@ def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> 
 
 
 def initial_state(config: ConfigDict, compiled: CompiledTrainStep) -> TrainState:
-    """A new state, with the parameters of the checkpoint at `config.train.init_from`, if there is one.
+    """A new state, with the parameters of the checkpoint at `config.train.init_from`, if it names one.
 
     Raises:
-        SamjaxError: there is no checkpoint, or one of a model of another size.
+        SamjaxError: there is no checkpoint that `samjax convert` reads, or one of another model or image size.
     """
-    state = compiled.init()
-    if not config.train.init_from:
+    state, path = compiled.init(), config.train.init_from
+    if not path:
         return state
     shapes = compiled.state.params, compiled.state.buffers
-    params, buffers, _ = run.restore_params(config.train.init_from, config, shapes)
+    height, width = config.model.image_size
+    remedy = (
+        f'choose one like it, or if only the image size differs, run samjax convert {path} DIR '
+        f'--image-size {height},{width} and set --config.train.init_from=DIR'
+    )
+    if run.is_run(pathlib.Path(path)):
+        params, buffers, _ = run.restore_params(path, config, shapes, remedy)
+        return dataclasses.replace(state, params=params, buffers=buffers)
+    found, *arrays = convert.read_states(path)
+    if found != compiled.model:
+        holds, wants = (f'a {size_name(model)!r} for {model.image_size} px' for model in (found, compiled.model))
+        raise SamjaxError(f'{path} holds {holds} and the config asks for {wants}: {remedy}')
+    params, buffers = jax.tree.map(_on_devices, arrays, list(shapes))
     return dataclasses.replace(state, params=params, buffers=buffers)
+
+
+def _on_devices(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
 
 
 def utilization(config: ConfigDict, compiled: CompiledTrainStep) -> Callable[[float], float]:

@@ -65,7 +65,7 @@ def test_recipe_instead_of_the_options_of_the_run(workdir, calls):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--workdir=nowhere'], 'nowhere/config.json does not exist'),
+        (['--workdir=nowhere'], 'nowhere does not exist: name the --workdir of a training run'),
         (['--workdir=run', '--config.eval.clickz=3'], 'the command line sets an option that does not exist'),
         (['--workdir=run', '--suite.sets.door.path=3'], 'the command line sets an option that does not exist'),
         (['--workdir=run', '--config.eval.max_images=3'], 'or --max-images for samjax eval'),

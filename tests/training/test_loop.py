@@ -264,5 +264,5 @@ def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     assert int(started.step) == 0
     assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
     config.train.init_from = str(tmp_path / 'nowhere')
-    with pytest.raises(SamjaxError, match='nowhere holds no checkpoint'):
+    with pytest.raises(SamjaxError, match='nowhere does not exist'):
         loop.initial_state(config, compiled)
