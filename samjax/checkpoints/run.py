@@ -135,10 +135,12 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
     """Makes `workdir` a run whose only checkpoint, at step 0, has these parameters and no optimizer state.
 
     Raises:
-        SamjaxError: the files cannot be written.
+        SamjaxError, OSError: the files cannot be written.
     """
     folder = checkpoints_folder(workdir)
     folder.mkdir(parents=True)
+    # Orbax would end in many threads that still write; its compression saves less than a tenth.
+    atomic.refuse_full_disk(folder, sum(leaf.nbytes for leaf in jax.tree.leaves((params, buffers))) * 9 // 10)
     write_config(workdir, config)
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(jax.device_put({'params': params, 'buffers': buffers})),

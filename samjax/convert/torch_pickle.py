@@ -133,7 +133,7 @@ def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, meta
     if offset < 0 or min(stride, default=0) < 0 or last >= storage.size:
         raise pickle.UnpicklingError('a tensor reaches beyond its storage')
     steps = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+    return np.ndarray(size, storage.dtype, storage.view(np.uint8), offset * storage.itemsize, steps)
 
 
 def _tensor_of_bytes(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +60,16 @@ def new_path(path: Path) -> Iterator[Path]:
         raise SamjaxError(
             f'{path} cannot be written ({reason}): {os_errors.remedy(error)} or choose another path'
         ) from None
+
+
+def refuse_full_disk(folder: Path, size: int) -> None:
+    """Raises OSError if a file of `size` bytes does not fit into `folder`; leaves nothing there."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the disk cannot tell
+                raise
 
 
 def refuse_existing(path: Path) -> None:

@@ -246,7 +246,6 @@ def overwrite(path):
     path.write_bytes(b'not a checkpoint at all')
 
 
-
 def other_zip(path):
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('readme.txt', 'hello')
