@@ -85,8 +85,7 @@ def _read_shards(index: pathlib.Path) -> dict:
         raise SamjaxError(f'{index} is not an index of weights: fetch it again') from None
     if absent := [name for name in names if not (index.parent / name).exists()]:
         raise SamjaxError(
-            f'{index} lists {len(names)} files, and {len(absent)} of them are not there ({", ".join(absent)}): '
-            'fetch them into the same folder'
+            f'{index} lists files that are not there ({", ".join(absent)}): fetch them into the same folder'
         )
     arrays = {}
     for name in names:

@@ -80,7 +80,7 @@ def find(saved, path, key: str | None = None) -> FoundModel:
 
 
 def _models(saved, layouts: Iterable[KeyLayout]) -> Iterable[FoundModel]:
-    for location, mapping in _mappings((), saved, set()):
+    for location, mapping in _mappings(saved):
         for layout in layouts:
             ends = [key for key in mapping if key == layout.positions or key.endswith('.' + layout.positions)]
             prefixes = [end.removesuffix(layout.positions) for end in ends]
@@ -92,15 +92,17 @@ def _models(saved, layouts: Iterable[KeyLayout]) -> Iterable[FoundModel]:
                 yield FoundModel(location + _split(prefix), layout, arrays, beside)
 
 
-def _mappings(location: tuple[str, ...], saved, seen: set[int]) -> Iterable[tuple[tuple[str, ...], dict]]:
+def _mappings(saved) -> Iterable[tuple[tuple[str, ...], dict]]:
     """Every mapping from names to arrays at any depth, and where it is; each once, also if it contains itself."""
-    if not isinstance(saved, Mapping | list | tuple) or id(saved) in seen:
-        return
-    seen.add(id(saved))
-    items = saved.items() if isinstance(saved, Mapping) else list(enumerate(saved))
-    yield location, {k: v for k, v in items if isinstance(k, str) and isinstance(v, np.ndarray | NotRead)}
-    for key, value in items:
-        yield from _mappings((*location, *_split(str(key))), value, seen)
+    seen, remaining = set(), [((), saved)]
+    while remaining:
+        location, value = remaining.pop()
+        if not isinstance(value, Mapping | list | tuple) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        items = list(value.items() if isinstance(value, Mapping) else enumerate(value))
+        yield location, {k: v for k, v in items if isinstance(k, str) and isinstance(v, np.ndarray | NotRead)}
+        remaining += [((*location, *_split(str(k))), v) for k, v in reversed(items)]
 
 
 def _split(key: str) -> tuple[str, ...]:
