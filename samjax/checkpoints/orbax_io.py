@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import logging
@@ -23,6 +24,7 @@ from samjax.storage import os_errors
 SLICE_BYTES = 2**20
 SILENCE = 0.5  # s without a late complaint after which there is none to come
 PATIENCE = 10.0  # s to wait for that
+NOT_DAMAGED = errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE  # why a whole checkpoint may not be readable
 OTHER_MODEL = 'set --config.model.size and --config.model.image_size as they were, or choose another --workdir'
 
 
@@ -111,6 +113,8 @@ def one_error(what: str, remedy: str, kind: type[SamjaxError] = SamjaxError) -> 
         except Exception as error:
             reason = ': '.join(str(error).strip().split('\n')[0].split(' [')[0].split(': ')[-2:])
             remedy = remedy.format(os_errors.remedy(error))
+            if kind is UnreadableCheckpoint and os_errors.number(error) in NOT_DAMAGED:
+                kind, remedy = SamjaxError, os_errors.remedy(error)
             _release(error)
         end = time.monotonic() + PATIENCE
         while time.monotonic() < min(complaints[-1] + SILENCE, end):

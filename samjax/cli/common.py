@@ -147,7 +147,7 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
         raise SamjaxError(one_line(error)) from None
     if stray:
         raise SamjaxError(f'{stray[0]!r} is not an option: write --{name}.section.key=value')
-    for text in _texts(values[name].value):
+    for text in _texts(values[name].value.to_dict()):
         local_path.refuse_address(text)
     return values[name].value
 

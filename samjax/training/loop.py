@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -133,24 +134,27 @@ def initial_state(config: ConfigDict, compiled: CompiledTrainStep) -> TrainState
     Raises:
         SamjaxError: there is no checkpoint that `samjax convert` reads, or one of another model or image size.
     """
-    state, path = compiled.init(), config.train.init_from
-    if not path:
-        return state
+    if not config.train.init_from:
+        return compiled.init()
+    params, buffers = _read_params(config, compiled)
+    return dataclasses.replace(compiled.init(), params=params, buffers=buffers)
+
+
+def _read_params(config: ConfigDict, compiled: CompiledTrainStep) -> tuple[nnx.State, nnx.State]:
+    """params and buffers of the checkpoint at `config.train.init_from`, with the shardings of training."""
+    path, (height, width) = config.train.init_from, config.model.image_size
     shapes = compiled.state.params, compiled.state.buffers
-    height, width = config.model.image_size
     remedy = (
         f'choose one like it, or if only the image size differs, run samjax convert {path} DIR '
         f'--image-size {height},{width} and set --config.train.init_from=DIR'
     )
     if run.is_run(pathlib.Path(path)):
-        params, buffers, _ = run.restore_params(path, config, shapes, remedy)
-        return dataclasses.replace(state, params=params, buffers=buffers)
+        return run.restore_params(path, config, shapes, remedy)[:2]
     found, *arrays = convert.read_states(path)
     if found != compiled.model:
         holds, wants = (f'a {size_name(model)!r} for {model.image_size} px' for model in (found, compiled.model))
         raise SamjaxError(f'{path} holds {holds} and the config asks for {wants}: {remedy}')
-    params, buffers = jax.tree.map(_on_devices, arrays, list(shapes))
-    return dataclasses.replace(state, params=params, buffers=buffers)
+    return jax.tree.map(_on_devices, tuple(arrays), shapes)
 
 
 def _on_devices(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:

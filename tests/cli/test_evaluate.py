@@ -109,3 +109,36 @@ def test_help_names_every_task(capsys):
         main(['--help'])
     text = capsys.readouterr().out
     assert all(task in text for task in module.TASKS)
+
+
+@pytest.mark.parametrize('name', ['sam.pth', 'hf'])
+def test_checkpoint_of_another_kind_names_the_command_that_converts_it(workdir, name):
+    pathlib.Path('sam.pth').write_bytes(b'x')
+    pathlib.Path('hf').mkdir()
+    pathlib.Path('hf/config.json').write_text('{"model_type": "sam"}')
+    pathlib.Path('hf/model.safetensors').write_bytes(b'x')
+    with pytest.raises(SystemExit) as stop:
+        main(['--workdir', name])
+    remedy = f'make one with samjax convert {name} DIR, and name DIR'
+    assert stop.value.code == f'error: {name} is not the folder of a run: {remedy}'
+
+
+def test_a_checkpoint_of_a_run_names_the_run(workdir):
+    pathlib.Path('run/checkpoints/7/params').mkdir(parents=True)
+    for name in ('run/checkpoints', 'run/checkpoints/7'):
+        with pytest.raises(SystemExit) as stop:
+            main(['--workdir', name])
+        assert stop.value.code == f'error: {name} is a part of the run {pathlib.Path("run").absolute()}: name that'
+
+
+@pytest.mark.parametrize('text', ['{"seed": 3}', '[]', '{"model": "sam", "seed": 1}', '{}'])
+def test_config_json_of_something_else(workdir, text):
+    pathlib.Path('run/config.json').write_text(text)
+    with pytest.raises(SystemExit, match='^error: run holds no config.json of a run: name the --workdir of a training'):
+        main(['--workdir', 'run'])
+
+
+def test_damaged_config_json(workdir):
+    pathlib.Path('run/config.json').write_text('{"seed": 3')
+    with pytest.raises(SystemExit, match='^error: run/config.json is damaged .*: restore it, or choose another'):
+        main(['--workdir', 'run'])
