@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import NoReturn
 
 import jax
 import orbax.checkpoint as ocp
@@ -70,14 +71,19 @@ def read_config(workdir: str) -> ConfigDict:
     local_path.refuse_address(workdir)
     path = pathlib.Path(workdir)
     saved = _read_json(path / 'config.json')
-    if saved is not None:
-        return options.from_saved(saved)
+    if saved is None:
+        _refuse_other(path, 'config.json of a run: name the --workdir of a training run')
+    return options.from_saved(saved)
+
+
+def _refuse_other(path: pathlib.Path, lacks: str) -> NoReturn:
+    """Raises SamjaxError, which says what `path` is instead of the folder of a run."""
     refuse_part(path)
     if not path.exists():
         raise SamjaxError(f'{path} does not exist: name the --workdir of a training run')
     if path.is_file() or any(path.glob('*.safetensors*')) or any(path.glob('*.bin*')):
         raise SamjaxError(f'{path} is not the folder of a run: make one with samjax convert {path} DIR, and name DIR')
-    raise SamjaxError(f'{path} holds no config.json of a run: name the --workdir of a training run')
+    raise SamjaxError(f'{path} holds no {lacks}')
 
 
 def _read_json(path: pathlib.Path) -> dict | None:
@@ -167,7 +173,7 @@ def restore_params(
     """
     folder = checkpoints_folder(workdir)
     if not folder.is_dir():
-        raise SamjaxError(f'{workdir} holds no checkpoint: name the --workdir of a run that has saved one')
+        _refuse_other(pathlib.Path(workdir), 'checkpoint: name the --workdir of a run that has saved one')
     with orbax_io.open_manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step()
         if step is None:

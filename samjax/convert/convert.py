@@ -113,7 +113,7 @@ def read_torch(
         ours = weights.flat(*init_params(config, 0)) | ours
         origin = "MAE's encoder, everything else initialized at random"
     if left := sorted(model.beside) + ignored:
-        origin += f'; {len(left)} arrays left out: {weights.shortened(left)}'
+        origin += f'; left out {len(left)} of its arrays: {weights.shortened(left)}'
     return ours, config, origin
 
 

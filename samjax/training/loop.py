@@ -145,7 +145,7 @@ def _read_params(config: ConfigDict, compiled: CompiledTrainStep) -> tuple[nnx.S
     path, (height, width) = config.train.init_from, config.model.image_size
     shapes = compiled.state.params, compiled.state.buffers
     remedy = (
-        f'choose one like it, or if only the image size differs, run samjax convert {path} DIR '
+        f'set --config.model.size as there, or if only the image size differs, run samjax convert {path} DIR '
         f'--image-size {height},{width} and set --config.train.init_from=DIR'
     )
     if run.is_run(pathlib.Path(path)):

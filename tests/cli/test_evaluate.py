@@ -5,8 +5,10 @@ import pathlib
 import pytest
 from tiny import tiny_run_config
 
+from samjax.checkpoints.run import restore_params
 from samjax.cli import common
 from samjax.cli.evaluate import main
+from samjax.errors import SamjaxError
 from samjax.evaluation import evaluate as module
 from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.tasks import suite_sets
@@ -121,6 +123,12 @@ def test_checkpoint_of_another_kind_names_the_command_that_converts_it(workdir, 
         main(['--workdir', name])
     remedy = f'make one with samjax convert {name} DIR, and name DIR'
     assert stop.value.code == f'error: {name} is not the folder of a run: {remedy}'
+
+
+def test_so_does_a_recipe_with_such_a_checkpoint(workdir):
+    pathlib.Path('sam.pth').write_bytes(b'x')
+    with pytest.raises(SamjaxError, match='sam.pth is not the folder of a run: make one with samjax convert'):
+        restore_params('sam.pth', tiny_run_config())
 
 
 def test_a_checkpoint_of_a_run_names_the_run(workdir):

@@ -265,7 +265,7 @@ def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     assert int(started.step) == 0
     assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
     convert(str(tmp_path / 'first'), str(tmp_path / 'sam.pth'), None, None, False)
-    convert(str(tmp_path / 'first'), str(tmp_path / 'hf'), None, (32, 32), False)
+    convert(str(tmp_path / 'sam.pth'), str(tmp_path / 'hf'), 'huggingface', (32, 32), False)
     config.train.init_from = str(tmp_path / 'sam.pth')  # of PyTorch
     assert_same(started, loop.initial_state(config, compiled))
     assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
