@@ -110,6 +110,19 @@ def test_parameters_with_attributes_are_tensors(tmp_path):
     np.testing.assert_array_equal(read(tmp_path, [parameter])[0], [0, 1, 2])
 
 
+@pytest.mark.parametrize(
+    ('offset', 'size', 'stride'),
+    [(0, (3,), (1,)), (1, (2,), (1,)), (0, (2,), (2,)), (2, (1,), (1,)), (-1, (1,), (1,)), (1, (2,), (-1,))]
+    + [(0, (2, 2), (1, 1)), (0, (-1,), (1,)), (0, (2**62, 4), (0, 1))],
+)
+def test_tensors_stay_inside_their_storage(offset, size, stride):
+    storage = np.zeros(2, np.float32)
+    assert torch_pickle._tensor(storage, 1, (1,), (1,)).shape == (1,)
+    assert torch_pickle._tensor(storage, 0, (3, 2), (0, 1)).shape == (3, 2)
+    with pytest.raises(pickle.UnpicklingError, match='a tensor (reaches beyond its storage|has a negative size)'):
+        torch_pickle._tensor(storage, offset, size, stride)
+
+
 # ---- anything else is refused by name, and never called --------------------------------------------
 
 
