@@ -722,3 +722,33 @@ def test_several_images_in_one_file(tmp_path):
         load(tmp_path)
     assert error.value.cause == 'several images in a file'
     assert error.value.detail.endswith('x.tif has 2 images: save one file per object')
+
+
+# ---- how mask files are read -----------------------------------------------------------------------------------------
+
+
+def test_what_mask_files_are_read_as(tmp_path):
+    """By the folder of mask files, with anything above it shortened."""
+    put_all(tmp_path, 'images/a/x.jpg', 'images/b/x.jpg', 'd/1/images/x.jpg', 'd/2/images/x.jpg')
+    put_all(tmp_path, 'masks/a/x/0.png', 'masks/a/x/1.png', 'd/1/masks/x.png', 'loose.jpg', 'loose_mask.png')
+    put(tmp_path / 'masks/b/x.png', [[0, 1], [2, 255]])
+    put(tmp_path / 'd/2/masks/x.png', [[0, 0]])
+    annotated = [item.load() for item in items(tmp_path)]
+    assert sum((list(each.read_as.items()) for each in annotated), []) == [
+        ('masks: one object (binary)', 2),
+        ('masks: an object per number (label map)', 1),
+        ('*/masks: one object (binary)', 1),
+        ('*/masks: no object (empty)', 1),
+        ('.: one object (binary)', 1),
+    ]
+    assert annotated[1].skipped_masks == {'void (value 255)': (1, 'masks/b/x.png')}
+
+
+def test_kind_of_masks(tmp_path):
+    values = [[0, 9, 9], [0, 85, 255], [0, 170, 255]]
+    put(tmp_path / 'images/x.png')
+    put(tmp_path / 'masks/x.png', values)
+    for kind, areas in (('binary', [6]), ('soft', [3]), ('labels', [2, 1, 1])):
+        index = folder.open_index(tmp_path, ReadOptions(mask_kind=kind))
+        (item,) = index.shards[0].listed
+        assert [coco.area(rle) for rle in item.load().masks] == areas
