@@ -341,7 +341,7 @@ class Edges(NamedTuple):
     def is_photograph(self) -> bool:
         """Whether there are small bright and dark spots all over the picture, and few even areas.
 
-        Of 300 photographs of BSDS500 and 100 of cells in BBBC038, nearly all have less than a third of even areas, and
+        Of 75 photographs of BSDS500 and 100 of cells in BBBC038, nearly all have less than a third of even areas, and
         1 % or more of the pixels in the middle are such spots.
         """
         few_areas = self.flat < 0.35 * self.pixels and self.unequal_pairs > 0.5 * self.nonzero
