@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
 
     # Training
     c.train = ConfigDict()
-    c.train.init_from = ''  # folder of a run or converted checkpoint to start from; '' draws parameters from the seed
+    c.train.init_from = ''  # checkpoint that `samjax convert` reads, to start from; '' draws parameters from the seed
     c.train.num_steps = 180_000
     c.train.batch_size = 128  # images per step, over all devices
     c.train.grad_accum_steps = 1  # parts of a batch that a device processes one after another; bounds memory

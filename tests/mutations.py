@@ -69,7 +69,7 @@ AREAS = {
         'images/open images/file images/encoded_image',
         'data/test_transforms data/test_coco_json data/test_coco data/test_folder data/test_sa1b data/test_pipeline '
         'data/test_synthetic data/test_prepare data/test_sampling_check data/test_data_to_step images/test_open '
-        'images/test_encoded_image images/test_readers',
+        'images/test_encoded_image images/test_readers data/test_label_image',
     ),
     'masks': (
         'masks/rle masks/resize masks/boxes masks/iou masks/packing masks/regions',
@@ -80,9 +80,10 @@ AREAS = {
         'inference/test_prompts inference/test_predictor inference/test_load evaluation/test_sam_segmenter',
     ),
     'conversion': (
-        'convert/convert convert/weights convert/key_map convert/torch_file convert/huggingface convert/files '
+        'convert/convert convert/weights convert/key_map convert/torch_file convert/torch_pickle convert/huggingface '
+        'convert/files '
         'model/encoders/vit_checkpoints',
-        'convert/test_convert',
+        'convert/test_convert convert/test_files convert/test_torch_pickle',
     ),
     'evaluation': (
         'evaluation/protocol evaluation/clicks evaluation/sam_segmenter evaluation/metrics/statistics '
@@ -116,9 +117,9 @@ AREAS = {
 TESTED_BY = {
     'param_rules': 'test_params', 'run': 'test_checkpoints', 'orbax_io': 'test_checkpoints', 'sam': 'test_parity',
     'mask_decoder': 'test_parity', 'prompt_encoder': 'test_parity', 'vit_training': 'test_params',
-    'chunked': 'test_attention', 'dense': 'test_attention', 'tpu': 'test_attention', 'label_image': 'test_folder',
-    'detect': 'test_folder', 'shard_writer': 'test_prepare', 'file': 'test_readers', 'frame': 'test_predictor',
-    'instances': 'test_tasks', 'proposals': 'test_tasks', 'propose': 'test_generator',
+    'chunked': 'test_attention', 'dense': 'test_attention', 'tpu': 'test_attention', 'detect': 'test_folder',
+    'shard_writer': 'test_prepare', 'file': 'test_readers', 'frame': 'test_predictor', 'instances': 'test_tasks',
+    'proposals': 'test_tasks', 'propose': 'test_generator',
 }  # fmt: skip
 SLOW = (  # tests that wait for survivors
     'sam_trains_ten_and_ten', 'rematerialization', 'gradient_accumulation', 'stopping_the_gradient', 'dropout_and',

@@ -22,10 +22,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from samjax.errors import SamjaxError, one_line
+from samjax.storage import local_path, os_errors
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -73,9 +74,13 @@ def parse(
         go to the list `changes['config']` of the result.
 
     Raises:
-        SystemExit: the command line is wrong (2), or it asks for help (0).
+        SystemExit: the command line is wrong (2), names a bucket (1), or asks for help (0).
     """
-    words, changes = split_changes(sys.argv[1:] if argv is None else argv, configs)
+    argv = sys.argv[1:] if argv is None else argv
+    with one_line_errors():
+        for word in argv:
+            local_path.refuse_address(word.partition('=')[2] if word.startswith('--') else word)
+    words, changes = split_changes(argv, configs)
     options, unknown = parser.parse_known_args(_join_negative_values(words))
     if unknown:
         _refuse(options.parser, unknown[0], configs)
@@ -138,7 +143,8 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
     """`config` changed by the words of a command line, such as --NAME.section.key=value.
 
     Raises:
-        SamjaxError: an option does not exist, has another name since version 0.2, or cannot have the value.
+        SamjaxError: an option does not exist, has another name since version 0.2, or cannot have the value, such as
+            the address of a bucket.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -172,7 +178,20 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
         raise SamjaxError(one_line(error)) from None
     if stray:
         raise SamjaxError(f'{stray[0]!r} is not an option: write --{name}.section.key=value')
+    for text in _texts(values[name].value.to_dict()):
+        local_path.refuse_address(text)
     return values[name].value
+
+
+def _texts(value) -> Iterator[str]:
+    """Every text in an option, a section or a sequence of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
 
 
 def read_config(path: str | None, words: Sequence[str]) -> ConfigDict:
@@ -228,7 +247,15 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (SamjaxError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')
+        sys.exit(_error_line(error))
+
+
+def _error_line(error: SamjaxError | OSError) -> str:
+    """One line on what went wrong, for an error of the system with what helps against it."""
+    remedy = os_errors.REMEDIES.get(error.errno) if isinstance(error, OSError) else None
+    if remedy is None or error.filename is None:
+        return f'error: {one_line(error)}'
+    return f'error: {error.filename} cannot be used ({error.strerror}): {remedy}'
 
 
 # ---- jobs of several processes ---------------------------------------------------------------------
@@ -263,7 +290,7 @@ def job(options: argparse.Namespace, verbosity: str = 'error') -> Iterator[None]
         )
         yield
     except (SamjaxError, OSError) as error:
-        processes.exit_process(f'error: {one_line(error)}')
+        processes.exit_process(_error_line(error))
     except Exception:  # most often another process is gone; JAX alone would wait minutes for it
         traceback.print_exc()
         processes.exit_process(1)

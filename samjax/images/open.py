@@ -102,13 +102,13 @@ def open_image(data: bytes, options: ImageOptions = DEFAULT) -> OpenedImage:
             if (count := num_images(image)) > 1:
                 detail = f'it holds {count} images: save each as a file of its own'
                 raise InvalidExample('several images in a file', detail)
-            deep = _more_than_8_bits(image)
+            deep = more_than_8_bits(image)
             image.load()
             orientation = image.getexif().get(ORIENTATION)
     except InvalidExample:
         raise
     except Exception as error:  # pillow raises nearly anything on damaged files
-        raise InvalidExample('unreadable image', _reason(error, data)) from error
+        raise InvalidExample('unreadable image', why_unreadable(error, data)) from error
     if deep and not options.bit_depth_range:
         raise InvalidExample('not 8 bits', f'its pixels are {deep}: {EIGHT_BITS_REMEDY}')
     if deep:
@@ -150,13 +150,13 @@ def image_size(data: bytes) -> tuple[int, int]:
         with open_file(io.BytesIO(data), FORMATS, max_pixels=2**62) as image:
             return image.height, image.width
     except Exception as error:  # as above
-        raise InvalidExample('unreadable image', _reason(error, data)) from error
+        raise InvalidExample('unreadable image', why_unreadable(error, data)) from error
 
 
 # ---- more than 8 bits ------------------------------------------------------------------------------
 
 
-def _more_than_8_bits(image: Image.Image) -> str:
+def more_than_8_bits(image: Image.Image) -> str:
     """What the pixels of an image that is not loaded yet are, such as '16-bit RGB'; empty for 8 bits per channel.
 
     pillow has no mode for colours of 16 bits: it would cut them to 8 without a word.
@@ -201,7 +201,7 @@ def _deep_colours(data: bytes, deep: str) -> np.ndarray:
     return values_HWC if values_HWC.ndim == 2 else values_HWC[..., 2::-1]
 
 
-def _reason(error: Exception, data: bytes) -> str:
+def why_unreadable(error: Exception, data: bytes) -> str:
     """Why pillow could not read a file, without the addresses of Python objects: two runs report the same."""
     if not isinstance(error, Image.UnidentifiedImageError):
         return one_line(error)

@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from samjax.checkpoints import run
+from samjax.convert import convert
 from samjax.data import pipeline
 from samjax.data.example import Example
 from samjax.data.formats.read_options import ReadOptions
@@ -26,6 +29,7 @@ from samjax.data.transforms import Sampling
 from samjax.distributed import hardware, sharding
 from samjax.errors import SamjaxError, check_option, is_whole
 from samjax.model import flops
+from samjax.model.config import size_name
 from samjax.training import metric_logger
 from samjax.training.checkpoints import Checkpoints
 from samjax.training.compiled_step import CompiledTrainStep, build
@@ -106,6 +110,7 @@ def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> 
         Stopped: Ctrl-C was pressed or SIGTERM sent, to any process of the job; the state is saved.
     """
     begun = time.perf_counter()
+    run.refuse_workdir(workdir)
     check_options(config)
     options = LoopConfig(**config.train)
     compiled = build(config)
@@ -184,17 +189,36 @@ def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> 
 
 
 def initial_state(config: ConfigDict, compiled: CompiledTrainStep) -> TrainState:
-    """A new state, with the parameters of the checkpoint at `config.train.init_from`, if there is one.
+    """A new state, with the parameters of the checkpoint at `config.train.init_from`, if it names one.
 
     Raises:
-        SamjaxError: there is no checkpoint, or one of a model of another size.
+        SamjaxError: there is no checkpoint that `samjax convert` reads, or one of another model or image size.
     """
-    state = compiled.init()
     if not config.train.init_from:
-        return state
+        return compiled.init()
+    params, buffers = _read_params(config, compiled)
+    return dataclasses.replace(compiled.init(), params=params, buffers=buffers)
+
+
+def _read_params(config: ConfigDict, compiled: CompiledTrainStep) -> tuple[nnx.State, nnx.State]:
+    """params and buffers of the checkpoint at `config.train.init_from`, with the shardings of training."""
+    path, (height, width) = config.train.init_from, config.model.image_size
     shapes = compiled.state.params, compiled.state.buffers
-    params, buffers, _ = run.restore_params(config.train.init_from, config, shapes)
-    return dataclasses.replace(state, params=params, buffers=buffers)
+    remedy = (
+        f'set --config.model.size as there, or if only the image size differs, run samjax convert {path} DIR '
+        f'--image-size {height},{width} and set --config.train.init_from=DIR'
+    )
+    if run.is_run(pathlib.Path(path)):
+        return run.restore_params(path, config, shapes, remedy)[:2]
+    found, *arrays = convert.read_states(path)
+    if found != compiled.model:
+        holds, wants = (f'a {size_name(model)!r} for {model.image_size} px' for model in (found, compiled.model))
+        raise SamjaxError(f'{path} holds {holds} and the config asks for {wants}: {remedy}')
+    return jax.tree.map(_on_devices, tuple(arrays), shapes)
+
+
+def _on_devices(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
 
 
 def utilization(config: ConfigDict, compiled: CompiledTrainStep) -> Callable[[float], float]:

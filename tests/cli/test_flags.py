@@ -60,11 +60,23 @@ def test_embed(calls, capsys):
 
 def test_convert(calls, capsys):
     main(['convert', 'a', 'b'])
-    assert calls == [('convert', ('a', 'b', None, None, False), {})]
+    assert calls == [('convert', ('a', 'b', None, None, False, None, []), {})]
     calls.clear()
-    main(['convert', 'a', 'b', '--to=meta', '--image-size=32,48', '--force', '--verify'])
+    main(
+        [
+            'convert',
+            'a',
+            'b',
+            '--to=meta',
+            '--image-size=32,48',
+            '--force',
+            '--verify',
+            '--key=ema',
+            '--ignore-extra=x,y',
+        ]
+    )
     assert calls == [
-        ('convert', ('a', 'b', 'meta', (32, 48), True), {}),
+        ('convert', ('a', 'b', 'meta', (32, 48), True, 'ema', ['x', 'y']), {}),
         ('read', (pathlib.Path('b'), True), {}),
         ('verify', ('arrays', 'config'), {}),
     ]

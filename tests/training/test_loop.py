@@ -18,6 +18,7 @@ from stand_in import Evaluation, build, quick, summed_gradients
 
 from samjax.checkpoints import run
 from samjax.config import get_config
+from samjax.convert.convert import convert
 from samjax.data.formats.read_options import ReadOptions
 from samjax.data.transforms import Sampling
 from samjax.distributed import sharding
@@ -457,6 +458,32 @@ def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     assert_same(buffers, started.buffers)
     assert int(started.step) == 0
     assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
+    convert(str(tmp_path / 'first'), str(tmp_path / 'sam.pth'), None, None, False)
+    convert(str(tmp_path / 'sam.pth'), str(tmp_path / 'hf'), 'huggingface', (32, 32), False)
+    config.train.init_from = str(tmp_path / 'sam.pth')  # of PyTorch
+    assert_same(started, loop.initial_state(config, compiled))
+    assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
     config.train.init_from = str(tmp_path / 'nowhere')
-    with pytest.raises(SamjaxError, match='nowhere holds no checkpoint'):
+    with pytest.raises(SamjaxError, match='nowhere does not exist'):
         loop.initial_state(config, compiled)
+    convert(str(tmp_path / 'hf'), str(tmp_path / 'resized'), None, None, False)
+    for name in ('hf', 'resized'):  # folder of Hugging Face and run, for another image size
+        config.train.init_from = str(tmp_path / name)
+        with pytest.raises(SamjaxError, match=rf'{name}.* for \(32, 32\) px .* --image-size 32,48 and set'):
+            loop.initial_state(config, compiled)
+
+
+def test_a_workdir_that_can_be_none_is_refused_before_anything_is_done(tmp_path):
+    (tmp_path / 'sam.pth').touch()
+    (tmp_path / 'hf').mkdir()
+    (tmp_path / 'hf/config.json').write_text('{"model_type": "sam"}')
+    (tmp_path / 'hf/model.safetensors').touch()
+    for name, message in (
+        ('sam.pth', r'sam.pth is a file: name a folder for the run, .* by --config.train.init_from'),
+        ('hf', 'hf is not the folder of a run: make one with samjax convert'),
+    ):
+        with pytest.raises(SamjaxError, match=message):
+            loop.train(quick(1), str(tmp_path / name), None)
+    assert (tmp_path / 'hf/config.json').read_text() == '{"model_type": "sam"}'
+    with pytest.raises(SamjaxError, match='gs://bucket/run is in a bucket'):
+        loop.train(quick(1), 'gs://bucket/run', None)
