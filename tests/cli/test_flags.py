@@ -72,7 +72,8 @@ def test_convert(calls, capsys):
             '--force',
             '--verify',
             '--key=ema',
-            '--ignore-extra=x,y',
+            '--ignore-extra=x',
+            '--ignore-extra=y',
         ]
     )
     assert calls == [
