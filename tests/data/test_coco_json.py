@@ -1,6 +1,7 @@
 """What is common to all readers of COCO's JSON: the form, fields, and segmentations as compressed RLE."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -31,28 +32,60 @@ def test_form():
     assert coco_json.wrong_form([], ('a',)) == 'is not a JSON object'
 
 
-@pytest.mark.parametrize('entry', [{}, {'id': '1'}, {'id': 1.0}, {'id': True}, {'id': None}, [1], 'id', None])
+@pytest.mark.parametrize(
+    ('value', 'expected'),
+    [(value, 1) for value in (1, 1.0, '1', '0001', ' 1 ', '1.0', '1.', '+1')]
+    + [(-3, -3), ('-3', -3), ('000000123', 123), (10**30, 10**30)]
+    + [('abc', 'abc'), (' abc', 'abc'), ('1.5', '1.5'), ('1e3', '1e3'), ('9' * 30, '9' * 30), ('\u0661', '\u0661')]
+    + [(value, None) for value in (None, True, False, 1.5, math.nan, math.inf, '', ' ', [1], {}, 1e30)],
+)
+def test_identifier(value, expected):
+    read = coco_json.identifier(value)
+    assert (read, type(read)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize('entry', [{}, {'id': 'a'}, {'id': 1.5}, {'id': True}, {'id': None}, [1], 'id', None])
 def test_no_integer(entry):
     assert coco_json.integer(entry, 'id') is None
 
 
 def test_integer():
-    assert coco_json.integer({'id': -3}, 'id') == -3
+    assert [coco_json.integer({'id': value}, 'id') for value in (-3, 5.0, '7')] == [-3, 5, 7]
+
+
+def test_number():
+    numbers = [2, 2.5, '2.5', True, None, 'x', math.nan, 'inf', 10**400, [1]]
+    assert list(map(coco_json.number, numbers)) == [2, 2.5, 2.5] + [None] * 7
 
 
 @pytest.mark.parametrize(
     ('height', 'width', 'size'),
-    [(2, 3, (2, 3)), (0, 3, None), (2, -3, None), (2, 3.0, None), (2**16, 2**15, None), (2**16, 2**15 - 1, ...)],
+    [
+        (2, 3, (2, 3)),
+        (0, 3, None),
+        (2, -3, None),
+        (2, 3.0, (2, 3)),
+        ('2', '3', (2, 3)),
+        (2, 3.5, None),
+        (2**16, 2**15, None),
+        (2**16, 2**15 - 1, ...),
+    ],
 )
 def test_image_size(height, width, size):
-    expected = (height, width) if size is ... else size
+    expected = (height, width) if size is ... else size  # None: not stated
     assert coco_json.image_size({'height': height, 'width': width}) == expected
 
 
 def test_rle_of_every_kind_becomes_compressed_bytes():
     compressed = coco.encode(np.asfortranarray(MASK_HW))
-    for counts in (COUNTS, compressed['counts'], compressed['counts'].decode()):
-        rle = coco_json.checked_rle([2, 3], counts, 2, 3)
+    for counts in (
+        COUNTS,
+        list(map(str, COUNTS)),
+        list(map(float, COUNTS)),
+        compressed['counts'],
+        compressed['counts'].decode(),
+    ):
+        rle = coco_json.checked_rle([2, '3'], counts, 2, 3)
         assert rle == compressed
         np.testing.assert_array_equal(coco.decode(rle), MASK_HW)
 
@@ -63,7 +96,9 @@ def test_rle_of_every_kind_becomes_compressed_bytes():
         ([3, 2], COUNTS, r'its size is \[3, 2\], the image has \[2, 3\] px'),
         ([2, 3], [2, 3], 'its runs do not add up to the image'),
         ([2, 3], [2, -1, 5], 'its runs do not add up to the image'),
-        ([2, 3], [[6]], 'its runs do not add up to the image'),
+        ([2, 3], [2.5, 2.5, 1], 'its counts are not integers'),
+        (['2', 'x'], COUNTS, r'its size is'),
+        ([2, 3], [[6]], 'its counts|its runs do not add up to the image'),
         ([2, 3], '5', 'its runs do not add up to the image'),
         ([2, 3], '\x00', 'characters that are not RLE'),
     ],

@@ -143,7 +143,7 @@ def read_segmentation(segmentation, height: int, width: int) -> SegmentationMask
         return SegmentationMask(mask, int(coco.area(mask)), ())
     if not isinstance(segmentation, list) or not segmentation:
         raise InvalidExample('no mask', f'its segmentation is {reprlib.repr(segmentation)}')
-    if type(segmentation[0]) in (int, float):
+    if type(segmentation[0]) in (int, float) and not any(isinstance(part, list) for part in segmentation):
         raise InvalidExample('invalid polygon', 'its segmentation is a list of numbers, not a list of such lists')
     polygons, problems = [], []
     is_cut = False

@@ -107,7 +107,7 @@ def search(located: Mapping[str, Located], root: Path, taken: Collection[str] = 
     if not missing:
         return {}
     ends = {end: [] for name in missing for spelling in spellings(name) for end in (_end(spelling), _last(spelling))}
-    stems = {stem: [] for name in missing for stem in _stems(name)}
+    stems = {stem: {} for name in missing for stem in _stems(name)}
     depth = max(end.count('/') for end in ends) + 1
     for file in list_files(root, lambda name: _stem(name) in stems, on_error=lambda error: None):
         if file in taken:
@@ -116,8 +116,7 @@ def search(located: Mapping[str, Located], root: Path, taken: Collection[str] = 
         for start in range(len(parts)):
             if (end := '/'.join(parts[start:])) in ends:
                 ends[end].append(file)
-        if file.lower().endswith(IMAGE_SUFFIXES):
-            stems[_stem(os.path.basename(file))].append(file)
+        _add_image(file, stems)
     last_parts: dict[str, int] = {}
     for name in located:
         last_parts[_last(name)] = last_parts.get(_last(name), 0) + 1
@@ -128,7 +127,8 @@ def search(located: Mapping[str, Located], root: Path, taken: Collection[str] = 
         last = next(filter(None, (ends[_last(spelling)] for spelling in spellings(name) if unique)), [])
         files = whole or last
         literal = [file for file in files if os.path.basename(file) == os.path.basename(name)]
-        new[name] = Located(literal or files, located[name].similar or _similar(name, stems, root))
+        similar = '' if files else located[name].similar or _similar(name, stems, root)
+        new[name] = Located(literal or files, similar)
     return new
 
 
@@ -139,18 +139,25 @@ def similar_file(name: str, folder: str | Path) -> str:
         files = sorted(os.path.join(parent, file) for file in os.listdir(parent))
     except (OSError, ValueError):
         return ''
-    stems: dict[str, list[str]] = {}
+    stems = {stem: {} for stem in _stems(name)}
     for file in files:
-        if file.lower().endswith(IMAGE_SUFFIXES):
-            stems.setdefault(_stem(os.path.basename(file)), []).append(file)
+        _add_image(file, stems)
     return _similar(name, stems, folder)
 
 
-def _similar(name: str, stems: Mapping[str, list[str]], root: str | Path) -> str:
-    """stems: image files by `_stem` of their names."""
+_Stems = dict[str, dict[str, str]]  # `_stem` of names -> image files with it, the first of each name
+
+
+def _add_image(file: str, stems: _Stems) -> None:
+    last_part = os.path.basename(file)
+    if last_part.lower().endswith(IMAGE_SUFFIXES) and (stem := _stem(last_part)) in stems:
+        stems[stem].setdefault(last_part, file)
+
+
+def _similar(name: str, stems: _Stems, root: str | Path) -> str:
     differences = {}
     for stem in _stems(name):
-        for file in stems.get(stem, ()):
+        for file in stems[stem].values():
             differences.setdefault(_difference(name, file), file)
     if not differences:
         return ''
