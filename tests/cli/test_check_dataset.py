@@ -23,7 +23,7 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
     annotations = [
         {'id': 1, 'image_id': 1, 'segmentation': polygon(5, 5, 15, 25)},
         {'id': 2, 'image_id': 1, 'segmentation': polygon(6, 6, 7, 7)},  # 1 px
-        {'id': 2, 'image_id': 1, 'segmentation': polygon(6, 6, 9, 9)},  # the id of another
+        {'id': 2, 'image_id': 1, 'segmentation': polygon(5, 5, 15, 25)},  # the first again
         {'id': 3, 'image_id': 1, 'segmentation': polygon(50, 50, 60, 60)},  # outside
         {'id': 4, 'image_id': 1, 'segmentation': [[1, 2, 3]]},
         {'id': 5, 'image_id': 1, 'segmentation': polygon(0, 0, 20, 20), 'iscrowd': 1},
@@ -41,9 +41,10 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
     ]
     assert 'area of masks in px: 1, 200, 1200; in % of the image: 0.083, 17, 1e+02' in lines
     assert 'never sampled in training: 0 masks without pixels, 1 over 90 % of the image' in lines
-    for cause in ('duplicate id', 'no pixels', 'invalid polygon', 'crowd'):
-        assert f'masks left out: 1 {cause}' in lines
-    assert lines[lines.index('unreadable image: 1') + 1].startswith('  c.jpg: cannot identify image')
+    skipped = {'duplicate mask': 2, 'no pixels': 3, 'invalid polygon': 4, 'crowd': 5}
+    for cause, number in skipped.items():
+        assert any(line.startswith(f'masks left out: 1 {cause}, such as a.jpg: annotation {number}') for line in lines)
+    assert lines[lines.index('unreadable image: 1') + 1].startswith('  c.jpg: it is no JPEG, PNG')
     assert lines[lines.index('no image: 1') + 1].startswith('  d.jpg: d.jpg is not below the folder of the JSON')
     assert lines[lines.index('unknown image id: 1') + 1].startswith('  set.json: 1 annotations have the image_id 9')
     assert lines[lines.index('no masks: 1') + 1] == '  b.jpg'

@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as coco
 
 from samjax.data.formats import coco_json
-from samjax.errors import SamjaxError
+from samjax.errors import InvalidExample, SamjaxError
 
 MASK_HW = np.array([[0, 1, 1], [0, 1, 0]], np.uint8)
 COUNTS = [2, 3, 1]  # down the columns
@@ -112,3 +112,15 @@ def test_polygons_become_one_mask():
     rle = coco_json.polygons_to_rle([[0, 0, 2, 0, 2, 2, 0, 2], [4, 0, 6, 0, 6, 2, 4, 2]], 4, 8)
     assert coco.decode(rle)[:2].tolist() == [[1, 1, 0, 0, 1, 1, 0, 0]] * 2
     assert coco.area(rle) == 8
+
+
+def test_polygon_that_is_cut_or_too_long():
+    """Corners within three sides of the image are kept; the outline of many corners there may still be too long."""
+    mask, area, warnings = coco_json.read_segmentation([[-20, 0, 2, 0, 2, 2, -20, 2]], 10, 20)
+    assert (area, warnings) == (4, ())
+    assert coco.decode(mask)[:2, :2].all()
+    area, warnings = coco_json.read_segmentation([[-50, 0, 2, 0, 2, 2, -50, 2]], 10, 20)[1:]
+    assert (area, warnings) == (4, (('polygon far outside its image, which was cut', ''),))
+    zigzag = [coordinate for n in range(2000) for coordinate in (0, 0, 1400, n / 2)]
+    with pytest.raises(InvalidExample, match='the outline of a polygon is longer than 4000000 px'):
+        coco_json.read_segmentation([zigzag], 1000, 1000)

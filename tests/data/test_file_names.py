@@ -69,6 +69,12 @@ def test_twins_on_disk(tmp_path):
     assert r'/p/e\u0301 e\u0300.png' in message
 
 
+def test_whole_path_is_better_than_its_last_part(tmp_path):
+    make(tmp_path, 'deep/p/a.png', 'deep/q/a.png', 'deep/p/b.png')
+    located = file_names.locate(['q/a.png', 'elsewhere/b.png'], [tmp_path], [tmp_path])
+    assert [files for files, _ in located.values()] == [[f'{tmp_path}/deep/q/a.png'], [f'{tmp_path}/deep/p/b.png']]
+
+
 def test_many_files_of_one_name(tmp_path):
     """Each folder has an image.png, and the folders lie elsewhere than the names say."""
     make(tmp_path, *(f'deep/{n}/image.png' for n in range(300)))

@@ -360,6 +360,13 @@ def test_lvis_has_no_crowds(truth):
     assert lvis_ap(truth, lvis_image(1), [part], [annotation(2, SECOND, iscrowd=1)]) == pytest.approx(0.5)
 
 
+def test_lvis_objects_to_ignore_are_no_crowds(truth):
+    part, whole = detection(rectangle(22, 22, 3, 3), 0.9), detection(SECOND, 0.9)
+    ignored = [annotation(2, SECOND, category_id=2, ignore=1)]
+    assert lvis_ap(truth, lvis_image(1), [{**whole, 'category_id': 2}], ignored) == pytest.approx(1)
+    assert lvis_ap(truth, lvis_image(1), [{**part, 'category_id': 2}], ignored) == pytest.approx(0.5)
+
+
 def test_lvis_ap_of_frequencies(truth):
     annotations = [annotation(1, FIRST), annotation(2, SECOND, category_id=2), annotation(3, ELSEWHERE, category_id=3)]
     ground_truth = truth([lvis_image(1)], annotations, 'rrc')
@@ -550,6 +557,12 @@ def test_what_is_replaced_is_counted_and_said(truth, change, cause, area):
     assert [item['area'] for item in ground_truth.objects] == [80, area]
     assert ground_truth.warnings.counts == ({cause: 1} if cause else {})
     assert ground_truth.remarks() == '' if cause is None else 'In the annotations: 1 object' in ground_truth.remarks()
+
+
+def test_objects_without_pixels_are_not_duplicates_of_each_other(truth):
+    empty = {'size': [SIDE, SIDE], 'counts': [SIDE * SIDE]}
+    ground_truth = truth([image(1)], [annotation(n, FIRST, segmentation=empty) for n in (1, 2)])
+    assert (len(ground_truth.objects), ground_truth.skipped) == (2, {})
 
 
 def test_objects_of_unknown_categories_count_for_recall_only(truth):

@@ -289,8 +289,6 @@ def _precision(truth: GroundTruth, detections: Sequence[Mapping]) -> dict[int | 
     limit = MAX_DETECTIONS_LVIS if truth.is_lvis else MAX_DETECTIONS_COCO
     precision = {}
     for category, objects in _by(truth.objects, 'category_id').items():
-        if category is None:
-            continue
         by_image = _by(by_category.get(category, ()), 'image_id')
         precision[category] = _match(_by(objects, 'image_id'), by_image, limit, not_exhaustive[category]).precision_TRA
     return precision
