@@ -1,5 +1,10 @@
 """Errors that the commands show as one line instead of a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 
 class SamjaxError(ValueError):
     """Something the user can fix; the message is one sentence that names the thing and the remedy."""
@@ -14,6 +19,21 @@ class InvalidExample(Exception):
     def __init__(self, cause: str, detail: str):
         super().__init__(cause, detail)
         self.cause, self.detail = cause, detail
+
+
+def check_option(name: str, value: object, is_possible: Callable[[Any], bool], possible: str) -> None:
+    """Raises SamjaxError, which says what is `possible`, unless `is_possible(value)`; a TypeError there means no."""
+    try:
+        if is_possible(value):
+            return
+    except TypeError:
+        pass
+    raise SamjaxError(f'{name} is {value!r}: set it to {possible}')
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an int; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def one_line(error: Exception) -> str:

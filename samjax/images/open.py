@@ -18,7 +18,10 @@ from samjax.images.file import MAX_PIXELS, num_images, open_file
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
 EIGHT_BIT = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')  # modes
 ORIENTATION = 0x0112  # EXIF's tag
-BITS_PER_SAMPLE = 258  # TIFF's
+# Tags of TIFF
+BITS_PER_SAMPLE = 258
+PLANAR_CONFIGURATION = 284
+SAMPLE_FORMAT = 339
 TIFF_MARKS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 EIGHT_BITS_REMEDY = (
@@ -165,6 +168,10 @@ def _more_than_8_bits(image: Image.Image) -> str:
         bits = 16 if ';16' in str(raw_mode) else 8
     elif image.format == 'TIFF':
         bits = max(map(int, np.atleast_1d(image.tag_v2.get(BITS_PER_SAMPLE, 1))))
+        if 2 in np.atleast_1d(image.tag_v2.get(SAMPLE_FORMAT, 1)):
+            raise InvalidExample('not 8 bits', f'its pixels are signed {bits}-bit integers: save it as PNG')
+        if bits > 8 and image.tag_v2.get(PLANAR_CONFIGURATION, 1) == 2:
+            raise InvalidExample('not 8 bits', f'its colours are {bits}-bit planes of their own: save it as PNG')
     else:
         bits = 8
     return f'{bits}-bit {image.mode}' if bits > 8 else ''
