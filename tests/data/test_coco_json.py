@@ -37,6 +37,7 @@ def test_form():
     [(value, 1) for value in (1, 1.0, '1', '0001', ' 1 ', '1.0', '1.', '+1')]
     + [(-3, -3), ('-3', -3), ('000000123', 123), (10**30, 10**30)]
     + [('abc', 'abc'), (' abc', 'abc'), ('1.5', '1.5'), ('1e3', '1e3'), ('9' * 30, '9' * 30), ('\u0661', '\u0661')]
+    + [('\ud800', r'\ud800')]
     + [(value, None) for value in (None, True, False, 1.5, math.nan, math.inf, '', ' ', [1], {}, 1e30)],
 )
 def test_identifier(value, expected):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco
 
+from samjax.data.formats.file_names import storable
 from samjax.errors import InvalidExample, SamjaxError, one_line
 from samjax.masks import rle
 
@@ -64,7 +65,7 @@ def identifier(value) -> int | str | None:
     if type(value) is int:
         return value
     if isinstance(value, str):
-        text = value.strip()
+        text = storable(value.strip())  # half a character could not be printed
         return int(text.partition('.')[0]) if INTEGER.fullmatch(text) else text or None
     return _integral(value)
 
@@ -195,7 +196,7 @@ def _runs(counts: list) -> np.ndarray:
         values = [identifier(count) for count in counts]
         if not all(isinstance(value, int) for value in values):
             raise ValueError('its counts are not integers')
-        runs = np.array(values)
+        runs = np.array(values, np.int64)
     return runs.astype(np.int64)
 
 
