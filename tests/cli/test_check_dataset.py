@@ -23,7 +23,7 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
     annotations = [
         {'id': 1, 'image_id': 1, 'segmentation': polygon(5, 5, 15, 25)},
         {'id': 2, 'image_id': 1, 'segmentation': polygon(6, 6, 7, 7)},  # 1 px
-        {'id': 2, 'image_id': 1, 'segmentation': polygon(6, 6, 9, 9)},  # the id of another
+        {'id': 2, 'image_id': 1, 'segmentation': polygon(5, 5, 15, 25)},  # the first again
         {'id': 3, 'image_id': 1, 'segmentation': polygon(50, 50, 60, 60)},  # outside
         {'id': 4, 'image_id': 1, 'segmentation': [[1, 2, 3]]},
         {'id': 5, 'image_id': 1, 'segmentation': polygon(0, 0, 20, 20), 'iscrowd': 1},
@@ -44,8 +44,9 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
         'never sampled in training with default options: 1 of 3 masks: 1 cover more than 90 % of the image '
         '(data.max_area_fraction)'
     ) in lines
-    for cause in ('duplicate id', 'no pixels', 'invalid polygon', 'crowd'):
-        assert any(line.startswith(f'masks left out: 1 {cause}') for line in lines)
+    skipped = {'duplicate mask': 2, 'no pixels': 3, 'invalid polygon': 4, 'crowd': 5}
+    for cause, number in skipped.items():
+        assert any(line.startswith(f'masks left out: 1 {cause}, such as a.jpg: annotation {number}') for line in lines)
     assert lines[lines.index('unreadable image: 1') + 1].startswith(
         '  c.jpg: it is no JPEG, PNG, WebP, BMP, TIFF or GIF file'
     )
