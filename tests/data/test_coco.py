@@ -532,10 +532,30 @@ def test_second_of_one_id_is_invalid(tmp_path):
     assert cause_of(second) == 'duplicate id'
 
 
-@pytest.mark.parametrize('again', ['a.png', './a.png', 'a.jpg'])
-def test_second_of_one_name_is_invalid(again, tmp_path):
+def test_files_that_differ_in_their_suffix_are_images_of_their_own(tmp_path):
     for name in ('a.png', 'a.jpg'):
         write_image(tmp_path / name)
+    annotations = [{'id': n, 'image_id': n, 'segmentation': [RECTANGLE]} for n in (1, 2)]
+    first, second = items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, 'a.jpg')], annotations))
+    assert (first.name, second.name) == ('a', 'a.jpg')
+    assert len(first.load().masks) == len(second.load().masks) == 1
+
+
+@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+def test_image_without_size_is_rotated_as_exif_says(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new('RGB', (WIDTH, HEIGHT)).save(tmp_path / 'a.jpg', exif=exif)
+    annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
+    (item,) = items(write(tmp_path / 'x.json', [{'id': 1, 'file_name': 'a.jpg'}], [annotation]))
+    size = (HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT)
+    content = make_record(item, ImageOptions()).content
+    assert (content['height'], content['width'], content['orientation']) == (*size, orientation)
+
+
+@pytest.mark.parametrize('again', ['a.png', './a.png'])
+def test_second_of_one_name_is_invalid(again, tmp_path):
+    write_image(tmp_path / 'a.png')
     file = write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, again), entry(3, 'a.png')], [])
     assert [cause for _, cause in invalid(file)] == ['duplicate name'] * 2
     assert len({item.name for item in items(file)}) == 3

@@ -18,7 +18,7 @@ from samjax.data.formats.coco_json import flag, identifier, integer
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
 from samjax.data.formats.file_names import Located, as_path, locate, search, storable
 from samjax.errors import InvalidExample, SamjaxError
-from samjax.images.open import ImageOptions, image_size, open_image
+from samjax.images.open import ImageOptions, image_size, open_image, upright_size
 from samjax.masks import rle
 from samjax.storage import digest
 
@@ -72,7 +72,7 @@ def open_index(path: pathlib.Path) -> DatasetIndex:
 
 
 def sizes_from_files(path: pathlib.Path) -> dict[int | str, tuple[int, int]]:
-    """Height and width in px, as stored, of the images of a JSON that states none, by id; without invalid images.
+    """(height, width) in px, as EXIF rotates them, of the valid images of a JSON that states none, by id.
 
     Raises:
         SamjaxError: see `open_index`.
@@ -191,8 +191,8 @@ _Group = list[tuple[int, Mapping]]  # annotations with their positions in the JS
 
 
 def _entries(images: list, location: str) -> list[_Entry | InvalidItem]:
-    """The entries of `images` in their order; of several with the same id or name only the first is valid."""
-    ids, names, entries = set(), set(), []
+    """The entries of `images` in their order; of several with the same id or file only the first is valid."""
+    ids, names, file_names, entries = set(), set(), set(), []
     for position, image in enumerate(images):
         entry = f'images[{position}]'
         file_name, image_id = _file_name(image), _id(image)
@@ -201,16 +201,18 @@ def _entries(images: list, location: str) -> list[_Entry | InvalidItem]:
             entries.append(InvalidItem(entry, location, 'missing key', detail))
             continue
         name = storable(os.path.splitext(file_name)[0])
+        name = storable(file_name) if name in names else name  # a.png beside a.jpg
         if image_id in ids:
             detail = f'{entry} has the id {image_id} of an entry before it'
             entries.append(InvalidItem(f'{name} ({entry})', location, 'duplicate id', detail))
-        elif name in names:
-            detail = f'{entry} has the name of an entry before it'
+        elif file_name in file_names or name in names:
+            detail = f'{entry} has the file_name of an entry before it'
             entries.append(InvalidItem(f'{name} ({entry})', location, 'duplicate name', detail))
         else:
             entries.append(_Entry(image_id, name, file_name, coco_json.image_size(image)))
         ids.add(image_id)
         names.add(name)
+        file_names.add(file_name)
     return entries
 
 
@@ -333,7 +335,7 @@ def _location(file: str, folder: pathlib.Path) -> str:
 def _read_image(path: str, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
     """Bytes of the file, and height and width in px: as stated, else from the image.  Raises InvalidExample."""
     data = _read_bytes(path, 'unreadable image')
-    return data, image_size(data) if size is None else size
+    return data, upright_size(data) if size is None else size
 
 
 def _read_bytes(path: str, cause: str) -> bytes:
