@@ -25,7 +25,6 @@ from samjax.masks import rle
 from samjax.storage import digest
 from samjax.storage.walk import list_files
 
-MAX_OUTLINE = 4_000_000  # px; pycocotools takes 80 bytes for each, far more than any annotated outline has
 LISTS = ('images', 'annotations')
 REMEDY = "data.path must name a complete file in COCO's format, with images and annotations"
 
@@ -373,7 +372,7 @@ def _mask(segmentation, crowd: bool, height: int, width: int) -> dict:
         return {'size': size, 'counts': counts}
     if not isinstance(segmentation, list) or not segmentation:
         raise _SkippedMask('no mask')
-    polygons = [_polygon(part, height, width) for part in segmentation]
+    polygons = [coco_json.polygon(part, height, width) for part in segmentation]
     valid = [polygon for polygon in polygons if polygon is not None]
     if not valid:
         raise _SkippedMask('invalid polygon')
@@ -381,25 +380,3 @@ def _mask(segmentation, crowd: bool, height: int, width: int) -> dict:
     if not coco.area(merged):
         raise _SkippedMask('no pixels')
     return merged
-
-
-def _polygon(part, height: int, width: int) -> np.ndarray | None:
-    """A polygon x, y, x, y, .. in px, None if `part` is not one.
-
-    pycocotools steps along the outline, so corners far outside the image could take it unlimited time and memory;
-    they are moved nearer, which changes no mask of a sensible polygon.
-    """
-    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
-        return None
-    if not all(type(number) in (int, float) for number in part):
-        return None
-    try:
-        corners_N2 = np.array(part, np.float64).reshape(-1, 2)
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-    if not np.isfinite(corners_N2).all():
-        return None
-    sides_2 = np.array([width, height])
-    corners_N2 = np.clip(corners_N2, -2 * sides_2, 3 * sides_2)
-    outline = np.abs(corners_N2 - np.roll(corners_N2, 1, 0)).max(1).sum()
-    return corners_N2.ravel() if outline <= MAX_OUTLINE else None

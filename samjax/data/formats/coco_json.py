@@ -13,6 +13,7 @@ from samjax.errors import SamjaxError
 from samjax.masks import rle
 
 MAX_PIXELS = 2**31  # of an image; pycocotools counts them in 32 bits
+MAX_OUTLINE = 4_000_000  # px; pycocotools takes 80 bytes for each, far more than any annotated outline has
 
 
 def read(path: Path, remedy: str):
@@ -50,6 +51,28 @@ def image_size(image) -> tuple[int, int] | None:
     height, width = integer(image, 'height'), integer(image, 'width')
     stated = height is not None and width is not None and height > 0 and width > 0
     return (height, width) if stated and height * width < MAX_PIXELS else None
+
+
+def polygon(part, height: int, width: int) -> np.ndarray | None:
+    """A polygon x, y, x, y, .. in px, None if `part` is not one.
+
+    pycocotools steps along the outline, so corners far outside the image could take it unlimited time and memory;
+    they are moved nearer, which changes no mask of a sensible polygon.
+    """
+    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+        return None
+    if not all(type(number) in (int, float) for number in part):
+        return None
+    try:
+        corners_N2 = np.array(part, np.float64).reshape(-1, 2)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    if not np.isfinite(corners_N2).all():
+        return None
+    sides_2 = np.array([width, height])
+    corners_N2 = np.clip(corners_N2, -2 * sides_2, 3 * sides_2)
+    outline = np.abs(corners_N2 - np.roll(corners_N2, 1, 0)).max(1).sum()
+    return corners_N2.ravel() if outline <= MAX_OUTLINE else None
 
 
 def polygons_to_rle(polygons: Collection, height: int, width: int) -> dict:
