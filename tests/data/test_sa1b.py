@@ -440,7 +440,7 @@ def test_missing_path(tmp_path):
 def test_empty_folder_and_folder_without_images(tmp_path):
     (tmp_path / 'data').mkdir()
     for _ in range(2):
-        with pytest.raises(SamjaxError, match='data holds no images with masks: it must be a folder or tar'):
+        with pytest.raises(SamjaxError, match='data holds no images with masks.*: it must be a folder or tar'):
             open_records(tmp_path / 'data', tmp_path)
         (tmp_path / 'data' / 'lonely.json').write_text('{}')
 
@@ -564,7 +564,7 @@ def test_folder_that_cannot_be_read(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'scandir', refuse)
     source = open_records(folder, tmp_path)
     assert [e.name for e in source] == ['sa_1', 'sa_22']
-    assert report(source)['ignored'] == {'folders that cannot be read': [1, 'more (Permission denied)']}
+    assert report(source)['ignored'] == {'folder(s) that cannot be read': [1, 'more (Permission denied)']}
 
 
 # ---- real data -------------------------------------------------------------------------------------

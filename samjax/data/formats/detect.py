@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from samjax.data.formats import coco, folder, labelme, sa1b, tfds
 from samjax.data.formats.causes import Causes
@@ -26,7 +26,7 @@ FORMATS = (
 ARCHIVES = ('.zip', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar', '.zst')
 SIMILAR = 0.5  # another layout that fits this many times as many images as the chosen one is a warning
 COCO_FILES = 50  # JSON files at most that are read to find those of COCO, the largest ones
-KINDS = {**dict.fromkeys(SUFFIXES, 'images'), '.json': 'JSON files', '.tar': 'tar files'}
+KINDS = {**dict.fromkeys(SUFFIXES, 'image(s)'), '.json': 'JSON file(s)', '.tar': 'tar file(s)'}
 
 
 def open_index(path: str, options: ReadOptions = DEFAULT) -> DatasetIndex:
@@ -53,7 +53,7 @@ def _open_index(path: str, options: ReadOptions) -> DatasetIndex:
     root = pathlib.Path(path).expanduser()
     if not os.path.exists(root):
         raise SamjaxError(f"{path} does not exist: data.path and data.eval_path must name a folder, or be 'scenes'")
-    files, ignored = _files_below(root)
+    files, unreadable = _files_below(root)
     indices, several = {}, None
     for name in [options.layout or 'folder'] if options.layout or options.images else LAYOUTS:
         try:
@@ -67,17 +67,16 @@ def _open_index(path: str, options: ReadOptions) -> DatasetIndex:
     if several and (not order or indices[order[0]].num_annotated <= several.num_annotated):
         raise several
     if not order:
-        raise SamjaxError(_why_nothing(path, root, options, ignored))
+        raise SamjaxError(_why_nothing(path, root, options, _unused(root, files, unreadable)))
     chosen, counts = indices[order[0]], {name: indices[name].num_annotated for name in order}
+    counts = {name: count for name, count in counts.items() if count or name == order[0]}
     warnings = Causes(chosen.warnings)
-    for name in order[1:]:
-        if counts[name] >= SIMILAR * counts[order[0]] > 0:
-            remedy = f"if you mean those, give --layout {name} or data.layout='{name}'"
-            warnings.add(f"images that could also be read by the layout '{name}': {remedy}", '', counts[name])
+    for name, count in counts.items():
+        if name != order[0] and count >= SIMILAR * chosen.num_annotated:
+            remedy = f"if you mean that, give --layout {name} or data.layout='{name}'"
+            warnings.add(f"image(s) could also be read by the layout '{name}': {remedy}", '', count)
+    ignored = _unused(root, (file for file in files if file not in chosen.files), unreadable)
     ignored.add_all(chosen.ignored)
-    for file in files:
-        if file not in chosen.files:
-            ignored.add(KINDS[os.path.splitext(file)[1].lower()], os.path.relpath(file, root))
     return chosen._replace(ignored=ignored, warnings=warnings, images_by_layout=counts)
 
 
@@ -92,14 +91,22 @@ def _files_below(root: pathlib.Path) -> tuple[list[str], Causes]:
     def note(error: OSError) -> None:
         if os.path.abspath(error.filename) == root:
             raise SamjaxError(f'{root} cannot be read ({error.strerror}): change its permissions') from error
-        causes.add('folders that cannot be read', f'{os.path.relpath(error.filename, root)} ({error.strerror})')
+        causes.add('folder(s) that cannot be read', f'{os.path.relpath(error.filename, root)} ({error.strerror})')
 
     files = list(list_files(pathlib.Path(root), has_suffix(KINDS), on_error=note)) if os.path.isdir(root) else []
     return files, causes
 
 
-def _why_nothing(path: str, root: pathlib.Path, options: ReadOptions, ignored: Causes) -> str:
-    causes = f' (not used: {"; ".join(ignored.lines())})' if ignored else ''
+def _unused(root: pathlib.Path, files: Iterable[str], unreadable: Causes) -> Causes:
+    """Files by what they are, and folders that cannot be read."""
+    causes = Causes(unreadable)
+    for file in files:
+        causes.add(KINDS[os.path.splitext(file)[1].lower()], os.path.relpath(file, root))
+    return causes
+
+
+def _why_nothing(path: str, root: pathlib.Path, options: ReadOptions, unused: Causes) -> str:
+    causes = f' (it has {"; ".join(unused.lines())})' if unused else ''
     if options.layout:
         return f"{path} holds nothing of the layout '{options.layout}'{causes}: name another of {', '.join(LAYOUTS)}"
     if root.is_file() and root.suffix.lower() in ARCHIVES:
@@ -139,8 +146,8 @@ def _open_coco(root: pathlib.Path, options: ReadOptions) -> DatasetIndex | None:
     """
     if root.is_file():
         is_other = root.suffix.lower() != '.json' or labelme_content(whole_file(str(root))) is not None
-        return None if is_other and not options.layout else _counted(coco.open_index(root))
-    indices = {file: _counted(coco.open_index(file)) for file in _coco_files(root, b'"segment')}
+        return None if is_other and not options.layout else _counted(root)
+    indices = {file: _counted(file) for file in _coco_files(root, b'"segment')}
     if len(indices) > 1:
         sizes = [f'{file} with {index.num_annotated} images' for file, index in indices.items()]
         total = sum(index.num_annotated for index in indices.values())
@@ -148,11 +155,12 @@ def _open_coco(root: pathlib.Path, options: ReadOptions) -> DatasetIndex | None:
     return next(iter(indices.values()), None)
 
 
-def _counted(index: DatasetIndex) -> DatasetIndex:
-    """An index of a COCO file with the number of images that are there, and the files that it reads."""
+def _counted(file: pathlib.Path) -> DatasetIndex:
+    """The index of a COCO file with the number of images that are there, and the files that it reads."""
+    index = coco.open_index(file)
     items = [item for shard in index.shards for item in shard.items() if not isinstance(item, InvalidItem)]
-    files = {os.path.abspath(file) for item in items for file in (item.path, getattr(item, 'png', item.path))}
-    return index._replace(num_annotated=len(items), files=files)
+    files = {path for item in items for path in (item.path, getattr(item, 'png', item.path))}
+    return index._replace(num_annotated=len(items), files={os.path.abspath(path) for path in (file, *files)})
 
 
 def _coco_files(root: pathlib.Path, word: bytes) -> list[pathlib.Path]:

@@ -63,7 +63,7 @@ MASK_KEYS = (  # the first that matches a column of image file names
     re.compile(r'.*file_names?', re.IGNORECASE),
 )
 SEPARATORS = '_-/'
-OTHER_FORM = 'other forms of the same masks'  # cause
+OTHER_FORM = 'mask file(s) that hold the same masks in another form'  # cause
 
 
 class ImageWithMasks(NamedTuple):
@@ -161,7 +161,7 @@ def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | Non
     for cause, files in matches.ignored.items():
         ignored.add(cause, next(iter(files), ''), len(files))
     warnings.add(
-        'names of masks that differ from that of their image in letter case',
+        'mask name(s) that differ from the image in letter case',
         next(iter(matches.other_case), ''), len(matches.other_case),
     )  # fmt: skip
     return DatasetIndex(
@@ -222,10 +222,10 @@ def _recognized(path: Path) -> tuple[dict[str, list[tuple[int, dict]]], Matches]
         if with_tables.num_annotated >= matches.num_annotated:
             matches = with_tables
         else:
-            matches.ignored['tables of fewer images'] = list(tables)
+            matches.ignored['table(s) of fewer images'] = list(tables)
             tables = {}
     if unreadable:
-        matches.ignored['tables that cannot be read'] = unreadable
+        matches.ignored['table(s) that cannot be read'] = unreadable
     return tables, matches
 
 

@@ -48,21 +48,23 @@ def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | Non
     folder = path if path.is_dir() else path.parent
     files = list(list_files(path, has_suffix(SUFFIXES + JSON), on_error=ignore_error)) if path.is_dir() else [str(path)]
     jsons = [file for file in files if _suffix(file) in JSON]
-    sampled = evenly(jsons)
-    fraction = sum(labelme_content(whole_file(file)) is not None for file in sampled) / max(len(sampled), 1)
-    if not fraction:
-        return None
     images = {os.path.splitext(file)[0]: file for file in reversed(files) if _suffix(file) in SUFFIXES}
+    paired = [file for file in jsons if os.path.splitext(file)[0] in images]
+    sampled = evenly(paired)
+    num_annotated = len(paired) * sum(map(_is_labelme, sampled)) / max(len(sampled), 1)
     items, used = [], set()
     for file in jsons:
-        beside = images.get(os.path.splitext(file)[0])
-        content = None if beside else labelme_content(whole_file(file))
-        if beside is None and content is None:
-            continue  # of something else
-        image = beside or _image_file(content, file)
+        image = images.get(os.path.splitext(file)[0])
+        if image is None:
+            content = labelme_content(whole_file(file))
+            if content is None:
+                continue  # of something else
+            image = _image_file(content, file)
+            num_annotated += 1
         items.append(_item(folder, file, image))
         used |= {file, image} - {None}
-    annotated = len(items)
+    if not num_annotated:
+        return None
     folders = {os.path.dirname(file) for file in used}
     for file in files:
         if _suffix(file) in SUFFIXES and file not in used and os.path.dirname(file) in folders:
@@ -70,7 +72,7 @@ def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | Non
             used.add(file)
     items = sorted(_with_unique_names(items), key=lambda item: item.name)
     state = digest.of_files(path, ((os.path.relpath(file, folder), file) for file in sorted(used)))
-    return DatasetIndex('labelme', in_shards(items), state, num_annotated=round(annotated * fraction), files=used)
+    return DatasetIndex('labelme', in_shards(items), state, num_annotated=round(num_annotated), files=used)
 
 
 class LabelmeImage(NamedTuple):
@@ -114,6 +116,10 @@ def _with_unique_names(items: list[LabelmeImage]) -> Iterator[Item]:
         else:
             taken.add(item.name)
             yield item
+
+
+def _is_labelme(file: str) -> bool:
+    return labelme_content(whole_file(file)) is not None
 
 
 def _suffix(file: str) -> str:

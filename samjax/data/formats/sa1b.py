@@ -30,7 +30,7 @@ PAIR_BYTES = 1e6  # of an image and its JSON in a shard, about
 SAMPLED_TARS = 16  # tar files that are looked into to tell whether they are shards
 SAMPLED_MEMBERS = 400  # of each of those
 NO_IMAGE, NO_JSON = 'no image', 'no JSON'  # causes
-OTHER_CASE = 'names of JSON files that differ from that of their image in letter case'
+OTHER_CASE = 'JSON name(s) that differ from the image in letter case'
 
 
 def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | None:
@@ -149,9 +149,9 @@ def _shards_among(tars: list[str], pairs: Collection[Pair], folder: Path) -> tup
         content, cause = contents.get(file), ''
         if content and not content.is_damaged:
             if not content.pairs and (any_pair or not content.num_unpaired):
-                cause = 'tar files without an image and its JSON'
+                cause = 'tar file(s) without an image and its JSON'
             elif content.pairs and unpacked.issuperset(content.members):
-                cause = 'tar files that are unpacked beside them'
+                cause = 'tar file(s) that are unpacked beside them'
         if cause:
             ignored.add(cause, os.path.relpath(file, folder))
         else:
