@@ -520,6 +520,14 @@ def test_png_beside_jpeg_is_a_mask_if_most_images_have_one(tmp_path):
     assert relative(tmp_path) == []
     put_mask(tmp_path / 'b.png')
     assert relative(tmp_path) == ['a.png', 'b.png']
+    random_image(1, 60, 60).save(tmp_path / 'b.png')  # a photograph in two formats
+    assert relative(tmp_path) == []
+
+
+def test_photograph_called_mask(tmp_path):
+    for name in ('x.jpg', 'carnival_mask.jpg'):
+        put_image(tmp_path / name)
+    assert relative(tmp_path) == []
 
 
 def test_pictures_of_panoptic_segments_are_masks(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -122,8 +123,9 @@ def mask_files(root: pathlib.Path) -> set[str]:
     """Absolute paths of the pictures below a folder that are masks of other images there."""
     files = {os.path.abspath(root / file) for file in folder.mask_files(root)}
     for file in _coco_files(root, b'"segments_info"'):
-        index = coco.open_index(file)
-        files |= {item.png for shard in index.shards for item in shard.items() if isinstance(item, coco.Panoptic)}
+        with contextlib.suppress(SamjaxError):
+            shards = coco.open_index(file).shards
+            files |= {item.png for shard in shards for item in shard.items() if isinstance(item, coco.Panoptic)}
     return files
 
 

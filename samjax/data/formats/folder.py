@@ -27,11 +27,13 @@ from typing import NamedTuple
 
 from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
+from samjax.data.formats.json_content import evenly
 from samjax.data.formats.label_image import read_values, rle_of_all, rle_per_value
 from samjax.data.formats.matching_names import caseless, unicode_form, unique_keys
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.errors import InvalidExample, SamjaxError
-from samjax.images.open import JPEG_SUFFIXES, SUFFIXES, image_size
+from samjax.images.file import open_file
+from samjax.images.open import FORMATS, JPEG_SUFFIXES, SUFFIXES, image_size
 from samjax.storage import digest
 from samjax.storage.walk import has_suffix, ignore_error, list_files
 
@@ -46,6 +48,7 @@ MASK_FOLDERS = (
     *('target', 'targets', 'gtfine', 'gtcoarse'),
 )
 MANY_MORE = 10
+FEW_COLOURS = 1000  # that a label image has at most, see `mask_files`
 NNUNET_FOLDERS = {'imagestr': 'labelstr', 'imagests': 'labelsts', 'imagesval': 'labelsval'}  # images: masks
 CHANNEL = re.compile(r'_\d{4}$')  # ends the name of an image of nnU-Net
 CITYSCAPES_IMAGE = re.compile(r'_leftImg8bit$', re.IGNORECASE)
@@ -178,21 +181,30 @@ def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | Non
 def mask_files(path: Path) -> set[str]:
     """Paths below a folder of the files that are masks of other images there, for who looks for images alone.
 
-    x.png beside x.jpg is taken for a mask only if most images of the folder have one.
+    x.png beside x.jpg is a mask only if most images of the folder have such a PNG, and it has few colours.
     """
     matches = _recognized(path)[1]
-    twins = {
-        file
-        for item in matches.items
-        if isinstance(item, ImageWithMasks)
-        for file in item.masks
-        if caseless(_stem(file)) == caseless(_stem(item.location))
-    }
-    num_twins = sum(not twins.isdisjoint(item.masks) for item in matches.items if isinstance(item, ImageWithMasks))
-    num_images = sum(isinstance(item, ImageWithMasks) for item in matches.items)
+    images = [item for item in matches.items if isinstance(item, ImageWithMasks)]
+    twins = {file for item in images for file in item.masks if caseless(_stem(file)) == caseless(_stem(item.location))}
     masks = {*matches.masks, *matches.ignored.get(OTHER_FORM, ())}
-    masks |= {item.location for item in matches.items if isinstance(item, UnmatchedMask)}
-    return masks if 2 * num_twins > num_images else masks - twins
+    folders = {os.path.dirname(file) for file in masks} - {os.path.dirname(item.location) for item in images}
+    unmatched = (item.location for item in matches.items if isinstance(item, UnmatchedMask))
+    masks |= {file for file in unmatched if os.path.dirname(file) in folders}
+    num_with_twin = sum(not twins.isdisjoint(item.masks) for item in images)
+    if twins and (
+        2 * num_with_twin <= len(images) or not all(_has_few_colours(path / file) for file in evenly(sorted(twins), 10))
+    ):
+        return masks - twins
+    return masks
+
+
+def _has_few_colours(file: Path) -> bool:
+    """As label images have, and photographs do not; true if it cannot be read."""
+    try:
+        with open_file(file, FORMATS) as image:
+            return image.convert('RGB').getcolors(FEW_COLOURS) is not None
+    except Exception:  # pillow raises nearly anything on damaged files
+        return True
 
 
 # ---- which files belong together -------------------------------------------------------------------
