@@ -1,7 +1,7 @@
 """labelme: an image and a JSON of its shapes, in folders at any depth; the JSON may hold the image itself.
 
 Polygons, rectangles and circles are filled as COCO's are, by pycocotools; labelme's own exporter fills them by pillow,
-with about half a pixel more along the outline.  Shapes with the same label and group_id are one object.
+with a third of a pixel more along the outline on average.  Shapes with the same label and group_id are one object.
 """
 
 from __future__ import annotations

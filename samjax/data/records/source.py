@@ -48,8 +48,8 @@ def open_records(
                 '%s: prepared with %s, which %s do not change',
                 path, _described(report.options) or 'the default options', _described(options.changes),
             )  # fmt: skip
-    for line in report.ignored.lines():
-        logging.getLogger(__name__).warning('%s: not used: %s', path, line)
+    for line in [*(f'not used: {line}' for line in report.ignored.lines()), *report.warnings.lines()]:
+        logging.getLogger(__name__).warning('%s: %s', path, line)
     if report.dropped:
         logging.getLogger(__name__).warning(
             '%s: %d of %d images left out (%s), see %s',
