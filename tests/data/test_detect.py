@@ -14,7 +14,7 @@ from samples import HEIGHT, WIDTH, content, encoded, mask, random_image, write
 from samjax.data.formats.detect import LAYOUTS, mask_files, open_index
 from samjax.data.formats.read_options import ReadOptions
 from samjax.data.records import source
-from samjax.errors import SamjaxError
+from samjax.errors import InvalidExample, SamjaxError
 
 CAMERA = {'camera': 'X100', 'iso': 200, 'image': 'x.jpg'}
 PACKAGE = {'name': 'labels', 'version': '1.0', 'annotations': []}
@@ -342,7 +342,11 @@ def test_broken_tar_link_among_shards_is_invalid(tmp_path):
     (tmp_path / 'data').mkdir()
     shard(tmp_path / 'data/sa_0.tar', make_sa1b(tmp_path / 'pairs', 2))
     (tmp_path / 'data/sa_1.tar').symlink_to('/nowhere.tar')
-    assert read(tmp_path / 'data', tmp_path, 0.5) == ['sa_0.tar/sa_0', 'sa_0.tar/sa_1']
+    items = [item for part in opened(tmp_path / 'data').shards for item in part.items()]
+    assert [item.name for item in items] == ['sa_0.tar/sa_0', 'sa_0.tar/sa_1', 'sa_1.tar']
+    with pytest.raises(InvalidExample) as error:
+        items[2].load()
+    assert error.value.cause == 'damaged tar'
 
 
 # ---- the layout as an option -----------------------------------------------------------------------------------------
@@ -401,27 +405,29 @@ def test_archive(tmp_path):
 @pytest.fixture
 def unreadable(monkeypatch):
     """Makes folders of a name unreadable; for root, permissions do not."""
-    scandir = os.scandir
 
     def refuse(name):
-        def refusing(path='.'):
-            if os.path.basename(path) == name:
-                raise PermissionError(13, 'Permission denied', str(path))
-            return scandir(path)
+        for function in (os.scandir, os.listdir):
 
-        monkeypatch.setattr(os, 'scandir', refusing)
+            def refusing(path='.', function=function):
+                if os.path.basename(path) == name:
+                    raise PermissionError(13, 'Permission denied', str(path))
+                return function(path)
+
+            monkeypatch.setattr(os, function.__name__, refusing)
 
     return refuse
 
 
 @pytest.mark.parametrize('layout', MAKE)
-def test_unreadable_subfolder_is_counted(layout, tmp_path, unreadable):
+@pytest.mark.parametrize('name', ['private', 'annotations'])
+def test_unreadable_subfolder_is_counted(name, layout, tmp_path, unreadable):
     root = MAKE[layout](tmp_path / 'data')
     before = names(root)
-    put_image(root / 'private/x.jpg')
-    unreadable('private')
+    put_image(root / f'{name}/x.jpg')
+    unreadable(name)
     assert names(root) == before
-    assert opened(root).ignored == {'folder(s) that cannot be read': (1, 'private (Permission denied)')}
+    assert opened(root).ignored == {'folder(s) that cannot be read': (1, f'{name} (Permission denied)')}
 
 
 def test_unreadable_folder_of_masks_is_named(tmp_path, unreadable):

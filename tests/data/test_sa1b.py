@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco
 from samples import HEIGHT, MASKS, WIDTH, content, encoded, mask, random_image, write
 
-from samjax.data.formats import dataset_index
+from samjax.data.formats import dataset_index, sa1b
 from samjax.data.formats.sa1b import Pair
 from samjax.data.formats.tar import ByteRange
 from samjax.data.records import record, shard_writer, source
@@ -111,6 +111,34 @@ def test_capital_suffixes_hidden_and_other_files(folder, tmp_path):
     (folder / '._sa_1.jpg').write_bytes(b'no image')
     (folder / 'README.txt').write_text('about')
     assert len(open_records(folder, tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ('json_name', 'cause'),
+    [('Cafe\u0301 1', []), ('CAF\u00c9 1', ['JSON name(s) that differ from the image in letter case'])],
+)
+def test_names_in_another_form_are_a_pair(folder, tmp_path, json_name, cause):
+    """The image is called Café with é as one character; its JSON has it as two, or in capitals."""
+    image, file = write(folder, 'Caf\u00e9 1')
+    file.rename(folder / f'{json_name}.json')
+    with tarfile.open(tmp_path / 'sa_0.tar', 'w') as tar:
+        tar.add(folder / f'{json_name}.json', f'{json_name}.json')
+        tar.add(image, 'Caf\u00e9 1.jpg')
+    [item] = sa1b.open_index(tmp_path / 'sa_0.tar').shards[0].items()
+    assert (item.name, len(item.load().masks)) == ('sa_0.tar/Caf\u00e9 1', 3)
+    source = open_records(folder, tmp_path)
+    assert [e.name for e in source][0] == 'Caf\u00e9 1'
+    assert list(report(source)['warnings']) == cause
+
+
+def test_names_in_another_form_of_two_images_are_no_pair(folder, tmp_path):
+    image, file = write(folder, 'x')
+    image.rename(folder / 'A.jpg')
+    file.rename(folder / 'a.json')
+    write(folder, 'a', '.png')[1].unlink()
+    write(folder, 'a', json_content=content([mask(1, 1, 5, 5)]))[0].unlink()
+    names = [e.name for e in open_records(folder, tmp_path, 0.9)]
+    assert names == ['a', 'more/sa_333', 'sa_1', 'sa_22']
 
 
 def test_uncompressed_counts_are_accepted(folder, tmp_path):

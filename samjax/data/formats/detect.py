@@ -167,16 +167,24 @@ def _counted(file: pathlib.Path) -> DatasetIndex:
 
 def _coco_files(root: pathlib.Path, word: bytes) -> list[pathlib.Path]:
     """JSON files of COCO in a folder or its `annotations` that contain a word."""
-    beside = {file.stem for file in root.iterdir() if file.suffix.lower() in SUFFIXES}
+    beside = {file.stem for file in _entries(root) if file.suffix.lower() in SUFFIXES}
     files = [
         file
         for below in (root, root / 'annotations')
-        for file in (below.iterdir() if below.is_dir() else ())
+        for file in _entries(below)
         if file.suffix.lower() == '.json' and not file.name.startswith('.') and os.path.isfile(file)
     ]
     # SA-1B's and labelme's have images of the same name.
     likely = sorted(files, key=lambda file: (file.stem in beside, -os.path.getsize(file), file))[:COCO_FILES]
     return sorted(file for file in likely if _contains(file, word) and coco.is_coco(file))
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What lies in a folder; nothing if it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _contains(file: pathlib.Path, word: bytes) -> bool:

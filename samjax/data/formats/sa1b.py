@@ -60,8 +60,8 @@ def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | Non
     for pair in pairs:
         image, json = (unicode_form(os.path.splitext(data.path)[0]) for data in pair.data)
         warnings.add(OTHER_CASE, pair.location, image != json)
-    of_items = {data.path for item in loose for data in item.data}
-    used = [file for file in files if file in tars or file in of_items]
+    read = {*tars, *(data.path for item in loose for data in item.data)}
+    used = [file for file in files if file in read]
     return DatasetIndex(
         'SA-1B',
         [*_tar_shards(folder, tars), *in_shards(loose)],
