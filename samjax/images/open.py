@@ -16,6 +16,8 @@ from samjax.images.encoded_image import SYMMETRY, apply_symmetry
 from samjax.images.file import MAX_PIXELS, num_images, open_file
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif')  # of their files
+JPEG_SUFFIXES = SUFFIXES[:4]
 EIGHT_BIT = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')  # modes
 ORIENTATION = 0x0112  # EXIF's tag
 # Tags of TIFF

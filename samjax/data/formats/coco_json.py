@@ -150,11 +150,11 @@ def read_segmentation(segmentation, height: int, width: int) -> SegmentationMask
     is_cut = False
     for part in segmentation:
         try:
-            polygon, cut = _polygon(part, height, width)
+            corners, cut = polygon(part, height, width)
         except ValueError as error:
             problems.append(str(error))
         else:
-            polygons.append(polygon)
+            polygons.append(corners)
             is_cut |= cut
     if not polygons:
         raise InvalidExample('invalid polygon', problems[0])
@@ -200,7 +200,7 @@ def _runs(counts: list) -> np.ndarray:
     return runs.astype(np.int64)
 
 
-def _polygon(part, height: int, width: int) -> tuple[np.ndarray, bool]:
+def polygon(part, height: int, width: int) -> tuple[np.ndarray, bool]:
     """A polygon x, y, x, y, .. in px, and whether it was cut.  Raises ValueError if `part` is not one.
 
     pycocotools steps along the outline, so corners far outside the image could take it unlimited time and memory;
