@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import tensorflow_datasets as tfds
 from samjax.data.example import Example
 from samjax.data.formats.detect import open_index
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
-from samjax.data.records.builder import SPLIT, dataset_folder
+from samjax.data.records.builder import DATASET_INFO, SPLIT, ObjectMasks, dataset_folder
 from samjax.data.records.prepare import REPORT, PreparationReport, prepare
 from samjax.errors import SamjaxError
 from samjax.images.encoded_image import EncodedImage
@@ -42,9 +43,15 @@ def open_records(
     else:
         report = PreparationReport.read(folder)
         report.check(max_invalid_fraction)
-    for lines, what in ((report.skipped_masks.lines(), 'masks left out'), (report.warnings.lines(), 'look')):
-        if lines:
-            logging.getLogger(__name__).warning('%s: %s: %s', path, what, '; '.join(lines))
+        if options.changes not in ({}, report.options):
+            logging.getLogger(__name__).warning(
+                '%s: prepared with %s, which %s do not change',
+                path, _described(report.options) or 'the default options', _described(options.changes),
+            )  # fmt: skip
+    lines = [f'not used: {line}' for line in report.ignored.lines()]
+    lines += [f'masks left out: {line}' for line in report.skipped_masks.lines()]
+    for line in [*lines, *report.warnings.lines()]:
+        logging.getLogger(__name__).warning('%s: %s', path, line)
     if report.dropped:
         logging.getLogger(__name__).warning(
             '%s: %d of %d images left out (%s), see %s',
@@ -53,9 +60,21 @@ def open_records(
     return RecordSource(folder)
 
 
+def _described(options: dict[str, object]) -> str:
+    return ', '.join(f'{name}={value}' for name, value in options.items())
+
+
 def prepared_folder(path: Path) -> Path | None:
     """The folder of the TFDS data set that `samjax data prepare` wrote below `path`, None if there is none."""
-    return next((folder for folder in (path, dataset_folder(path)) if (folder / REPORT).is_file()), None)
+    return next((folder for folder in (path, dataset_folder(path)) if _is_prepared(folder)), None)
+
+
+def _is_prepared(folder: Path) -> bool:
+    try:
+        info = json.loads((folder / DATASET_INFO).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(info, dict) and info.get('name') == ObjectMasks.name
 
 
 class RecordSource:
@@ -94,4 +113,4 @@ class RecordSource:
             for size, counts in zip(annotations['size'], annotations['counts'], strict=True)
         ]
         image = EncodedImage.from_bytes(record['image'], int(record['orientation']))
-        return Example(record['name'].decode(), image, rles)
+        return Example(os.fsdecode(record['name']), image, rles)
