@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from optax.contrib import scale_by_muon
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from samjax.errors import SamjaxError
 from samjax.model.config import SIZES
@@ -217,7 +217,8 @@ def test_muon_remembers_earlier_gradients_as_published():
     params = head(kernel=jnp.zeros((3, 3)))
     grads = [jnp.asarray(rng.normal(size=(3, 3)), jnp.float32) for _ in range(2)]
     options = with_options(name='muon', weight_decay=0.0, warmup_steps=0, milestones=())
-    ours, theirs = optimizer.make_optimizer(options, params, RULES), scale_by_muon(beta=0.95)
+    ours = optimizer.make_optimizer(options, params, RULES)
+    theirs = scale_by_muon(beta=0.95, weight_dimension_numbers={'w': MuonDimensionNumbers((0,), (1,))})
     our_state, their_state = ours.init(params), theirs.init({'w': jnp.zeros((3, 3))})
     for grad in grads:
         updates, our_state = ours.update(jax.tree.map(lambda p, g=grad: g, params), our_state, params)
