@@ -155,6 +155,20 @@ def test_waiting_for_data_counts_only_if_the_devices_are_idle(tmp_path, monkeypa
     assert 'goodput 60.0% of 30 s (else: start 10 s, data 2 s)' in out
 
 
+def test_waits_of_all_intervals_are_summed(tmp_path, monkeypatch, capsys):
+    """Steps end at 10, 20 and 30 s; before the second and the third the devices wait 2 s each; the run ends at 40 s."""
+    clock = itertools.chain([10.0, 10.5, 11.0, 13.0, 20.0, 21.0, 23.0, 30.0], itertools.repeat(40.0))
+    monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(clock))
+    log = logs.MetricLogger(str(tmp_path), 0, 3, every=1, batch_size=8, rate=rate, begun=0.0, utilization=utilization)
+    log.step(1, METRICS)
+    for step in (2, 3):
+        with log.waiting(lambda: True):
+            pass
+        log.step(step, METRICS)
+    log.finish()
+    assert 'data 4 s' in capsys.readouterr().out
+
+
 def test_parameter_table_counts_modules():
     params = nnx.State(
         {
