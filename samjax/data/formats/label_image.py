@@ -477,7 +477,7 @@ def _is_soft(edges: Edges, one_object: bool = False) -> bool:
         return False  # areas of low numbers with outlines of void, resized with interpolation
     if one_object:
         return True
-    if edges.level > VOID and edges.mid > 0.3 * edges.pixels:  # thousands of cells of a few pixels each
+    if edges.level > VOID and not 0 < edges.mid <= 0.3 * edges.pixels:  # numbers, or cells of a few pixels each
         return False
     if edges.noise and edges.tail >= 10 * edges.mid:
         return True
