@@ -1,8 +1,13 @@
 """Errors that the commands show as one line instead of a traceback."""
 
+import re
+
 
 class SamjaxError(ValueError):
     """Something the user can fix; the message is one sentence that names the thing and the remedy."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class InvalidExample(Exception):
@@ -12,8 +17,18 @@ class InvalidExample(Exception):
     """
 
     def __init__(self, cause: str, detail: str):
+        detail = printable(detail)
         super().__init__(cause, detail)
         self.cause, self.detail = cause, detail
+
+
+def printable(text: str) -> str:
+    """The text on one line that any terminal shows, the same in each run: damaged files put anything into messages.
+
+    Characters that cannot be printed are escaped; the addresses of Python's objects are left out.
+    """
+    text = re.sub(r' at 0x[0-9a-f]+(?=>)', '', ' '.join(re.split(r'\s*[\r\n]\s*', text)))
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def one_line(error: Exception) -> str:
