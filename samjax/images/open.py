@@ -13,7 +13,7 @@ from PIL import Image
 
 from samjax.errors import InvalidExample, SamjaxError, one_line
 from samjax.images.encoded_image import SYMMETRY, apply_symmetry
-from samjax.images.file import MAX_PIXELS, num_images, open_file
+from samjax.images.file import MAX_PIXELS, check_png, num_images, open_file
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
 EIGHT_BIT = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')  # modes
@@ -100,6 +100,8 @@ def open_image(data: bytes, options: ImageOptions = DEFAULT) -> OpenedImage:
                 detail = f'it holds {count} images: save each as a file of its own'
                 raise InvalidExample('several images in a file', detail)
             deep = _more_than_8_bits(image)
+            if image.format == 'PNG':
+                check_png(image)
             image.load()
             orientation = image.getexif().get(ORIENTATION)
     except InvalidExample:
