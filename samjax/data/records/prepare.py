@@ -28,6 +28,7 @@ from samjax.storage.lock import wait_for_lock
 from samjax.storage.progress import Progress
 
 REPORT = 'report.json'  # beside the records: counts, and which images were left out and why
+PREPARE_AGAIN = 'remove the folder, and prepare the data set again'
 NAMES = 'images.txt'  # beside the records: names of the images, in their order
 # Names that fields of report.json had before version 0.2
 OLD_FIELDS = {
@@ -81,15 +82,37 @@ class PreparationReport(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> PreparationReport:
-        """The report beside the records in `folder`."""
-        fields = json.loads((folder / REPORT).read_text())
-        fields = {OLD_FIELDS.get(name, name): value for name, value in fields.items()}
-        for name in ('skipped_masks', 'warnings'):
-            counts = fields.get(name, {}).items()
-            causes = {cause: value if isinstance(value, list) else (value, '') for cause, value in counts}
-            fields[name] = Causes()
-            fields[name].add_all(causes)
-        return cls(**fields)
+        """The report beside the records in `folder`.  Raises SamjaxError if it is damaged."""
+        try:
+            fields = json.loads((folder / REPORT).read_text())
+            fields = {OLD_FIELDS.get(name, name): value for name, value in fields.items()}
+            for name in ('skipped_masks', 'warnings'):
+                counts = fields.get(name, {}).items()
+                causes = {cause: value if isinstance(value, list) else (value, '') for cause, value in counts}
+                fields[name] = Causes()
+                fields[name].add_all(causes)
+            report = cls(**fields)
+            report._check_fields()
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            reason = f'{folder / REPORT} is not what `samjax data prepare` writes ({error})'
+            raise SamjaxError(f'{reason}: {PREPARE_AGAIN}') from error
+        return report
+
+    def _check_fields(self) -> None:
+        """Raises ValueError, TypeError or AttributeError if a field has another type or the numbers do not add up."""
+        causes = [(cause, *value) for causes in (self.skipped_masks, self.warnings) for cause, value in causes.items()]
+        texts = [self.path, self.layout, self.digest, *self.invalid, *self.read_as, *self.options]
+        texts += [location for locations in self.dropped.values() for location in [*locations]]
+        texts += [text for cause, _, example in causes for text in (cause, example)]
+        counts = [self.num_images, self.num_kept, self.num_masks, self.num_scaled, *self.read_as.values()]
+        counts += [count for _, count, _ in causes]
+        wrong = [text for text in texts if type(text) is not str]
+        wrong += [count for count in counts if type(count) is not int or count < 0]
+        wrong += [self.fraction] * (type(self.fraction) not in (int, float))
+        if wrong:
+            raise ValueError(f'{str(wrong[0])[:40]!r} in a field of another kind')
+        if self.num_kept + self.num_invalid + len(self.no_masks) != self.num_images:
+            raise ValueError('its numbers of images do not add up')
 
     def check(self, max_invalid_fraction: float, scale: float = 1.0) -> None:
         """Checks the number of invalid images.
