@@ -65,12 +65,21 @@ def read_config(workdir: str) -> ConfigDict:
     """The options of the run in `workdir`, also of a run saved with the names of options before version 0.2.
 
     Raises:
-        SamjaxError: nothing was trained there.
+        SamjaxError: nothing was trained there, or the file is damaged.
     """
     path = pathlib.Path(workdir) / 'config.json'
     if not path.exists():
         raise SamjaxError(f'{path} does not exist: name the --workdir of a training run')
-    return options.from_saved(json.loads(path.read_text()))
+    remedy = 'copy it again, or copy the one of a run with the same options'
+    try:
+        config = options.from_saved(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SamjaxError(f'{path} cannot be read ({error}): {remedy}') from error
+    if unknown := sorted(
+        options.flatten(as_json(config)).keys() - options.flatten(as_json(options.get_config())).keys()
+    ):
+        raise SamjaxError(f'{path} has options that do not exist, such as {unknown[0]!r}: {remedy}')
+    return config
 
 
 def refuse_other_config(workdir: str, config: ConfigDict) -> None:

@@ -77,6 +77,8 @@ def from_options(
     """
     if size not in SIZES:
         raise SamjaxError(f'model.size {size!r} is not one of {", ".join(SIZES)}.')
+    if len(image_size) != 2 or not all(isinstance(side, int) for side in image_size):
+        raise SamjaxError(f'model.image_size {image_size!r} must be two integers, height and width in px.')
     config = dataclasses.replace(SIZES[size], image_size=tuple(image_size))
     return config, Regularization(drop_path, dropout), Runtime(dtype, remat)
 
