@@ -30,6 +30,7 @@ from pycocotools import mask as coco
 from benchmarks.sa1b_like import noise_image, write_shard
 from samjax.config import get_config
 from samjax.data import pipeline
+from samjax.data.transforms import Sampling
 from samjax.distributed import hardware
 from samjax.model import flops
 from samjax.model.config import SIZES
@@ -85,13 +86,9 @@ def measure_samjax(folder: str, examples: int, num_workers: int, repeats: int) -
     )
     batches = pipeline.train_loader(
         [(source, 1.0)],
+        sampling=Sampling(FRAME, OBJECTS, max_area_fraction=0.9, flip='none', scale_jitter=(1.0, 1.0)),
         seed=0,
-        frame=FRAME,
         batch_size=1,
-        max_objects=OBJECTS,
-        max_area_fraction=0.9,
-        flip='none',
-        scale_jitter=(1.0, 1.0),
         num_workers=num_workers,
         prefetch=2,
     )

@@ -8,13 +8,15 @@ changes a few lines.  The defaults are the paper's (arXiv 2304.02643) for ViT-B 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, one_line
 
 
 def get_config() -> ConfigDict:
@@ -100,7 +102,7 @@ def get_config() -> ConfigDict:
 
     # Training
     c.train = ConfigDict()
-    c.train.init_from = ''  # folder of a run or converted checkpoint to start from; '' draws parameters from the seed
+    c.train.init_from = ''  # checkpoint that `samjax convert` reads, to start from; '' draws parameters from the seed
     c.train.num_steps = 180_000
     c.train.batch_size = 128  # images per step, over all devices
     c.train.grad_accum_steps = 1  # parts of a batch that a device processes one after another; bounds memory
@@ -154,20 +156,61 @@ RENAMED_VALUES = {'loss.resolution': {'frame': 'input', 'low': 'low_res'}}
 
 
 def load(path: str | os.PathLike) -> ConfigDict:
-    """The locked options of the recipe at `path`.
+    """The locked options of the recipe at `path`: those of `get_config`, all and no others.
 
     Raises:
-        SamjaxError: there is no such file, it has no function `get_config`, or it sets an option that does not exist.
+        SamjaxError: the recipe cannot be read, see `read_recipe`, or has other options.
     """
+    config = read_recipe(path)
+    options, known = flatten(config.to_dict()), flatten(get_config().to_dict())
+    if unknown := options.keys() - known.keys():
+        refuse_renamed(min(unknown))
+        raise SamjaxError(f'the recipe {path} sets an option that does not exist: {min(unknown)}')
+    if missing := known.keys() - options.keys():
+        raise SamjaxError(f'the recipe {path} lacks the option {min(missing)}: begin with samjax.config.get_config()')
+    return config
+
+
+def read_recipe(path: str | os.PathLike) -> ConfigDict:
+    """What the function `get_config` of the Python file at `path` returns, locked.
+
+    Raises:
+        SamjaxError: there is no such file, it or `get_config` fails, or there is no such function or no such result.
+    """
+    path = os.fspath(path)
     if not os.path.isfile(path):
-        raise SamjaxError(f'the recipe {path} does not exist: name a Python file with a function get_config')
-    functions = runpy.run_path(os.fspath(path))
-    if 'get_config' not in functions:
+        problem = 'is a folder' if os.path.isdir(path) else 'does not exist'
+        raise SamjaxError(f'the recipe {path} {problem}: name a Python file with a function get_config')
+    with _recipe_errors(path):
+        recipe_function = runpy.run_path(path).get('get_config')
+    if not callable(recipe_function):
         raise SamjaxError(f'the recipe {path} has no function get_config: see samjax/config.py for an example')
+    with _recipe_errors(path):
+        config = recipe_function()
+    if not isinstance(config, ConfigDict):
+        raise SamjaxError(
+            f'get_config of the recipe {path} returns {type(config).__name__} instead of a ConfigDict: see '
+            'samjax/config.py for an example'
+        )
+    return config.lock()
+
+
+@contextlib.contextmanager
+def _recipe_errors(path: str) -> Iterator[None]:
+    """Turns whatever the code of a recipe raises into a SamjaxError with the line of the recipe."""
     try:
-        return functions['get_config']().lock()
-    except (AttributeError, KeyError) as error:
-        raise unknown_option(error, f'the recipe {path}') from None
+        yield
+    except SamjaxError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f'the recipe {path}' if line is None else f'the recipe {path}, line {line},'
+        reason = error.msg if isinstance(error, SyntaxError) else one_line(error)
+        in_config_dict = 'ml_collections' in traceback.extract_tb(error.__traceback__)[-1].filename
+        if in_config_dict and isinstance(error, (AttributeError, KeyError)):
+            raise unknown_option(error, where) from None
+        raise SamjaxError(f'{where} fails: {type(error).__name__}: {reason}') from None
 
 
 def unknown_option(error: Exception, source: str) -> SamjaxError:
@@ -175,7 +218,11 @@ def unknown_option(error: Exception, source: str) -> SamjaxError:
     reason: object = error
     while isinstance(reason, (AttributeError, KeyError)):
         reason = reason.args[0]
-    return SamjaxError(f'{source} sets an option that does not exist: {" ".join(str(reason).split())}')
+    reason, _, others = str(reason).partition(' Other fields present')  # which are printed with all they hold
+    key = reason.split('"')[1] if others else reason.strip("'")
+    renamed = [new for old, new in RENAMED.items() if old.rpartition('.')[2] == key]
+    now = f' (now called {" or ".join(renamed)})' if renamed else ''
+    return SamjaxError(f'{source} sets an option that does not exist: {" ".join(reason.split())}{now}')
 
 
 def refuse_renamed(option: str) -> None:

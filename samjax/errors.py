@@ -1,6 +1,10 @@
 """Errors that the commands show as one line instead of a traceback."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
+from typing import Any
 
 
 class SamjaxError(ValueError):
@@ -29,6 +33,21 @@ def printable(text: str) -> str:
     """
     text = re.sub(r' at 0x[0-9a-f]+(?=>)', '', ' '.join(re.split(r'\s*[\r\n]\s*', text)))
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+def check_option(name: str, value: object, is_possible: Callable[[Any], bool], possible: str) -> None:
+    """Raises SamjaxError, which says what is `possible`, unless `is_possible(value)`; a TypeError there means no."""
+    try:
+        if is_possible(value):
+            return
+    except TypeError:
+        pass
+    raise SamjaxError(f'{name} is {value!r}: set it to {possible}')
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an int; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import logging
@@ -16,12 +17,15 @@ import jax
 import orbax.checkpoint as ocp
 
 from samjax.errors import SamjaxError
+from samjax.storage import os_errors
 
 # An array that is replicated over devices is written in slices, one by each device, if these have at least so many
 # bytes.  Every shape that is sliced costs a compilation, half a minute for all the small arrays of a model.
 SLICE_BYTES = 2**20
 SILENCE = 0.5  # s without a late complaint after which there is none to come
 PATIENCE = 10.0  # s to wait for that
+NOT_DAMAGED = errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE  # why a whole checkpoint may not be readable
+OTHER_MODEL = 'set --config.model.size and --config.model.image_size as they were, or choose another --workdir'
 
 
 class UnreadableCheckpoint(SamjaxError):
@@ -50,11 +54,17 @@ def like(tree) -> ocp.args.PyTreeRestore:
 
 
 def restore_newest(
-    manager: ocp.CheckpointManager, folder: pathlib.Path, model: Mapping, params, items: ocp.args.Composite
+    manager: ocp.CheckpointManager,
+    folder: pathlib.Path,
+    model: Mapping,
+    params,
+    items: ocp.args.Composite,
+    remedy: str = OTHER_MODEL,
 ):
     """Restores `items` of the newest step after comparing its shapes with `params`.
 
-    model: the section `model` of the options of the run that `params` belong to.
+    model: the section `model` of the options of the run that `params` belong to; remedy: what to do if the checkpoint
+    holds another.
 
     Raises:
         UnreadableCheckpoint: it is damaged.
@@ -74,8 +84,7 @@ def restore_newest(
             raise SamjaxError(
                 f'checkpoint {path} holds a {saved["size"]!r} for {tuple(saved["image_size"])} px and the config asks '
                 f'for a {model["size"]!r} for {tuple(model["image_size"])} px ({name} is {value_of(stored, name)} '
-                f'there and {value_of(expected, name)} here): set --config.model.size and --config.model.image_size '
-                f'as they were, or choose another --workdir'
+                f'there and {value_of(expected, name)} here): {remedy}'
             )
     with readable():
         return manager.restore(step, args=items)
@@ -90,6 +99,8 @@ def value_of(table: Mapping, key: str) -> str:
 def one_error(what: str, remedy: str, kind: type[SamjaxError] = SamjaxError) -> Iterator[None]:
     """Turns whatever Orbax raises inside into one error of a `kind`: `what`, the reason, `remedy`.
 
+    remedy: '{}' in it stands for what helps against the reason, see `samjax.storage.os_errors`.
+
     Orbax and TensorStore raise many kinds of error for one full disk and log a traceback for every array; and reads
     that end after Orbax has given up complain in their own threads.  All of this is kept from the terminal as long as
     this context lasts, which after an error waits for the late complaints.
@@ -101,6 +112,9 @@ def one_error(what: str, remedy: str, kind: type[SamjaxError] = SamjaxError) -> 
             return
         except Exception as error:
             reason = ': '.join(str(error).strip().split('\n')[0].split(' [')[0].split(': ')[-2:])
+            remedy = remedy.format(os_errors.remedy(error))
+            if kind is UnreadableCheckpoint and os_errors.number(error) in NOT_DAMAGED:
+                kind, remedy = SamjaxError, os_errors.remedy(error)
             _release(error)
         end = time.monotonic() + PATIENCE
         while time.monotonic() < min(complaints[-1] + SILENCE, end):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import NoReturn
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,7 +23,7 @@ from samjax.checkpoints import orbax_io
 from samjax.errors import SamjaxError
 from samjax.model import config as model_config
 from samjax.model.params import abstract_state
-from samjax.storage import atomic
+from samjax.storage import atomic, local_path
 
 # Options that may change when a run continues: they touch neither the state nor the order of the data.
 CHANGEABLE = (
@@ -43,6 +44,7 @@ CHANGEABLE = (
     'data.prefetch',
     'eval.',
 )
+RESTORE = 'restore it, or choose another --workdir'
 
 
 def checkpoints_folder(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -67,19 +69,65 @@ def read_config(workdir: str) -> ConfigDict:
     Raises:
         SamjaxError: nothing was trained there, or the file is damaged.
     """
-    path = pathlib.Path(workdir) / 'config.json'
+    local_path.refuse_address(workdir)
+    path = pathlib.Path(workdir)
+    saved = _read_json(path / 'config.json')
+    if saved is None:
+        _refuse_other(path, 'config.json of a run: name the --workdir of a training run')
+    try:
+        config = options.from_saved(saved)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SamjaxError(f'{path / "config.json"} is damaged ({error}): {RESTORE}') from None
+    known = options.flatten(as_json(options.get_config()))
+    if unknown := sorted(options.flatten(as_json(config)).keys() - known.keys()):
+        raise SamjaxError(f'{path / "config.json"} has options that do not exist, such as {unknown[0]!r}: {RESTORE}')
+    return config
+
+
+def _refuse_other(path: pathlib.Path, lacks: str) -> NoReturn:
+    """Raises SamjaxError, which says what `path` is instead of the folder of a run."""
+    refuse_part(path)
     if not path.exists():
         raise SamjaxError(f'{path} does not exist: name the --workdir of a training run')
-    remedy = 'copy it again, or copy the one of a run with the same options'
+    if path.is_file() or any(path.glob('*.safetensors*')) or any(path.glob('*.bin*')):
+        raise SamjaxError(f'{path} is not the folder of a run: make one with samjax convert {path} DIR, and name DIR')
+    raise SamjaxError(f'{path} holds no {lacks}')
+
+
+def _read_json(path: pathlib.Path) -> dict | None:
+    """The options in a config.json, None if there is none or it is of something else than a run.
+
+    Raises:
+        SamjaxError: it is damaged.
+    """
     try:
-        config = options.from_saved(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise SamjaxError(f'{path} cannot be read ({error}): {remedy}') from error
-    if unknown := sorted(
-        options.flatten(as_json(config)).keys() - options.flatten(as_json(options.get_config())).keys()
-    ):
-        raise SamjaxError(f'{path} has options that do not exist, such as {unknown[0]!r}: {remedy}')
-    return config
+        saved = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError) as error:
+        raise SamjaxError(f'{path} is damaged ({error}): {RESTORE}') from None
+    is_of_run = isinstance(saved, dict) and 'seed' in saved and isinstance(saved.get('model'), dict)
+    return saved if is_of_run else None
+
+
+def refuse_part(path: pathlib.Path) -> None:
+    """Raises SamjaxError if `path` is the folder of the checkpoints of a run, or of one of them."""
+    for folder in (path.absolute(), path.absolute().parent):
+        if folder.name == 'checkpoints' and _read_json(folder.parent / 'config.json') is not None:
+            raise SamjaxError(f'{path} is a part of the run {folder.parent}: name that')
+
+
+def refuse_workdir(workdir: str) -> None:
+    """Raises SamjaxError if no run can be kept in `workdir`: it is a file, or the folder of something else."""
+    local_path.refuse_address(workdir)
+    path = pathlib.Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise SamjaxError(
+            f'{path} is a file: name a folder for the run, and a checkpoint to start from by --config.train.init_from'
+        )
+    refuse_part(path)
+    if (path / 'config.json').exists():
+        read_config(workdir)
 
 
 def refuse_other_config(workdir: str, config: ConfigDict) -> None:
@@ -101,10 +149,12 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
     """Makes `workdir` a run whose only checkpoint, at step 0, has these parameters and no optimizer state.
 
     Raises:
-        SamjaxError: the files cannot be written.
+        SamjaxError, OSError: the files cannot be written.
     """
     folder = checkpoints_folder(workdir)
     folder.mkdir(parents=True)
+    # Orbax would end in many threads that still write; its compression saves less than a tenth.
+    atomic.refuse_full_disk(folder, sum(leaf.nbytes for leaf in jax.tree.leaves((params, buffers))) * 9 // 10)
     write_config(workdir, config)
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(jax.device_put({'params': params, 'buffers': buffers})),
@@ -112,23 +162,26 @@ def save_params(workdir: str, config: ConfigDict, params: nnx.State, buffers: nn
     )
     manager_options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with (
-        orbax_io.one_error(f'{workdir} cannot be written', 'free some space or choose another folder'),
+        orbax_io.one_error(f'{workdir} cannot be written', '{} or choose another folder'),
         orbax_io.open_manager(folder, manager_options, concurrent_gb=1) as manager,
     ):
         manager.save(0, args=items, force=True)
 
 
-def restore_params(workdir: str, config: ConfigDict, shapes=None) -> tuple[nnx.State, nnx.State, int]:
+def restore_params(
+    workdir: str, config: ConfigDict, shapes=None, remedy: str = orbax_io.OTHER_MODEL
+) -> tuple[nnx.State, nnx.State, int]:
     """params, buffers and step of the newest checkpoint; the optimizer state is not read.
 
     shapes: (params, buffers) with the shardings that the arrays get; by default they are on the first device.
+    remedy: what to do if `config.model` has other shapes.
 
     Raises:
         SamjaxError: there is no checkpoint, it cannot be read, or `config.model` has other shapes.
     """
     folder = checkpoints_folder(workdir)
     if not folder.is_dir():
-        raise SamjaxError(f'{workdir} holds no checkpoint: name the --workdir of a run that has saved one')
+        _refuse_other(pathlib.Path(workdir), 'checkpoint: name the --workdir of a run that has saved one')
     with orbax_io.open_manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step()
         if step is None:
@@ -141,7 +194,7 @@ def restore_params(workdir: str, config: ConfigDict, shapes=None) -> tuple[nnx.S
             )
         params = {'params': shapes[0], 'buffers': shapes[1]}
         items = ocp.args.Composite(params=orbax_io.like(params))
-        restored = orbax_io.restore_newest(manager, folder, config.model, params, items)
+        restored = orbax_io.restore_newest(manager, folder, config.model, params, items, remedy)
         return restored.params['params'], restored.params['buffers'], step
 
 

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from samjax.config import get_config
 from samjax.data.formats.read_options import ReadOptions
 from samjax.data.records.prepare import NAMES, REPORT, PreparationReport
 from samjax.data.records.source import RecordSource, open_records
+from samjax.data.sampling_check import SamplingCheck, evenly_spread
+from samjax.training.loop import sampling_options
 from samjax.visualization.overlays import contact_sheet
 
 SHEET_IMAGES = 24  # images of the contact sheet
@@ -37,7 +40,7 @@ def check(path: str, cache: str, sheet: pathlib.Path, options: ReadOptions) -> I
         yield f'{cause}: {len(locations)}'
         yield from (f'  {location}' for location in locations[:NAMED_FILES])
         yield from [f'  and {len(locations) - NAMED_FILES} more'] if len(locations) > NAMED_FILES else []
-    contact_sheet(sheet, [source[index] for index in _evenly(len(source), SHEET_IMAGES)])
+    contact_sheet(sheet, [source[index] for index in evenly_spread(len(source), SHEET_IMAGES)])
     yield f'all causes with names: {pathlib.Path(source.folder) / REPORT}; images that can be used: {NAMES} beside it'
     yield f'contact sheet: {sheet}'
 
@@ -56,10 +59,12 @@ def notes(report: PreparationReport) -> Iterator[str]:
 
 def _measures(source: RecordSource, report: PreparationReport) -> Iterator[str]:
     """Lines about counts and sizes."""
-    indices = _evenly(len(source), MEASURED_IMAGES)
+    indices = evenly_spread(len(source), MEASURED_IMAGES)
     counts, heights, widths, areas, fractions = [], [], [], [], []
+    sampling = SamplingCheck(sampling_options(get_config()))
     for index in indices:
         example = source[index]
+        sampling.add(example)
         counts.append(len(example.rles))
         heights.append(example.image.height)
         widths.append(example.image.width)
@@ -71,16 +76,10 @@ def _measures(source: RecordSource, report: PreparationReport) -> Iterator[str]:
     yield f'height in px{subset}: {_range(heights)}; width: {_range(widths)}'
     percent = _range(100 * np.array(fractions), '{:.2g}')
     yield f'area of masks in px{subset}: {_range(areas)}; in % of the image: {percent}'
-    empty, large = sum(not area for area in areas), sum(fraction > 0.9 for fraction in fractions)
-    if empty or large:
-        yield f'never sampled in training{subset}: {empty} masks without pixels, {large} over 90 % of the image'
+    if sampling.causes:
+        yield f'never sampled in training with default options{subset}: {sampling.summary()}'
 
 
 def _range(values, form: str = '{:.0f}') -> str:
     """Least, median and most."""
     return ', '.join(form.format(value) for value in np.quantile(values, [0, 0.5, 1]))
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """At most `most` indices, evenly spread over `count`."""
-    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

@@ -16,15 +16,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from samjax.errors import SamjaxError, one_line
+from samjax.storage import local_path, os_errors
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -42,6 +44,15 @@ RENAMED_FLAGS = {
 }
 # Options whose names before version 0.2 were about evaluation in general, and the flags of `samjax eval` for them.
 EVAL_FLAGS = {'train.eval_max_images': '--max-images', 'train.eval_max_objects': '--max-objects'}
+
+# Types of options, in words.
+KINDS = {
+    bool: 'true or false',
+    int: 'a whole number',
+    float: 'a number',
+    tuple: "a tuple, which the shell needs in quotes: '(1, 2)'",
+    object: 'a section: write --config.section.key=value',
+}
 
 
 # ---- the command line ------------------------------------------------------------------------------
@@ -63,10 +74,14 @@ def parse(
         go to the list `changes['config']` of the result.
 
     Raises:
-        SystemExit: the command line is wrong (2), or it asks for help (0).
+        SystemExit: the command line is wrong (2), names a bucket (1), or asks for help (0).
     """
-    words, changes = split_changes(sys.argv[1:] if argv is None else argv, configs)
-    options, unknown = parser.parse_known_args(words)
+    argv = sys.argv[1:] if argv is None else argv
+    with one_line_errors():
+        for word in argv:
+            local_path.refuse_address(word.partition('=')[2] if word.startswith('--') else word)
+    words, changes = split_changes(argv, configs)
+    options, unknown = parser.parse_known_args(_join_negative_values(words))
     if unknown:
         _refuse(options.parser, unknown[0], configs)
     options.changes = changes
@@ -87,6 +102,17 @@ def split_changes(argv: Sequence[str], configs: Sequence[str]) -> tuple[list[str
         if '=' not in word and remaining and not remaining[0].startswith('--'):
             changes[match[1]].append(remaining.pop(0))
     return words, changes
+
+
+def _join_negative_values(words: Sequence[str]) -> list[str]:
+    """`--flag -1,2` as `--flag=-1,2`; argparse would take a word such as -1,2, -1e3 or -inf for an option."""
+    joined = []
+    for word in words:
+        if joined and re.fullmatch(r'--[\w-]+', joined[-1]) and re.match(r'-(\.?\d|inf|nan)', word, re.IGNORECASE):
+            joined[-1] += f'={word}'
+        else:
+            joined.append(word)
+    return joined
 
 
 def _refuse(parser: argparse.ArgumentParser, word: str, configs: Sequence[str]) -> NoReturn:
@@ -117,7 +143,8 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
     """`config` changed by the words of a command line, such as --NAME.section.key=value.
 
     Raises:
-        SamjaxError: an option does not exist, has another name since version 0.2, or cannot have the value.
+        SamjaxError: an option does not exist, has another name since version 0.2, or cannot have the value, such as
+            the address of a bucket.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -125,6 +152,8 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
     from samjax.config import RENAMED, refuse_renamed, unknown_option
 
     for word in words:
+        if not re.match(rf'--(no)?{name}\.\w', word) and word.startswith('--'):
+            raise SamjaxError(f'{word!r} names no option: write --{name}.section.key=value')
         option = word.removeprefix(f'--{name}.').partition('=')[0]
         if option in RENAMED and RENAMED[option] in EVAL_FLAGS:
             current = RENAMED[option]
@@ -139,11 +168,30 @@ def change(config: ConfigDict, name: str, words: Sequence[str]) -> ConfigDict:
         stray = values(argv)[1:]
     except (AttributeError, KeyError) as error:
         raise unknown_option(error, 'the command line') from None
+    except flags.IllegalFlagValueError as error:
+        option = re.match(rf'flag --{name}\.([\w.]+)=', str(error))[1]
+        default = functools.reduce(lambda section, key: section[key], option.split('.'), config)
+        kind = next(kind for type_, kind in KINDS.items() if isinstance(default, type_))
+        text = one_line(error).removeprefix('flag ').partition(': ')[0]
+        raise SamjaxError(f'{text} is not possible: {option} is {kind}') from None
     except (flags.Error, TypeError, ValueError) as error:
         raise SamjaxError(one_line(error)) from None
     if stray:
         raise SamjaxError(f'{stray[0]!r} is not an option: write --{name}.section.key=value')
+    for text in _texts(values[name].value.to_dict()):
+        local_path.refuse_address(text)
     return values[name].value
+
+
+def _texts(value) -> Iterator[str]:
+    """Every text in an option, a section or a sequence of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
 
 
 def read_config(path: str | None, words: Sequence[str]) -> ConfigDict:
@@ -199,7 +247,15 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (SamjaxError, OSError) as error:
-        sys.exit(f'error: {one_line(error)}')
+        sys.exit(_error_line(error))
+
+
+def _error_line(error: SamjaxError | OSError) -> str:
+    """One line on what went wrong, for an error of the system with what helps against it."""
+    remedy = os_errors.REMEDIES.get(error.errno) if isinstance(error, OSError) else None
+    if remedy is None or error.filename is None:
+        return f'error: {one_line(error)}'
+    return f'error: {error.filename} cannot be used ({error.strerror}): {remedy}'
 
 
 # ---- jobs of several processes ---------------------------------------------------------------------
@@ -234,7 +290,7 @@ def job(options: argparse.Namespace, verbosity: str = 'error') -> Iterator[None]
         )
         yield
     except (SamjaxError, OSError) as error:
-        processes.exit_process(f'error: {one_line(error)}')
+        processes.exit_process(_error_line(error))
     except Exception:  # most often another process is gone; JAX alone would wait minutes for it
         traceback.print_exc()
         processes.exit_process(1)

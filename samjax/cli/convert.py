@@ -18,6 +18,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('target', help='.pth, .pt or .safetensors file in the layout of Meta, or a folder')
     parser.add_argument('--to', help='samjax, meta or huggingface; default: by the target and the source')
     parser.add_argument('--image-size', metavar='H,W', type=_size, help='resize the position tables for it, in px')
+    parser.add_argument('--key', metavar='NAME', help='which model, if the source holds several, such as ema')
+    parser.add_argument(
+        '--ignore-extra',
+        metavar='NAME',
+        action='append',
+        default=[],
+        help='leave out arrays that the model does not have; * and ? as in a shell; may be repeated',
+    )
     parser.add_argument('--force', action='store_true', help='accept weights that are not finite')
     parser.add_argument('--verify', action='store_true', help="compare the result with Meta's code, if installed")
     options = common.parse(parser, argv)
@@ -25,7 +33,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from samjax.convert import convert
 
     with common.one_line_errors():
-        text = convert.convert(options.source, options.target, options.to, options.image_size, options.force)
+        text = convert.convert(
+            options.source,
+            options.target,
+            options.to,
+            options.image_size,
+            options.force,
+            options.key,
+            options.ignore_extra,
+        )
         print(text, flush=True)
         if options.verify:
             from samjax.parity import verify

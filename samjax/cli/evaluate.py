@@ -76,15 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _read_configs(options: argparse.Namespace):
     """The config of the recipe or of the run, and that of the suite, as the command line changes them."""
     from samjax.checkpoints.run import read_config
-    from samjax.config import load
+    from samjax.config import load, read_recipe
+    from samjax.errors import check_option
     from samjax.evaluation.tasks import suite_sets
 
     config = read_config(options.workdir) if options.config is None else load(options.config)
-    suite = suite_sets.get_config() if options.suite is None else load(options.suite)
-    return (
-        common.change(config, 'config', options.changes['config']),
-        common.change(suite, 'suite', options.changes['suite']),
-    )
+    suite = suite_sets.get_config() if options.suite is None else read_recipe(options.suite)
+    suite = common.change(suite, 'suite', options.changes['suite'])
+    suite_sets.SuiteConfig.from_config(suite)  # refuses a recipe of something else
+    for flag, value in (('--max-images', options.max_images), ('--max-objects', options.max_objects)):
+        check_option(flag, value, lambda n: n >= 0, '0, which is all, or more')
+    return common.change(config, 'config', options.changes['config']), suite
 
 
 def _names(text: str) -> list[str]:

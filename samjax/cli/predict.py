@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import os
 import pathlib
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +20,7 @@ from samjax.errors import SamjaxError
 from samjax.images.open import DEFAULT, ImageOptions, read_image
 from samjax.inference.load import load
 from samjax.inference.predictor import MaskPrediction
-from samjax.inference.prompts import Prompt
+from samjax.inference.prompts import Prompt, PromptWarning
 from samjax.jobs import embeddings
 from samjax.masks import rle
 from samjax.storage import atomic
@@ -35,23 +40,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--point', metavar='X,Y', type=_numbers(2), action='append', default=[], help='on the object')
     parser.add_argument('--negative', metavar='X,Y', type=_numbers(2), action='append', default=[], help='not on it')
-    parser.add_argument('--box', metavar='X0,Y0,X1,Y1', type=_numbers(4), help='around the object, in px')
+    parser.add_argument(
+        '--box', metavar='X0,Y0,X1,Y1', type=_numbers(4), action='append', default=[], help='around it, in px'
+    )
     parser.add_argument(
         '--out',
         metavar='FILE',
         action='append',
         default=[],
         help='x.json: all masks as COCO RLE; mask.png or x_mask.png: the best one, 0 and 255; other .png: an overlay; '
-        'may be repeated',
+        'may be repeated; refused if the file exists',
     )
     common.add_image_options(parser)
     options = common.parse(parser, argv)
     with common.one_line_errors():
         points = options.point + options.negative
+        if len(options.box) > 1:
+            raise SamjaxError(f'--box is given {len(options.box)} times: an object has one box, give one')
         prompt = Prompt(
             np.array(points, np.float64) if points else None,
             np.array([1] * len(options.point) + [0] * len(options.negative), np.int32) if points else None,
-            None if options.box is None else np.array(options.box, np.float64),
+            np.array(options.box[0], np.float64) if options.box else None,
         )
         for line in predict(
             options.image, options.embedding, options.model, prompt, options.out, common.image_options(options)
@@ -73,21 +82,29 @@ def predict(
 
     Args:
         image: path of an image file, needed for overlays only if `embedding` is the path of its file of `samjax embed`.
-        out: paths; the suffix and stem of each decide what is written, see `samjax predict --help`.
+        out: paths; the suffix and stem of each, in any letter case, decide what is written, see `samjax predict
+            --help`.
 
     Raises:
-        SamjaxError: there is no prompt or it lies outside the image, a file cannot be read or written, its kind is
-            unknown, or the embedding is of another model or of an image of another size.
+        SamjaxError: there is no prompt or it lies outside the image, a file cannot be read or written, exists, is
+            named twice or is of an unknown kind, or the embedding is of another model or of an image of another size.
     """
     if image is None and embedding is None:
         raise SamjaxError('there is no image: name one, or the --embedding of one')
     if prompt.points_K2 is None and prompt.box_4 is None:
         raise SamjaxError('there is no prompt: give --point x,y or --box x0,y0,x1,y1')
-    for name in out:
-        if pathlib.Path(name).suffix not in ('.json', '.png'):
-            raise SamjaxError(f'{name} is neither a .json nor a .png file: choose another name for --out')
-        if image is None and _is_overlay(pathlib.Path(name)):
-            raise SamjaxError(f'{name} would show the image: name that too, or give x_mask.png or x.json')
+    paths = [pathlib.Path(name) for name in out]
+    for n, path in enumerate(paths):
+        if path.suffix.lower() not in ('.json', '.png'):
+            raise SamjaxError(f'{path} is neither a .json nor a .png file: choose another name for --out')
+        if image is None and _is_overlay(path):
+            raise SamjaxError(f'{path} would show the image: name that too, or give x_mask.png or x.json')
+        if path.resolve() in [other.resolve() for other in paths[:n]]:
+            raise SamjaxError(f'{path} is named twice: choose another name for one --out')
+        atomic.refuse_existing(path)
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise SamjaxError(f'{path} cannot be written to {folder}: choose another folder for --out')
     image_HW3 = None if image is None else read_image(image, image_options)
     encoded = None if embedding is None else embeddings.read(pathlib.Path(embedding))
     height, width = encoded.original if image_HW3 is None else image_HW3.shape[:2]
@@ -96,10 +113,13 @@ def predict(
         raise SamjaxError(
             f'{embedding} is of an image of {expected}, and {image} has {width} x {height} px: name its own image'
         )
-    corners = [] if prompt.box_4 is None else prompt.box_4.reshape(2, 2)
-    for x, y in [*([] if prompt.points_K2 is None else prompt.points_K2), *corners]:
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise SamjaxError(f'{x:g},{y:g} is outside the image of {width} x {height} px')
+    for kind, points in (('point', prompt.points_K2), ('corner of the box', prompt.box_4)):
+        for x, y in () if points is None else points.reshape(-1, 2):
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise SamjaxError(
+                    f'the {kind} {x:g},{y:g} is outside the image of {width} x {height} px: give x from 0 to {width} '
+                    f'and y from 0 to {height}'
+                )
     predictor = load(model)
     if encoded is None:
         predictor.set_image(image_HW3)
@@ -109,12 +129,16 @@ def predict(
         except SamjaxError as error:
             raise SamjaxError(f'{embedding} cannot be used: {error}') from None
     is_ambiguous = (0 if prompt.points_K2 is None else len(prompt.points_K2)) + (prompt.box_4 is not None) == 1
-    prediction = MaskPrediction(
-        *predictor.predict(prompt.points_K2, prompt.labels_K, prompt.box_4, multimask_output=is_ambiguous)
-    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always', PromptWarning)
+        prediction = MaskPrediction(
+            *predictor.predict(prompt.points_K2, prompt.labels_K, prompt.box_4, multimask_output=is_ambiguous)
+        )
+    for warning in caught:
+        print(f'warning: {warning.message}', file=sys.stderr)
     order_M = np.argsort(-prediction.iou_predictions_M, kind='stable')
-    for name in out:
-        _write(pathlib.Path(name), image_HW3, prompt, prediction, order_M)
+    for path in paths:
+        _write(path, image_HW3, prompt, prediction, order_M)
     lines = []
     for m in order_M:
         annotation = _annotation(prediction, m)
@@ -127,18 +151,19 @@ def predict(
 
 
 def _write(path: pathlib.Path, image_HW3, prompt: Prompt, prediction: MaskPrediction, order_M: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == '.json':
-        annotations = [_annotation(prediction, m) for m in order_M]
-        atomic.write_text(path, json.dumps({'masks': annotations}, indent=2) + '\n')
-    elif _is_overlay(path):
-        draw_prediction(path, image_HW3, prompt, prediction)
-    else:
-        Image.fromarray(prediction.masks_MHW[order_M[0]].astype(np.uint8) * 255).save(path)
+    with atomic.new_path(path) as unfinished:
+        if path.suffix.lower() == '.json':
+            annotations = [_annotation(prediction, m) for m in order_M]
+            unfinished.write_text(json.dumps({'masks': annotations}, indent=2) + '\n')
+        elif _is_overlay(path):
+            draw_prediction(unfinished, image_HW3, prompt, prediction)
+        else:
+            Image.fromarray(prediction.masks_MHW[order_M[0]].astype(np.uint8) * 255).save(unfinished, 'PNG')
 
 
 def _is_overlay(path: pathlib.Path) -> bool:
-    return path.suffix == '.png' and path.stem != 'mask' and not path.stem.endswith('_mask')
+    stem = path.stem.lower()
+    return path.suffix.lower() == '.png' and stem != 'mask' and not stem.endswith('_mask')
 
 
 def _annotation(prediction: MaskPrediction, m: int) -> dict:
@@ -153,13 +178,18 @@ def _annotation(prediction: MaskPrediction, m: int) -> dict:
 
 
 def _numbers(count: int) -> Callable[[str], list[float]]:
-    """A parser of `count` numbers with commas between them."""
+    """A parser of `count` finite numbers with commas between them."""
 
     def parse(text: str) -> list[float]:
-        numbers = [float(word) for word in text.split(',')]
-        if len(numbers) != count:
-            raise ValueError
+        try:
+            numbers = [float(word) for word in text.split(',')]
+        except ValueError:
+            numbers = []
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+            example = ','.join(['30', '20', '80', '60'][:count])
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is not {count} numbers with commas between them, as in {example}'
+            )
         return numbers
 
-    parse.__name__ = f'{count} numbers with commas between them'  # argparse names it in its error
     return parse

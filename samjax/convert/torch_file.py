@@ -1,13 +1,12 @@
 """PyTorch's checkpoint files (.pth), read and written without PyTorch and without running what is pickled in them.
 
-A file is a zip of raw little-endian tensor storages and one pickle that says which tensor lies where.  Reading maps
-the storages into memory; of the pickle only tensors and plain containers are understood.
-Source of the format: torch.save of PyTorch 1.6 and later.
+Since PyTorch 1.6 a file is a zip of raw little-endian tensor storages and one pickle that says which tensor lies where;
+before, five pickles came one after the other, then the storages.  Reading maps the storages into memory.
+Source of the formats: torch.save and torch.serialization._legacy_load of PyTorch 2.13.
 """
 
 from __future__ import annotations
 
-import collections
 import io
 import math
 import mmap
@@ -15,58 +14,96 @@ import pathlib
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
+from typing import BinaryIO
 
-import ml_dtypes
 import numpy as np
 
-from samjax.errors import SamjaxError
+from samjax.convert.torch_pickle import NotRead, Unpickler
+from samjax.errors import SamjaxError, one_line
 
-STORAGES = {
-    'DoubleStorage': np.dtype('<f8'),
-    'FloatStorage': np.dtype('<f4'),
-    'HalfStorage': np.dtype('<f2'),
-    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
-    'LongStorage': np.dtype('<i8'),
-    'IntStorage': np.dtype('<i4'),
-    'ShortStorage': np.dtype('<i2'),
-    'CharStorage': np.dtype('i1'),
-    'ByteStorage': np.dtype('u1'),
-    'BoolStorage': np.dtype('?'),
-}
 ALIGNMENT = 64  # bytes, of storages in files we write: what torch does
 LOCAL_HEADER = 30  # bytes before name and extra field of a zip member
+OLD_START = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # of files before PyTorch 1.6: a number, pickled
 
 
 def read(path: pathlib.Path):
     """What was saved in `path`, its tensors as read-only numpy arrays that lie in the file until they are used.
 
     Raises:
-        SamjaxError: it is not such a file, is cut off, or has something else than tensors and containers in it.
+        SamjaxError: it is not such a file, is damaged, or has something else than tensors and containers in it.
     """
-    try:
-        with open(path, 'rb') as file, zipfile.ZipFile(file) as archive:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            members = {info.filename: info for info in archive.infolist()}
-            pickles = [name for name in members if name == 'data.pkl' or name.endswith('/data.pkl')]
-            if len(pickles) != 1:
-                raise SamjaxError(f'{path} is a zip file but not one that torch.save wrote: name a PyTorch checkpoint')
-            folder = pickles[0].removesuffix('data.pkl')
-            order = members.get(f'{folder}byteorder')
-            if order is not None and archive.read(order) != b'little':
-                raise SamjaxError(f'{path} was saved on a big-endian machine: save it again on a common one')
-            storages = {
-                name.removeprefix(f'{folder}data/'): _member(path, memory, info)
-                for name, info in members.items()
-                if name.startswith(f'{folder}data/')
-            }
-            return _Unpickler(path, archive.read(pickles[0]), storages).load()
-    except zipfile.BadZipFile:
-        raise SamjaxError(_not_a_zip(path)) from None
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, SamjaxError):
+    with open(path, 'rb') as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        read_as = _read_old if memory[: len(OLD_START)] == OLD_START else _read_zip
+        try:
+            return read_as(path, file, memory)
+        except SamjaxError:
             raise
-        raise SamjaxError(f'{path} is damaged ({error}): fetch or save it again') from None
+        except zipfile.BadZipFile:
+            raise SamjaxError(f'{path} is cut off or damaged: fetch or copy it again') from None
+        except Exception as error:  # a damaged pickle or zip leads to errors of many kinds
+            reason = one_line(error) or type(error).__name__
+            raise SamjaxError(f'{path} is damaged ({reason}): fetch or save it again') from None
+
+
+def _read_zip(path: pathlib.Path, file: BinaryIO, memory: mmap.mmap):
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in members if name == 'data.pkl' or name.endswith('/data.pkl')]
+        if len(pickles) != 1:
+            raise SamjaxError(f'{path} is a zip file but not one that torch.save wrote: name a PyTorch checkpoint')
+        folder = pickles[0].removesuffix('data.pkl')
+        if f'{folder}constants.pkl' in members:
+            raise SamjaxError(f'{path} is a TorchScript program: save the state dict of the model with torch.save')
+        order = members.get(f'{folder}byteorder')
+        if order is not None and archive.read(order) != b'little':
+            raise SamjaxError(f'{path} was saved on a big-endian machine: save it again on a common one')
+        storages = {}
+
+        def load_storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+            if key not in storages:
+                storages[key] = _member(path, memory, members[f'{folder}data/{key}'])
+            if not 0 <= count * dtype.itemsize <= storages[key].size:
+                raise pickle.UnpicklingError(f'storage {key} is shorter than it says')
+            return storages[key][: count * dtype.itemsize].view(dtype)
+
+        return Unpickler(io.BytesIO(archive.read(pickles[0])), path, load_storage).load()
+
+
+def _read_old(path: pathlib.Path, file: BinaryIO, memory: mmap.mmap):
+    """A file of PyTorch before 1.6, or of torch.save(.., _use_new_zipfile_serialization=False).
+
+    Its storages follow in an order that is known only after the pickle that uses them, which is therefore read twice.
+    """
+    item_sizes = {}  # key of a storage -> bytes of an element
+
+    def note_item_size(key: str, dtype: np.dtype, count: int) -> NotRead:
+        item_sizes[key] = dtype.itemsize
+        return NotRead()
+
+    def load_storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        return storages[key][: count * dtype.itemsize].view(dtype)
+
+    def load(storage=None):
+        return Unpickler(file, path, storage).load()
+
+    _number, _version, system = load(), load(), load()
+    if not system['little_endian']:
+        raise SamjaxError(f'{path} was saved on a big-endian machine: save it again on a common one')
+    start = file.tell()
+    load(note_item_size)
+    keys = load()
+    content, storages, at = np.frombuffer(memory, np.uint8), {}, file.tell()
+    for key in keys:
+        [count] = struct.unpack_from('<q', memory, at)
+        end = at + 8 + count * item_sizes[key]
+        if not at + 8 <= end <= len(memory):
+            raise EOFError('it ends within a storage')
+        storages[key], at = content[at + 8 : end], end
+    file.seek(start)
+    return load(load_storage)
 
 
 def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -84,57 +121,8 @@ def write(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
         archive.writestr('archive/version', b'3\n')
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the few names a file of tensors needs, and calls nothing else."""
-
-    def __init__(self, path, pickled: bytes, storages: dict[str, np.ndarray]):
-        super().__init__(io.BytesIO(pickled))
-        self._path, self._storages = path, storages
-
-    def find_class(self, module: str, name: str):
-        if module == 'torch' and name in STORAGES:
-            return STORAGES[name]
-        known = {
-            ('collections', 'OrderedDict'): collections.OrderedDict,
-            ('torch._utils', '_rebuild_tensor_v2'): _tensor,
-            ('torch._utils', '_rebuild_parameter'): _parameter,
-            ('torch', 'Size'): tuple,
-        }
-        if (module, name) not in known:
-            raise SamjaxError(
-                f'{self._path} asks to run {module}.{name}, and only tensors and plain containers are read: '
-                f'do not trust it, or save its state dict alone'
-            )
-        return known[module, name]
-
-    def persistent_load(self, reference):
-        kind, dtype, key, _, count = reference
-        if kind != 'storage' or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f'unknown reference {kind!r}')
-        data = self._storages[str(key)]
-        if data.size < count * dtype.itemsize:
-            raise pickle.UnpicklingError(f'storage {key} is shorter than it says')
-        return data[: count * dtype.itemsize].view(dtype)
-
-
-def _tensor(storage: np.ndarray, offset, size, stride, *_) -> np.ndarray:
-    """torch._utils._rebuild_tensor_v2; looks only inside the storage, whatever the file says."""
-    size, stride = tuple(map(int, size)), tuple(map(int, stride))
-    if math.prod(size) == 0:
-        return np.zeros(size, storage.dtype)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if offset < 0 or min(stride, default=0) < 0 or min(size, default=1) < 0 or last >= storage.size:
-        raise pickle.UnpicklingError('a tensor reaches beyond its storage')
-    steps = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
-
-
-def _parameter(tensor: np.ndarray, *_) -> np.ndarray:
-    return tensor
-
-
 def _member(path, memory: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of an uncompressed member, in place."""
+    """The bytes of an uncompressed member, in place, checked against their CRC-32."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise SamjaxError(f'{path} is compressed, which torch.save never does: save it again with torch.save')
     at = info.header_offset
@@ -142,17 +130,10 @@ def _member(path, memory: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
     start = at + LOCAL_HEADER + name + extra
     if start + info.file_size > len(memory):
         raise zipfile.BadZipFile
-    return np.frombuffer(memory, np.uint8, info.file_size, start)
-
-
-def _not_a_zip(path) -> str:
-    with open(path, 'rb') as file:
-        start = file.read(16)
-    if start[:2] == b'PK':
-        return f'{path} is cut off: fetch or copy it again'
-    if start[:1] == b'\x80':
-        return f'{path} was saved by PyTorch before 1.6: load it there and save it again'
-    return f'{path} is not a PyTorch checkpoint: name a .pth, .pt or .bin file that torch.save wrote'
+    data = np.frombuffer(memory, np.uint8, info.file_size, start)
+    if zlib.crc32(data) != info.CRC:
+        raise SamjaxError(f'{path} is damaged (wrong CRC-32 of {info.filename}): fetch or save it again')
+    return data
 
 
 def _pickled(tensors: Mapping[str, np.ndarray]) -> bytes:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
 from samjax.convert import key_map
+from samjax.convert.torch_pickle import NotRead
 from samjax.errors import SamjaxError
 from samjax.model.checkpoint_keys import CheckpointKey
 from samjax.model.config import SIZES, SamConfig, size_name
@@ -19,42 +23,101 @@ from samjax.model.encoders.vit_checkpoints import HUGGING_FACE, MAE, MAE_MARK, M
 from samjax.model.params import abstract_state
 
 ALIGNMENT = 64  # bytes
-FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
+FLOATS = (
+    *('float16', 'bfloat16', 'float32', 'float64'),
+    *('float8_e4m3fn', 'float8_e4m3fnuz', 'float8_e5m2', 'float8_e5m2fnuz'),
+)
+NAMED = 5  # names that are written out in a message
 
 
-def find(saved, path) -> tuple[KeyLayout, dict[str, np.ndarray]]:
-    """The arrays of a SAM or MAE anywhere in `saved`, by their names without a common prefix, and the key layout.
+class FoundModel(NamedTuple):
+    """A SAM or MAE in what a file holds."""
+
+    location: tuple[str, ...]  # names that lead to it, from the outermost
+    layout: KeyLayout
+    arrays: dict[str, np.ndarray]  # by their names without a common prefix
+    beside: list[str]  # names of arrays in the same state dict without that prefix
+
+    @property
+    def key(self) -> str:
+        """What --key calls it."""
+        return '.'.join(self.location)
+
+
+def find(saved, path, key: str | None = None) -> FoundModel:
+    """The SAM anywhere in `saved`, or if there is none the MAE encoder.
 
     Checkpoints of training runs wrap the model ('model', 'state_dict', 'model_state') and prefix its names ('module.',
     'sam.'); what is saved beside the model, such as an optimizer, is left alone.
+    key: names that lead to the model, or some of them that follow each other, with dots between; needed only if there
+    are several models.
 
     Raises:
-        SamjaxError: there is none, or more than one.
+        SamjaxError: there is none, or more than one, or it holds tensors of a kind that is not read.
     """
-    models = []
-    for location, mapping in _mappings('', saved):
-        for layout in (META, HUGGING_FACE, MAE):
+    models = list(_models(saved, (META, HUGGING_FACE))) or list(_models(saved, (MAE,)))
+    if not models:
+        raise SamjaxError(f'{path} holds no SAM and no MAE encoder: name a checkpoint with {META.positions} in it')
+    names = ', '.join(repr(model.key) for model in models)
+    chosen = models
+    if key is not None:
+        wanted = _split(key)
+        chosen = [model for model in models if model.location == wanted]
+        chosen = chosen or [model for model in models if _is_part_of(wanted, model.location)]
+        if not chosen:
+            raise SamjaxError(f'{path} holds no model at --key {key!r}: give {names}')
+    if len(chosen) > 1:
+        raise SamjaxError(
+            f'{path} holds {len(chosen)} models ({", ".join(repr(model.key) for model in chosen)}): choose one with '
+            f'samjax convert {path} DIR --key {chosen[0].key!r}'
+        )
+    [model] = chosen
+    if not_read := [f'{name} is {value.name}' for name, value in model.arrays.items() if isinstance(value, NotRead)]:
+        raise SamjaxError(
+            f'{path} holds tensors that are not read ({shortened(not_read)}): save them as dense, dequantized tensors'
+        )
+    return model
+
+
+def _models(saved, layouts: Iterable[KeyLayout]) -> Iterable[FoundModel]:
+    for location, mapping in _mappings(saved):
+        for layout in layouts:
             ends = [key for key in mapping if key == layout.positions or key.endswith('.' + layout.positions)]
             prefixes = [end.removesuffix(layout.positions) for end in ends]
             if layout is MAE:
                 prefixes = [prefix for prefix in prefixes if prefix + MAE_MARK in mapping]
             for prefix in prefixes:
-                arrays = {key.removeprefix(prefix): value for key, value in mapping.items()}
-                models.append((location + prefix, layout, arrays))
-    if not models:
-        raise SamjaxError(f'{path} holds no SAM and no MAE encoder: name a checkpoint with {META.positions} in it')
-    if len(models) > 1:
-        locations = ', '.join(repr(location) for location, *_ in models)
-        raise SamjaxError(f'{path} holds {len(models)} models ({locations}): save one of them alone')
-    return models[0][1:]
+                arrays = {key.removeprefix(prefix): mapping[key] for key in mapping if key.startswith(prefix)}
+                beside = [key for key in mapping if not key.startswith(prefix)]
+                yield FoundModel(location + _split(prefix), layout, arrays, beside)
 
 
-def _mappings(location: str, saved) -> Iterable[tuple[str, dict]]:
-    """Every mapping from names to arrays at any depth, and where it is."""
-    if isinstance(saved, Mapping):
-        yield location, {k: v for k, v in saved.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
-        for key, value in saved.items():
-            yield from _mappings(f'{location}{key}/', value)
+def _mappings(saved) -> Iterable[tuple[tuple[str, ...], dict]]:
+    """Every mapping from names to arrays at any depth, and where it is; each once, also if it contains itself."""
+    seen, remaining = set(), [((), saved)]
+    while remaining:
+        location, value = remaining.pop()
+        if not isinstance(value, Mapping | list | tuple) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        items = list(value.items() if isinstance(value, Mapping) else enumerate(value))
+        yield location, {k: v for k, v in items if isinstance(k, str) and isinstance(v, np.ndarray | NotRead)}
+        remaining += [((*location, *_split(str(k))), v) for k, v in reversed(items)]
+
+
+def _split(key: str) -> tuple[str, ...]:
+    return tuple(name for name in re.split('[./]', key) if name)
+
+
+def _is_part_of(names: tuple[str, ...], location: tuple[str, ...]) -> bool:
+    starts = range(len(location) - len(names) + 1)
+    return bool(names) and any(location[start : start + len(names)] == names for start in starts)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """At most `NAMED` names, and how many more there are."""
+    more = len(names) - NAMED
+    return ', '.join([*names[:NAMED], f'{more} more'] if more > 0 else names)
 
 
 def infer_config(layout: KeyLayout, arrays: Mapping[str, np.ndarray], path) -> SamConfig:
@@ -80,9 +143,16 @@ def infer_config(layout: KeyLayout, arrays: Mapping[str, np.ndarray], path) -> S
 
 
 def from_torch(
-    layout: KeyLayout, arrays: Mapping[str, np.ndarray], config: SamConfig, path, force: bool
-) -> dict[str, np.ndarray]:
-    """Our path -> float32 array for every parameter and buffer of `config` that the layout has.
+    layout: KeyLayout,
+    arrays: Mapping[str, np.ndarray],
+    config: SamConfig,
+    path,
+    force: bool,
+    ignore_extra: Sequence[str] = (),
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(our path -> float32 array for every parameter and buffer of `config` that the layout has, extra names).
+
+    ignore_extra: patterns, such as 'adapter.*', of names that may be there although the model has no such arrays.
 
     Raises:
         SamjaxError: arrays are missing, unknown, of another shape or type, or, unless `force`, not finite; all of them
@@ -95,7 +165,10 @@ def from_torch(
     if layout is MAE:
         arrays = {name: value for name, value in arrays.items() if not MAE_UNUSED.fullmatch(name)}
     wrong = [f'{name} is missing' for name in keys.keys() - arrays.keys()]
-    wrong += [f'{name} is unknown' for name in arrays.keys() - keys.keys()]
+    extra = sorted(arrays.keys() - keys.keys())
+    ignored = [name for name in extra if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore_extra)]
+    unknown = [f'{name} is unknown' for name in extra if name not in ignored]
+    wrong += unknown
     for name in keys.keys() & arrays.keys():
         shape, expected = arrays[name].shape, torch_shape(keys[name], shapes)
         if layout is MAE and name in (MAE.positions, MAE.patches):
@@ -107,8 +180,11 @@ def from_torch(
         elif not force and not np.isfinite(arrays[name]).all():
             wrong.append(f'{name} is not finite')
     if wrong:
-        only_values = all('finite' in w for w in wrong)
-        remedy = 'give --force to accept them' if only_values else 'it is another model, or damaged'
+        remedy = 'it is another model, or damaged'
+        if all('finite' in w for w in wrong):
+            remedy = 'samjax convert --force accepts them'
+        elif wrong == unknown:
+            remedy += ', or name them in samjax convert --ignore-extra to leave them out'
         raise SamjaxError(f'{path} is no {size_name(config)}: {"; ".join(sorted(wrong))}: {remedy}')
 
     ours = {path: _aligned(shapes[path]) for path in {key.ours for key in keys.values()}}
@@ -117,7 +193,7 @@ def from_torch(
         if layout is MAE:
             value = vit_checkpoints.from_mae(name, value, config.embedding_size, config.encoder.patch_size)
         ours[key.ours][key.index] = key.axes.to_ours(value, shapes[key.ours][len(key.index) :])
-    return ours
+    return ours, ignored
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

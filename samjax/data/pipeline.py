@@ -8,6 +8,7 @@ data depend on the seed and the step alone: not on worker or process counts, nor
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import os
 import queue
@@ -28,8 +29,8 @@ from samjax.data.example import Example
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records.source import RecordSource, open_records
 from samjax.data.synthetic import Scenes
-from samjax.data.transforms import FLIPS, SampledExample, sample_example
-from samjax.errors import SamjaxError
+from samjax.data.transforms import SampledExample, Sampling, sample_example
+from samjax.errors import SamjaxError, check_option
 from samjax.masks import packing
 from samjax.structs import Batch
 
@@ -52,7 +53,13 @@ def open_dataset(
     """`length` synthetic scenes of `image_size` (H, W) if `path` is 'scenes', else the images of a data set on disk.
 
     cache, max_invalid_fraction, options: see `open_records`.
+
+    Raises:
+        SamjaxError: a value is not possible, or see `open_records`.
     """
+    check_option(
+        'data.max_invalid_fraction', max_invalid_fraction, lambda x: 0 <= x <= 1, 'a fraction of the images, 0 to 1'
+    )
     if path == 'scenes':
         return Scenes(seed, length, image_size)
     return open_records(path, cache, max_invalid_fraction, options)
@@ -61,13 +68,9 @@ def open_dataset(
 def train_loader(
     sources: Sequence[tuple[Sequence[Example], float]],
     *,
+    sampling: Sampling,
     seed: int,
-    frame: tuple[int, int],
     batch_size: int,
-    max_objects: int,
-    max_area_fraction: float,
-    flip: str,
-    scale_jitter: tuple[float, float],
     num_workers: int,
     prefetch: int,
     process_index: int | None = None,
@@ -75,14 +78,13 @@ def train_loader(
 ) -> Batches:
     """This process's rows of each global batch, as numpy arrays: rows of process 0 come first.
 
-    sources: with weights: with weight 10 each image is shown 10 times as often as one of a source with weight 1; frame:
-    (height, width) in px; batch_size: images per step over all processes; max_objects, max_area_fraction, flip,
-    scale_jitter: see `sample_example`; num_workers: loader processes, 0 reads in a thread of this one; prefetch:
-    batches that each worker keeps ready.  The process defaults to JAX's.
+    sources: with weights: with weight 10 each image is shown 10 times as often as one of a source with weight 1;
+    batch_size: images per step over all processes; num_workers: loader processes, 0 reads in a thread of this one;
+    prefetch: batches that each worker keeps ready.  The process defaults to JAX's.
 
     Raises:
-        SamjaxError: the batch size is no multiple of the processes, nothing would be prefetched, or the weights, flip
-            or scale_jitter make no sense.
+        SamjaxError: the batch size is no multiple of the processes, or the weights, the number of workers or of
+            batches that are prefetched, or the seed are not possible.
     """
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
@@ -90,28 +92,23 @@ def train_loader(
         raise SamjaxError(
             f'train.batch_size is {batch_size}, it must be a positive multiple of the {process_count} processes'
         )
-    if prefetch < 1:
-        raise SamjaxError(f'data.prefetch is {prefetch}, it must be at least 1')
-    if flip not in FLIPS:
-        raise SamjaxError(f'data.flip {flip!r} is not known: set it to one of {", ".join(FLIPS)}')
-    if len(scale_jitter) != 2 or not 0 < scale_jitter[0] <= scale_jitter[1]:
-        raise SamjaxError(
-            f'data.scale_jitter is {scale_jitter}, it must be (minimum, maximum) size: (1.0, 1.0) is none, '
-            '(0.1, 2.0) is usual'
-        )
-    if not all(weight > 0 for _, weight in sources):
-        raise SamjaxError(f'the weights in data.mix are {[weight for _, weight in sources[1:]]}, they must be over 0')
-    sample = functools.partial(
-        _sample,
-        frame=frame,
-        max_objects=max_objects,
-        max_area_fraction=max_area_fraction,
-        flip=flip,
-        scale_jitter=scale_jitter,
-    )
-    stream = _mixed(sources, seed).random_map(sample)
+    check_loading(seed, num_workers, prefetch, [weight for _, weight in sources[1:]])
+    stream = _mixed(sources, seed).random_map(functools.partial(_sample, sampling=sampling))
     batches = stream.batch(batch_size // process_count, batch_fn=_stack)[process_index::process_count]
     return Batches(batches, num_workers, prefetch)
+
+
+def check_loading(seed: int, num_workers: int, prefetch: int, mix_weights: Sequence[float]) -> None:
+    """Raises SamjaxError if an option of `train_loader` is not possible; can be called before the sources are open."""
+    check_option('seed', seed, lambda n: 0 <= n < 2**32, '0 or more, less than 2^32')
+    check_option('data.num_workers', num_workers, lambda n: n >= 0, '0 or more')
+    check_option('data.prefetch', prefetch, lambda n: n >= 1, 'at least 1')
+    check_option(
+        'the list of weights in data.mix',
+        list(mix_weights),
+        lambda weights: all(0 < weight < math.inf for weight in weights),
+        'numbers over 0',
+    )
 
 
 def _mixed(sources: Sequence[tuple[Sequence[Example], float]], seed: int) -> grain.MapDataset:
@@ -275,8 +272,8 @@ def _close(readers: list) -> None:
         readers.pop().close()
 
 
-def _sample(example: Example, rng: np.random.Generator, **options) -> SampledExample:
-    return sample_example(example, rng=rng, **options)
+def _sample(example: Example, rng: np.random.Generator, sampling: Sampling) -> SampledExample:
+    return sample_example(example, sampling, rng)
 
 
 def _stack(rows: list[SampledExample]) -> SparseBatch:

@@ -7,6 +7,8 @@ does.  The paper does not say how it resizes masks.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +16,39 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from samjax.data.example import Example
+from samjax.errors import SamjaxError, check_option
 from samjax.images.encoded_image import EncodedImage, apply_symmetry
 from samjax.masks.rle import GridWindow, covered_window, pixel_coverage, run_lengths, segments
 
 FLIPS = {'none': 1, 'horizontal': 2, 'any': 8}  # how many of the eight symmetries of a square are sampled from
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What training draws of an example.
+
+    Raises:
+        SamjaxError: a value is not possible.
+    """
+
+    frame: tuple[int, int]  # height and width in px of the model input
+    max_objects: int  # masks sampled per image
+    max_area_fraction: float  # of the image, above which a mask is not sampled; from 1 on there is no limit
+    flip: str  # a row of `FLIPS`
+    scale_jitter: tuple[float, float]  # minimum and maximum size of the image relative to the one that fits the frame;
+    # (0.1, 2) is the large-scale jitter of Copy-Paste (arXiv 2012.07177); a larger image is cropped at random
+
+    def __post_init__(self):
+        check_option('data.max_objects', self.max_objects, lambda n: n >= 1, 'at least 1')
+        check_option('data.max_area_fraction', self.max_area_fraction, lambda x: x > 0, 'more than 0; 1.0 is no limit')
+        if self.flip not in FLIPS:
+            raise SamjaxError(f'data.flip {self.flip!r} is not known: set it to one of {", ".join(FLIPS)}')
+        check_option(
+            'data.scale_jitter',
+            self.scale_jitter,
+            lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1] < math.inf,
+            '(minimum, maximum) size: (1.0, 1.0) is none, (0.1, 2.0) is usual',
+        )
 
 
 class View(NamedTuple):
@@ -39,31 +70,63 @@ class SampledExample(NamedTuple):
 
 def sample_example(
     example: Example,
-    frame: tuple[int, int],
-    max_objects: int,
-    max_area_fraction: float,
-    flip: str,
-    scale_jitter: tuple[float, float],
+    sampling: Sampling,
     rng: np.random.Generator,
 ) -> SampledExample:
-    """An image and up to N = `max_objects` of its masks, sampled without replacement, in the frame.
+    """An image and up to N = `sampling.max_objects` of its masks, sampled without replacement, in the frame.
 
-    frame: (height, width) in px; max_area_fraction: of the image, above which a mask is not sampled; flip: a row of
-    `FLIPS`; scale_jitter: minimum and maximum size of the image relative to the one that fits the frame; (0.1, 2) is
-    the large-scale jitter of Copy-Paste (arXiv 2012.07177), an image larger than the frame is cropped at random.
     Empty masks are never sampled; one that vanishes in the frame is marked as not valid.
     """
-    symmetry = int(rng.integers(FLIPS[flip]))
+    frame = sampling.frame
+    symmetry = int(rng.integers(FLIPS[sampling.flip]))
     size = height, width = example.image.height, example.image.width
     area_N = np.array([coco.area(rle) for rle in example.rles])  # fails on lists of over 255 RLEs
-    candidates = np.flatnonzero((area_N > 0) & (area_N <= max_area_fraction * height * width))
-    sampled = rng.permutation(candidates)[:max_objects]
-    view = random_view(size, frame, symmetry, scale_jitter, rng)
+    candidates = np.flatnonzero((area_N > 0) & (area_N <= sampling.max_area_fraction * height * width))
+    sampled = rng.permutation(candidates)[: sampling.max_objects]
+    view = random_view(size, frame, symmetry, sampling.scale_jitter, rng)
     image_HW3, size_2 = view_image(example.image, view, frame)
-    masks_NVW = np.zeros((max_objects, -(-frame[0] // 8), frame[1]), np.uint8)
+    masks_NVW = np.zeros((sampling.max_objects, -(-frame[0] // 8), frame[1]), np.uint8)
     for mask_VW, i in zip(masks_NVW, sampled, strict=False):
         view_mask(example.rles[i], view, mask_VW)
     return SampledExample(image_HW3, masks_NVW, masks_NVW.any((1, 2)), np.array(size_2, np.int32))
+
+
+def never_sampled(rle: dict, size: tuple[int, int], sampling: Sampling) -> str | None:
+    """Why training never sees this mask of an image of `size` (height, width), None if it can: a cause, to be counted.
+
+    A mask vanishes if no pixel of the frame is half covered, neither at the largest nor at the smallest scale.
+    """
+    area = int(coco.area(rle))
+    if area == 0:
+        return 'have no pixels'
+    if area > sampling.max_area_fraction * size[0] * size[1]:
+        return f'cover more than {100 * sampling.max_area_fraction:.4g} % of the image (data.max_area_fraction)'
+    axes = {sampling.frame, sampling.frame[::-1]} if FLIPS[sampling.flip] > 4 else {sampling.frame}
+    grids = {
+        frame_size(*size, tuple(scale * side for side in frame)) for scale in sampling.scale_jitter for frame in axes
+    }
+    if any(_appears(rle, area, size, grid) for grid in grids):
+        return None
+    height, width = sampling.frame
+    return f'vanish when resized to {height} x {width} px (model.image_size)'
+
+
+def _appears(rle: dict, area: int, size: tuple[int, int], grid: tuple[int, int]) -> bool:
+    """Whether a mask covers at least half of a pixel of the grid that the image is resized to.
+
+    Most masks need not be resized: each pixel that is enlarged 1.5 times covers .75 * .75 of a pixel of the grid, and
+    of a mask that fills half of its box a pixel is at least as full as the average.
+    """
+    (H, W), (h, w) = size, grid
+    if 2 * h >= 3 * H and 2 * w >= 3 * W:
+        return True
+    left, top, width, height = (int(side) for side in coco.toBbox(rle))
+    rows = ((top + height) * h - 1) // H + 1 - top * h // H
+    columns = ((left + width) * w - 1) // W + 1 - left * w // W
+    if 2 * area * h * w >= H * W * rows * columns:
+        return True
+    mask = segments(run_lengths(rle['counts']), H)
+    return bool((2 * pixel_coverage(mask, size, grid, covered_window(mask, size, grid)) >= H * W).any())
 
 
 def random_view(

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option
 from samjax.model.attention.by_platform import BY_PLATFORM
 from samjax.model.params import ParamRules, path_names
 from samjax.structs import Batch
@@ -37,6 +37,11 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+
+    def __post_init__(self):
+        check_option('mesh.data', self.data, lambda n: n >= 0, '0, which is what the others leave, or more')
+        check_option('mesh.fsdp', self.fsdp, lambda n: n >= 0, '0, which is the default, or more')
+        check_option('mesh.tensor', self.tensor, lambda n: n >= 1, 'at least 1')
 
 
 def make_mesh(options: MeshConfig, width: int, heads: int, devices=None) -> Mesh:

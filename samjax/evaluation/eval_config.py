@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from samjax.data import pipeline
 from samjax.data.formats.read_options import ReadOptions
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option
 
 EVAL_SEED = 1_000_003  # of synthetic scenes; far from the seeds that runs are given
 
@@ -33,6 +33,13 @@ class EvalConfig:
             raise SamjaxError(f'eval.clicks {tuple(self.clicks)} must be whole numbers from 1 up, at least one')
         if self.first_click not in ('center', 'random'):
             raise SamjaxError(f"eval.first_click {self.first_click!r} must be 'center' or 'random'.")
+        for name, least in (
+            ('prompt_batch_size', 1),
+            ('devices', 0),
+            ('num_visualizations', 0),
+            ('points_per_side', 1),
+        ):
+            check_option(f'eval.{name}', getattr(self, name), lambda n, least=least: n >= least, f'{least} or more')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,10 @@ from samjax.images.file import MAX_PIXELS, check_png, num_images, open_file
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
 EIGHT_BIT = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')  # modes
 ORIENTATION = 0x0112  # EXIF's tag
-BITS_PER_SAMPLE = 258  # TIFF's
+# Tags of TIFF
+BITS_PER_SAMPLE = 258
+PLANAR_CONFIGURATION = 284
+SAMPLE_FORMAT = 339
 TIFF_MARKS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 EIGHT_BITS_REMEDY = (
@@ -99,7 +102,7 @@ def open_image(data: bytes, options: ImageOptions = DEFAULT) -> OpenedImage:
             if (count := num_images(image)) > 1:
                 detail = f'it holds {count} images: save each as a file of its own'
                 raise InvalidExample('several images in a file', detail)
-            deep = _more_than_8_bits(image)
+            deep = more_than_8_bits(image)
             if image.format == 'PNG':
                 check_png(image)
             image.load()
@@ -107,7 +110,7 @@ def open_image(data: bytes, options: ImageOptions = DEFAULT) -> OpenedImage:
     except InvalidExample:
         raise
     except Exception as error:  # pillow raises nearly anything on damaged files
-        raise InvalidExample('unreadable image', _reason(error, data)) from error
+        raise InvalidExample('unreadable image', why_unreadable(error, data)) from error
     if deep and not options.bit_depth_range:
         raise InvalidExample('not 8 bits', f'its pixels are {deep}: {EIGHT_BITS_REMEDY}')
     if deep:
@@ -149,13 +152,13 @@ def image_size(data: bytes) -> tuple[int, int]:
         with open_file(io.BytesIO(data), FORMATS, max_pixels=2**62) as image:
             return image.height, image.width
     except Exception as error:  # as above
-        raise InvalidExample('unreadable image', _reason(error, data)) from error
+        raise InvalidExample('unreadable image', why_unreadable(error, data)) from error
 
 
 # ---- more than 8 bits ------------------------------------------------------------------------------
 
 
-def _more_than_8_bits(image: Image.Image) -> str:
+def more_than_8_bits(image: Image.Image) -> str:
     """What the pixels of an image that is not loaded yet are, such as '16-bit RGB'; empty for 8 bits per channel.
 
     pillow has no mode for colours of 16 bits: it would cut them to 8 without a word.
@@ -167,6 +170,10 @@ def _more_than_8_bits(image: Image.Image) -> str:
         bits = 16 if ';16' in str(raw_mode) else 8
     elif image.format == 'TIFF':
         bits = max(map(int, np.atleast_1d(image.tag_v2.get(BITS_PER_SAMPLE, 1))))
+        if 2 in np.atleast_1d(image.tag_v2.get(SAMPLE_FORMAT, 1)):
+            raise InvalidExample('not 8 bits', f'its pixels are signed {bits}-bit integers: save it as PNG')
+        if bits > 8 and image.tag_v2.get(PLANAR_CONFIGURATION, 1) == 2:
+            raise InvalidExample('not 8 bits', f'its colours are {bits}-bit planes of their own: save it as PNG')
     else:
         bits = 8
     return f'{bits}-bit {image.mode}' if bits > 8 else ''
@@ -196,7 +203,7 @@ def _deep_colours(data: bytes, deep: str) -> np.ndarray:
     return values_HWC if values_HWC.ndim == 2 else values_HWC[..., 2::-1]
 
 
-def _reason(error: Exception, data: bytes) -> str:
+def why_unreadable(error: Exception, data: bytes) -> str:
     """Why pillow could not read a file, without the addresses of Python objects: two runs report the same."""
     if not isinstance(error, Image.UnidentifiedImageError):
         return one_line(error)

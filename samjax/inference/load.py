@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 
 import jax
 
@@ -20,5 +19,5 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> Predictor:
     Raises:
         SamjaxError: there is nothing at `path`, it cannot be read, or it is no SAM.
     """
-    config, *states = convert.read_states(pathlib.Path(path))
+    config, *states = convert.read_states(path)
     return Predictor(config, *jax.device_put(states), dtype)

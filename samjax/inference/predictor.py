@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -16,13 +17,30 @@ from flax import nnx
 from samjax.data import transforms
 from samjax.errors import SamjaxError
 from samjax.inference.frame import Frame
-from samjax.inference.prompts import Prompt, pack_prompt, stack_prompts
+from samjax.inference.prompts import (
+    SEVERAL_OBJECTS,
+    Prompt,
+    PromptWarning,
+    finite_array,
+    likely_mistakes,
+    pack_prompt,
+    stack_prompts,
+)
 from samjax.model.attention.by_platform import BY_PLATFORM
 from samjax.model.config import SamConfig
 from samjax.model.params import abstract_state, digest
 from samjax.model.runtime import Runtime
 from samjax.model.sam import Sam
 from samjax.structs import MULTIMASK, SINGLE_MASK, Prediction, Prompts
+
+# Attributes of segment-anything's SamPredictor that `Predictor` has not, and what is used instead.
+INSTEAD_OF = {
+    'predict_torch': 'predict_batch takes several prompts, in px of the image',
+    'set_torch_image': 'set_image takes the image as it is',
+    'transform': 'images and coordinates are given in px of the image, not of the model frame',
+    'features': 'get_image_embedding() returns them, channels last, and set_embedding() takes what embedding() returns',
+    'device': 'arrays are given and returned as numpy arrays',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +127,13 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predicts masks of one object of the image that was set.
 
+        Arguments are arrays, lists, tuples, or tensors in the memory of the host.  Coordinates may lie outside of the
+        image.
+
         Args:
           point_coords: (K, 2), x and y in px of the image.
           point_labels: (K,), 1 on the object, 0 on the background.
-          box: (4,), x0, y0, x1, y1.
+          box: (4,) or (1, 4), x0, y0, x1, y1.
           mask_input: (1, y, x), low-resolution logits of an earlier prediction.
           multimask_output: three masks, for an ambiguous prompt, instead of one.
           return_logits: masks as float32 logits instead of bool.
@@ -121,14 +142,36 @@ class Predictor:
           masks (M, H, W), iou_predictions (M,), the IoU the model expects of each, and low_res_masks (M, y, x), logits.
 
         Raises:
-          SamjaxError: no image was set, or the prompt has another shape or unknown labels.
+          SamjaxError: no image was set, or the prompt has another shape or type, NaN or infinite values, or unknown
+            labels.
+
+        Warns:
+          PromptWarning: the corners of the box are the wrong way round, the box or a point lies outside of the image,
+            or the mask input holds no floats.
         """
-        if not self.is_image_set:
-            raise SamjaxError('no image is set: call set_image before predict.')
-        mask_yx = None if mask_input is None else np.asarray(mask_input)[0]
+        self._check_image_set('predict')
+        mask_yx = None if mask_input is None else self._single_mask(mask_input)
         prompt = Prompt(point_coords, point_labels, box, mask_yx)
         [[prediction]] = self._predict([self._frame], self._embed_BhwC, [[prompt]], multimask_output, return_logits)
         return prediction.masks_MHW, prediction.iou_predictions_M, prediction.low_res_masks_Myx
+
+    def _single_mask(self, mask_input) -> np.ndarray:
+        """mask_input (1, y, x) without its first axis."""
+        mask_1yx, expected = finite_array(mask_input, 'mask_input'), (1, *self.config.low_res_size)
+        if mask_1yx.shape != expected:
+            raise SamjaxError(
+                f'mask_input has shape {mask_1yx.shape}: give the logits of one mask, {expected}, such as '
+                f'low_res_masks[:1] of an earlier prediction{SEVERAL_OBJECTS if mask_1yx.ndim > 3 else ""}.'
+            )
+        return mask_1yx[0]
+
+    def _check_image_set(self, name: str) -> None:
+        if not self.is_image_set:
+            raise SamjaxError(f'no image is set: call set_image before {name}.')
+
+    def __getattr__(self, name: str):
+        instead = f': {INSTEAD_OF[name]}' if name in INSTEAD_OF else ''
+        raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}{instead}')
 
     @property
     def is_image_set(self) -> bool:
@@ -137,17 +180,18 @@ class Predictor:
     @property
     def original_size(self) -> tuple[int, int]:
         """(height, width) of the image that was set, px."""
+        self._check_image_set('original_size')
         return self._frame.original_size
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) that it takes in the model frame, px."""
+        self._check_image_set('input_size')
         return self._frame.input_size
 
     def get_image_embedding(self) -> jax.Array:
         """(1, h, w, C), channels last, of the image that was set."""
-        if not self.is_image_set:
-            raise SamjaxError('no image is set: call set_image before get_image_embedding.')
+        self._check_image_set('get_image_embedding')
         return self._embed_BhwC
 
     def embedding(self) -> Embedding:
@@ -176,12 +220,21 @@ class Predictor:
         """A prediction for each prompt of each image; images may differ in size, and prompts in number and kind.
 
         Raises:
-          SamjaxError: an image or a prompt has another shape or unknown labels, or there are not as many lists of
+          SamjaxError: an image or a prompt is not as in `set_image` and `predict`, or there are not as many lists of
             prompts as images.
+
+        Warns:
+          PromptWarning: as in `predict`; once for all prompts with the same mistake.
         """
         if len(images) != len(prompts):
             raise SamjaxError(f'there are {len(images)} images and {len(prompts)} lists of prompts: give one for each.')
-        if not images:
+        for b, prompts_N in enumerate(prompts):
+            if not isinstance(prompts_N, Sequence) or not all(isinstance(prompt, Prompt) for prompt in prompts_N):
+                raise SamjaxError(f'prompts[{b}] is not a list of Prompt: give one for each image.')
+            for n, prompt in enumerate(prompts_N):
+                if prompt.mask_yx is not None:
+                    finite_array(prompt.mask_yx, f'prompts[{b}][{n}].mask_yx')
+        if not len(images):
             return []
         frames, embed_BhwC = self.encode(images)
         return self._predict(frames, embed_BhwC, prompts, multimask_output, return_logits)
@@ -217,10 +270,15 @@ class Predictor:
 
         B and N are padded; what the padding holds has no meaning.
         """
-        packed_BN = [
-            [pack_prompt(prompt, frame, self.config.low_res_size) for prompt in prompts_N]
-            for frame, prompts_N in zip(frames, prompts, strict=True)
-        ]
+        packed_BN = [[] for _ in prompts]
+        for b, (frame, prompts_N) in enumerate(zip(frames, prompts, strict=True)):
+            for n, prompt in enumerate(prompts_N):
+                try:
+                    packed_BN[b].append(pack_prompt(prompt, frame, self.config.low_res_size))
+                except SamjaxError as error:
+                    if sum(map(len, prompts)) == 1:
+                        raise
+                    raise SamjaxError(f'prompts[{b}][{n}]: {error}') from None
         count = _next_power_of_two(max(map(len, packed_BN)))
         slots = _next_power_of_two(
             max((len(packed.labels_P) for packed_N in packed_BN for packed in packed_N), default=1)
@@ -236,6 +294,7 @@ class Predictor:
             return [[] for _ in prompts]
         mask_tokens = MULTIMASK if multimask_output else SINGLE_MASK
         low_res_BNMyx, iou_BNM = self.predict_low_res(frames, embed_BhwC, prompts, mask_tokens)
+        _warn_of_mistakes(frames, prompts)
         return [
             [
                 MaskPrediction(
@@ -254,6 +313,18 @@ def check_image(image) -> None:
         raise SamjaxError(f'an image is {what}: give a numpy array, uint8 (height, width, 3).')
     if 0 in image.shape:
         raise SamjaxError(f'an image has shape {image.shape}: it needs at least one pixel.')
+
+
+def _warn_of_mistakes(frames: Sequence[Frame], prompts: Sequence[Sequence[Prompt]]) -> None:
+    """Warns the caller of a method that calls `_predict`, once for each remedy."""
+    descriptions = {}  # by remedy
+    for frame, prompts_N in zip(frames, prompts, strict=True):
+        for prompt in prompts_N:
+            for description, remedy in likely_mistakes(prompt, *frame.original_size):
+                descriptions.setdefault(remedy, []).append(description)
+    for remedy, (first, *others) in descriptions.items():
+        more = f' (and {len(others)} more)' if others else ''
+        warnings.warn(f'{first}{more}: {remedy}', PromptWarning, stacklevel=4)
 
 
 def _put_beside(params: nnx.State, array: np.ndarray) -> jax.Array:

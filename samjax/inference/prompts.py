@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, one_line
 from samjax.inference.frame import Frame
 from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE, Prompts
+
+SEVERAL_OBJECTS = '; for several objects give predict_batch a Prompt for each'
+
+
+class PromptWarning(UserWarning):
+    """A prompt that is used as it is, but most likely is a mistake."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt for one object; coordinates are (x, y) in pixels of the image."""
+    """A prompt for one object; coordinates are (x, y) in pixels of the image.
+
+    Fields are arrays, or anything that numpy makes arrays of: lists, tuples, tensors in the memory of the host.
+    """
 
     points_K2: np.ndarray | None = None
     labels_K: np.ndarray | None = None  # 1 on the object, 0 on the background
-    box_4: np.ndarray | None = None  # x0, y0, x1, y1
+    box_4: np.ndarray | None = None  # x0, y0, x1, y1; four numbers of any shape, such as (1, 4)
     mask_yx: np.ndarray | None = None  # low-resolution logits of an earlier prediction
 
 
@@ -40,33 +49,83 @@ def pack_prompt(prompt: Prompt, frame: Frame, low_res_size: tuple[int, int]) -> 
     """A prompt in pixels of the frame.  low_res_size: (y, x) of the model's mask prompts.
 
     Raises:
-        SamjaxError: an array has another shape, a label is unknown, or there are points without labels.
+        SamjaxError: an array has another shape, points or a box hold NaN, infinite values or no numbers, a label is
+            unknown, or there are points without labels.
     """
     points, labels = [np.zeros((0, 2), np.float32)], [np.zeros(0, np.int32)]
     if (prompt.points_K2 is None) != (prompt.labels_K is None):
         raise SamjaxError('point_coords and point_labels go together: give both or neither.')
     if prompt.points_K2 is not None:
-        points_K2, labels_K = np.asarray(prompt.points_K2), np.asarray(prompt.labels_K)
+        points_K2 = finite_array(prompt.points_K2, 'the array of points')
+        labels_K = finite_array(prompt.labels_K, 'the array of point labels')
         if points_K2.ndim != 2 or points_K2.shape[1] != 2 or labels_K.shape != points_K2.shape[:1]:
-            raise SamjaxError(f'points have shape {points_K2.shape} and labels {labels_K.shape}: give (K, 2) and (K,).')
+            raise SamjaxError(
+                f'points have shape {points_K2.shape} and labels {labels_K.shape}: give (K, 2) and (K,)'
+                f'{SEVERAL_OBJECTS if points_K2.ndim > 2 else ""}.'
+            )
         unknown = set(labels_K.tolist()) - {POSITIVE, NEGATIVE, NOT_A_POINT}
         if unknown:
-            raise SamjaxError(f'point label {unknown.pop()} is neither 1 (object) nor 0 (background).')
+            raise SamjaxError(f'point label {min(unknown)} is neither 1 (object) nor 0 (background).')
         points.append(frame.apply_coords(points_K2))
         labels.append(labels_K)
         if prompt.box_4 is None:
             points.append(np.zeros((1, 2)))
             labels.append([NOT_A_POINT])
     if prompt.box_4 is not None:
-        box_4 = np.asarray(prompt.box_4)
-        if box_4.shape != (4,):
-            raise SamjaxError(f'the box has shape {box_4.shape}: give x0, y0, x1, y1.')
-        points.append(frame.apply_coords(box_4.reshape(2, 2)))
+        box = finite_array(prompt.box_4, 'the box')
+        if box.size != 4:
+            several = SEVERAL_OBJECTS if box.ndim > 1 else ''
+            raise SamjaxError(f'the box has shape {box.shape}: give x0, y0, x1, y1{several}.')
+        points.append(frame.apply_coords(box.reshape(2, 2)))
         labels.append([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
+    # Not necessarily finite: evaluation passes on what a model predicted.
     mask_yx = None if prompt.mask_yx is None else np.asarray(prompt.mask_yx, np.float32)
     if mask_yx is not None and mask_yx.shape != low_res_size:
         raise SamjaxError(f'the mask has shape {mask_yx.shape}: give logits of shape {low_res_size}.')
     return PackedPrompt(np.concatenate(points).astype(np.float32), np.concatenate(labels).astype(np.int32), mask_yx)
+
+
+def finite_array(values, name: str) -> np.ndarray:
+    """`values` as an array of finite numbers (bool, integer or float); `name` is what errors call it.
+
+    Raises:
+        SamjaxError: numpy makes no array of it, or an array of something else.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # lists of unequal lengths, tensors on a GPU
+        raise SamjaxError(f'{name} cannot be made a numpy array, {one_line(error)}: give an array or a list.') from None
+    if not (array.dtype == bool or any(jnp.issubdtype(array.dtype, kind) for kind in (np.integer, np.floating))):
+        raise SamjaxError(f'{name} has dtype {array.dtype}: give integers or floats.')
+    with np.errstate(over='ignore'):
+        is_finite = np.isfinite(array.astype(np.float32)).all()
+    if not is_finite:
+        raise SamjaxError(f'{name} has NaN or infinite values: give finite numbers.')
+    return array
+
+
+def likely_mistakes(prompt: Prompt, height: int, width: int) -> Iterator[tuple[str, str]]:
+    """What is odd about a valid prompt on an image of (height, width) px, each with what to give instead.
+
+    A box may reach beyond the image, as those of detectors do, but not lie beside it.
+    """
+    outside = f'outside of the image of {width} x {height} px'
+    if prompt.box_4 is not None:
+        box_4 = np.asarray(prompt.box_4, np.float64).ravel()
+        (x0, y0, x1, y1), text = box_4, ','.join(f'{side:.6g}' for side in box_4)
+        if x1 < x0 or y1 < y0:
+            remedy = 'give x0, y0, x1, y1, the top left and the bottom right corner, not x, y, width, height'
+            yield f'the box {text} has its corners the wrong way round', remedy
+        elif x1 < 0 or y1 < 0 or x0 > width or y0 > height:
+            yield f'the box {text} is {outside}', 'give x0, y0, x1, y1 in px of the image'
+    if prompt.points_K2 is not None:
+        for x, y in np.asarray(prompt.points_K2, np.float64):
+            if not (0 <= x <= width and 0 <= y <= height):
+                yield f'the point {x:.6g},{y:.6g} is {outside}', 'give x, then y, in px of the image'
+    dtype = np.dtype(np.float32) if prompt.mask_yx is None else np.asarray(prompt.mask_yx).dtype
+    if not jnp.issubdtype(dtype, np.floating):
+        remedy = 'give logits, such as the low-resolution masks of an earlier prediction'
+        yield f'the mask prompt has dtype {dtype}, and its values are used as logits', remedy
 
 
 def stack_prompts(

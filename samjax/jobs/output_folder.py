@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -18,13 +17,12 @@ from samjax.distributed import processes
 from samjax.distributed.map import UNFINISHED, ResultJournal, distributed_map
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.jobs.image_collection import ImageCollection, LoadedImage
-from samjax.storage import atomic
+from samjax.storage import atomic, os_errors
 from samjax.storage.lock import try_lock
 
 # Hidden, so that no format of images with masks takes it for a part of a data set.
 HIDDEN = f'.{UNFINISHED}'
 REPORT = 'report.jsonl'
-DISK_FULL = errno.ENOSPC, errno.EDQUOT
 
 
 class OutputFolder:
@@ -145,8 +143,13 @@ def process_images(
     Images that cannot be read are left out and named in the report; their results have a cause and a detail.
 
     Raises:
-        SamjaxError: no image is valid, `out` holds something else, another process writes to it, or the disk is full.
+        SamjaxError: this process has not as many devices, no image is valid, `out` holds something else, another
+            process writes to it, or the disk is full.
     """
+    if not 0 <= devices <= jax.local_device_count():
+        raise SamjaxError(
+            f'devices is {devices}, and this process has {jax.local_device_count()}: give at most that many, 0 for all'
+        )
     _check_same_fingerprint(fingerprint)
     output, is_first = OutputFolder(out, out / HIDDEN), jax.process_index() == 0
     with contextlib.ExitStack() as stack, _disk_full_as_samjax_error(out):
@@ -237,7 +240,7 @@ def _disk_full_as_samjax_error(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in os_errors.DISK_FULL:
             raise
         raise SamjaxError(
             f'{out} cannot be written ({error.strerror}): free some space, then the same command continues'

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option, is_whole
 from samjax.model.encoders.vit import ViTConfig
 from samjax.model.mask_decoder import MaskDecoderConfig
 from samjax.model.runtime import Regularization, Runtime
+
+DTYPES = ('bfloat16', 'float32')  # of activations; float16 would need a scaled loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,12 @@ class SamConfig:
 
     def __post_init__(self):
         patch_size = self.encoder.patch_size
+        check_option(
+            'model.image_size',
+            self.image_size,
+            lambda size: len(size) == 2 and all(map(is_whole, size)),
+            '(height, width) in px, such as (1024, 1024)',
+        )
         if any(side <= 0 or side % patch_size for side in self.image_size):
             raise SamjaxError(
                 f'model.image_size {tuple(self.image_size)} must be multiples of the patch, {patch_size} px; '
@@ -73,12 +81,11 @@ def from_options(
     """The model that the section `model` of a run's options asks for.
 
     Raises:
-        SamjaxError: `size` is no row of `SIZES`, or the image size does not fit it.
+        SamjaxError: `size` is no row of `SIZES`, the image size does not fit it, or another option is not possible.
     """
     if size not in SIZES:
         raise SamjaxError(f'model.size {size!r} is not one of {", ".join(SIZES)}.')
-    if len(image_size) != 2 or not all(isinstance(side, int) for side in image_size):
-        raise SamjaxError(f'model.image_size {image_size!r} must be two integers, height and width in px.')
+    check_option('model.dtype', dtype, lambda name: name in DTYPES, ' or '.join(DTYPES))
     config = dataclasses.replace(SIZES[size], image_size=tuple(image_size))
     return config, Regularization(drop_path, dropout), Runtime(dtype, remat)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from samjax.errors import check_option
 from samjax.model.attention.chunked import chunked_attention
 
 
@@ -14,6 +15,12 @@ class Regularization:
 
     drop_path: float = 0.0  # rate at the last encoder block, linear from 0 at the first
     dropout: float = 0.0  # rate in the mask decoder
+
+    def __post_init__(self):
+        for name in ('drop_path', 'dropout'):
+            check_option(
+                f'model.{name}', getattr(self, name), lambda x: 0 <= x < 1, 'a rate, 0 or more and less than 1'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

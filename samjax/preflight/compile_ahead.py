@@ -23,6 +23,7 @@ from samjax.preflight import collectives
 from samjax.storage.progress import format_duration
 from samjax.structs import Batch
 from samjax.training.compiled_step import CompiledTrainStep, build
+from samjax.training.loop import check_options
 
 UTILIZATIONS = (0.3, 0.4, 0.5)
 GIB = 2**30
@@ -112,6 +113,7 @@ def preflight(config: ConfigDict, topology: str, slices: int, save: str | None) 
     Raises:
         SamjaxError: the topology is not known, or the config does not fit it.
     """
+    check_options(config)
     devices = describe(topology, slices)
     train_step = build(config, devices)
     batch = abstract_batch(config, train_step)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from samjax.errors import SamjaxError
+from samjax.storage import os_errors
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,12 +57,26 @@ def new_path(path: Path) -> Iterator[Path]:
             yield unfinished
     except OSError as error:
         reason = error.strerror or error
-        raise SamjaxError(f'{path} cannot be written ({reason}): free some space or choose another path') from None
+        raise SamjaxError(
+            f'{path} cannot be written ({reason}): {os_errors.remedy(error)} or choose another path'
+        ) from None
+
+
+def refuse_full_disk(folder: Path, size: int) -> None:
+    """Raises OSError if a file of `size` bytes does not fit into `folder`, where the system can tell."""
+    if not hasattr(os, 'posix_fallocate'):  # macOS
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the disk cannot tell
+                raise
 
 
 def refuse_existing(path: Path) -> None:
     """Raises SamjaxError if there is something at `path`."""
-    if path.exists():
+    if os.path.lexists(path):
         raise SamjaxError(f'{path} exists: choose another name, or remove it first')
 
 

@@ -86,7 +86,7 @@ class Checkpoints:
         resumes = 'from the beginning' if self._written is None else f'from step {self._written}'
         return orbax_io.one_error(
             f'checkpoint {self._folder / str(step)} cannot be written',
-            f'free some space and run the same command, it continues {resumes}',
+            f'{{}} and run the same command, it continues {resumes}',
         )
 
     def restore(self, abstract: TrainState, data: Batches) -> TrainState:

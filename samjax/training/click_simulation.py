@@ -6,11 +6,12 @@ Each image has its own random key (`keys_B`), so the samples do not depend on ho
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option
 from samjax.model.layers import split_keys
 from samjax.structs import ABSENT, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE, Prompts
 
@@ -28,10 +29,27 @@ class ClickSimulation:
     objects_per_chunk: int
 
     def __post_init__(self):
-        if self.rounds < 1:
-            raise SamjaxError(f'prompts.rounds is {self.rounds}; a simulation needs at least 1.')
+        check_option('prompts.rounds', self.rounds, lambda n: n >= 1, 'at least 1')
         if self.box_noise not in ('gaussian', 'uniform'):
             raise SamjaxError(f"prompts.box_noise {self.box_noise!r} is neither 'gaussian' nor 'uniform'.")
+
+        for name, is_possible, possible in (
+            ('box_probability', lambda x: 0 <= x <= 1, 'a probability, 0 to 1'),
+            ('box_noise_fraction', lambda x: 0 <= x < math.inf, '0 or more'),
+            ('box_noise_max', lambda x: x >= 0, '0 or more'),
+            ('objects_per_chunk', lambda n: n >= 1, 'at least 1'),
+        ):
+            check_option(f'prompts.{name}', getattr(self, name), is_possible, possible)
+
+    def chunk_size(self, max_objects: int) -> int:
+        """Objects of an image that are simulated at once.  Raises SamjaxError if it does not divide their number."""
+        check_option('data.max_objects', max_objects, lambda n: n >= 1, 'at least 1')
+        size = min(self.objects_per_chunk, max_objects)
+        if max_objects % size:
+            raise SamjaxError(
+                f'data.max_objects {max_objects} is not a multiple of prompts.objects_per_chunk {size}; make it one.'
+            )
+        return size
 
     @property
     def clicks(self) -> int:

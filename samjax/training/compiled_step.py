@@ -42,21 +42,18 @@ def build(config: ConfigDict, devices=None) -> CompiledTrainStep:
     encoder, mesh_config = model.encoder, sharding.MeshConfig(**config.mesh)
     mesh = sharding.make_mesh(mesh_config, encoder.width, encoder.num_heads, devices)
     sharding.check_batch(config.train.batch_size, config.train.grad_accum_steps, mesh)
+    simulation, loss = ClickSimulation(**config.prompts), LossConfig(**config.loss)
+    simulation.chunk_size(config.data.max_objects)
+    optimizer_config = optimizer.OptimizerConfig(**config.optimizer)
     runtime = dataclasses.replace(runtime, attention=sharding.attention(mesh))
     graphdef, params, _ = abstract_state(model, regularization, runtime)
 
-    optimizer_config, loss, rules = (
-        optimizer.OptimizerConfig(**config.optimizer),
-        LossConfig(**config.loss),
-        ParamRules(model),
-    )
+    rules = ParamRules(model)
     tx = optimizer.make_optimizer(optimizer_config, params, rules)
     init = functools.partial(init_state, model, tx, config.seed)
     shapes = jax.eval_shape(init)
     shardings = sharding.state_shardings(shapes, mesh, rules)
-    gradients = functools.partial(
-        summed_gradients, graphdef=graphdef, simulation=ClickSimulation(**config.prompts), loss=loss
-    )
+    gradients = functools.partial(summed_gradients, graphdef=graphdef, simulation=simulation, loss=loss)
     gradients = accumulate_gradients(gradients, config.train.grad_accum_steps)
     gradients = sharding.data_parallel(gradients, params, mesh, rules, runtime.dtype)
     step = functools.partial(train_step, summed_gradients=gradients, tx=tx, loss=loss, seed=config.seed)

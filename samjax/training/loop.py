@@ -5,22 +5,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from samjax.checkpoints import run
+from samjax.convert import convert
 from samjax.data import pipeline
+from samjax.data.example import Example
 from samjax.data.formats.read_options import ReadOptions
+from samjax.data.sampling_check import check_sampling
+from samjax.data.synthetic import Scenes
+from samjax.data.transforms import Sampling
 from samjax.distributed import hardware, sharding
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option, is_whole
 from samjax.model import flops
+from samjax.model.config import size_name
 from samjax.training import metric_logger
 from samjax.training.checkpoints import Checkpoints
 from samjax.training.compiled_step import CompiledTrainStep, build
@@ -29,6 +38,9 @@ from samjax.training.step import TrainState
 
 # Exit codes of a run that was asked to stop, by signal.
 EXIT = {signal.SIGINT: 130, signal.SIGTERM: 75}  # Ctrl-C; preemption: "try again" of sysexits.h
+
+# Images of a run's first steps, of which one must have an object that is seen.
+FIRST_IMAGES = 100
 
 # (config, workdir, mesh) -> scores of a state by name
 OpenEvaluation = Callable[[ConfigDict, str, Mesh], Callable[[TrainState], dict[str, float]]]
@@ -42,6 +54,49 @@ class Stopped(Exception):
         self.code = code
 
 
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """The section `train` of samjax.config, which explains the fields.
+
+    Raises:
+        SamjaxError: a value is not possible.
+    """
+
+    init_from: str
+    num_steps: int
+    batch_size: int
+    grad_accum_steps: int
+    log_every: int
+    save_every: int
+    max_to_keep: int
+    max_skipped: int
+    profile_steps: tuple[int, int]
+    eval_every: int
+    eval_max_images: int
+    eval_max_objects: int
+
+    def __post_init__(self):
+        for name, least in (
+            ('num_steps', 1),
+            ('batch_size', 1),
+            ('grad_accum_steps', 1),
+            ('log_every', 1),
+            ('save_every', 1),
+            ('max_to_keep', 1),
+            ('max_skipped', 0),
+            ('eval_every', 1),
+            ('eval_max_images', 0),
+            ('eval_max_objects', 0),
+        ):
+            check_option(f'train.{name}', getattr(self, name), lambda n, least=least: n >= least, f'{least} or more')
+        check_option(
+            'train.profile_steps',
+            self.profile_steps,
+            lambda pair: len(pair) == 2 and all(map(is_whole, pair)) and (0 < pair[0] <= pair[1] or pair == (0, 0)),
+            '(first, last) step; (0, 0) is none',
+        )
+
+
 def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> TrainState:
     """Trains until update `config.train.num_steps` and returns the last state; the same call continues a stopped run.
 
@@ -50,15 +105,19 @@ def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> 
     Files: see `samjax.training.checkpoints` and `samjax.training.metric_logger`.
 
     Raises:
-        SamjaxError: an option or file is wrong, too many steps had no finite loss, or the disk is full.
+        SamjaxError: an option or file is wrong, too many steps had no finite loss, no mask was sampled from the first
+            images, or the disk is full.
         Stopped: Ctrl-C was pressed or SIGTERM sent, to any process of the job; the state is saved.
     """
     begun = time.perf_counter()
+    run.refuse_workdir(workdir)
+    check_options(config)
+    options = LoopConfig(**config.train)
     compiled = build(config)
-    mesh, num_steps = compiled.mesh, config.train.num_steps
-    batches = open_batches(config)
+    mesh, num_steps = compiled.mesh, options.num_steps
     evaluate = open_evaluation(config, workdir, mesh)
-    checkpoints = Checkpoints(workdir, config.train.max_to_keep, config)
+    batches = open_batches(config)
+    checkpoints = Checkpoints(workdir, options.max_to_keep, config)
 
     # Restore or initialize.
     if checkpoints.latest is None:
@@ -66,22 +125,27 @@ def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> 
     else:
         state = checkpoints.restore(compiled.state, batches)
     start = int(state.step)
-    every, batch_size = config.train.log_every, config.train.batch_size
+    every, batch_size = options.log_every, options.batch_size
     mfu = utilization(config, compiled)
     log = MetricLogger(workdir, start, num_steps, every, batch_size, compiled.rate, begun, mfu)
     log.print(metric_logger.parameter_table(state.params))
     log.print(f'{metric_logger.device_line(mesh)}; {batch_size} images per step')
     verb = 'continues' if start else 'starts'
     log.print(f'{verb} at step {start} of {num_steps} in {workdir}; the first step compiles')
+    if 0 < config.optimizer.cooldown[1] < num_steps:
+        log.print(
+            f'warning: the learning rate is 0 from step {config.optimizer.cooldown[1]} on: set the last step of '
+            f'--config.optimizer.cooldown to {num_steps}'
+        )
 
     # Contract.  `done` updates made this state.  Before the next batch is taken, the scores of this state are logged
     # and its checkpoint is being written, if they are due: a restored run finds what it would have made.  Metrics of a
     # step, and whether a process was asked to stop, are read after the next step is dispatched, so that all processes
     # know it before the same step; then time may be short, and nothing is evaluated.  Between batch and dispatch there
     # are only explicit transfers between host and device.
-    intervals = config.train.eval_every, config.train.save_every
-    pending = PendingStep(log, config.train.max_skipped, checkpoints)
-    profiler = ProfilerTrace(config.train.profile_steps, workdir)
+    intervals = options.eval_every, options.save_every
+    pending = PendingStep(log, options.max_skipped, checkpoints, EmptySteps(config, start))
+    profiler = ProfilerTrace(options.profile_steps, workdir)
     with (
         contextlib.closing(log),
         contextlib.closing(batches),
@@ -125,17 +189,36 @@ def train(config: ConfigDict, workdir: str, open_evaluation: OpenEvaluation) -> 
 
 
 def initial_state(config: ConfigDict, compiled: CompiledTrainStep) -> TrainState:
-    """A new state, with the parameters of the checkpoint at `config.train.init_from`, if there is one.
+    """A new state, with the parameters of the checkpoint at `config.train.init_from`, if it names one.
 
     Raises:
-        SamjaxError: there is no checkpoint, or one of a model of another size.
+        SamjaxError: there is no checkpoint that `samjax convert` reads, or one of another model or image size.
     """
-    state = compiled.init()
     if not config.train.init_from:
-        return state
+        return compiled.init()
+    params, buffers = _read_params(config, compiled)
+    return dataclasses.replace(compiled.init(), params=params, buffers=buffers)
+
+
+def _read_params(config: ConfigDict, compiled: CompiledTrainStep) -> tuple[nnx.State, nnx.State]:
+    """params and buffers of the checkpoint at `config.train.init_from`, with the shardings of training."""
+    path, (height, width) = config.train.init_from, config.model.image_size
     shapes = compiled.state.params, compiled.state.buffers
-    params, buffers, _ = run.restore_params(config.train.init_from, config, shapes)
-    return dataclasses.replace(state, params=params, buffers=buffers)
+    remedy = (
+        f'set --config.model.size as there, or if only the image size differs, run samjax convert {path} DIR '
+        f'--image-size {height},{width} and set --config.train.init_from=DIR'
+    )
+    if run.is_run(pathlib.Path(path)):
+        return run.restore_params(path, config, shapes, remedy)[:2]
+    found, *arrays = convert.read_states(path)
+    if found != compiled.model:
+        holds, wants = (f'a {size_name(model)!r} for {model.image_size} px' for model in (found, compiled.model))
+        raise SamjaxError(f'{path} holds {holds} and the config asks for {wants}: {remedy}')
+    return jax.tree.map(_on_devices, tuple(arrays), shapes)
+
+
+def _on_devices(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(like.shape, like.sharding, array.__getitem__)
 
 
 def utilization(config: ConfigDict, compiled: CompiledTrainStep) -> Callable[[float], float]:
@@ -148,8 +231,9 @@ def utilization(config: ConfigDict, compiled: CompiledTrainStep) -> Callable[[fl
 class PendingStep:
     """The results of the last dispatched step: its metrics, and whether a process was asked to stop."""
 
-    def __init__(self, log: MetricLogger, max_skipped: int, checkpoints: Checkpoints):
+    def __init__(self, log: MetricLogger, max_skipped: int, checkpoints: Checkpoints, empty_steps: EmptySteps):
         self._log, self._max_skipped, self._checkpoints = log, max_skipped, checkpoints
+        self._empty_steps = empty_steps
         self._step, self._metrics, self._stop_anywhere = 0, None, None
         self.stop_signal = 0  # the signal that a process of the job got, as of the last settled step
 
@@ -165,7 +249,7 @@ class PendingStep:
         """Waits for the results and logs them.
 
         Raises:
-            SamjaxError: loss or gradient were not finite in too many consecutive steps.
+            SamjaxError: loss or gradient were not finite in too many consecutive steps, or see `EmptySteps`.
         """
         if self._metrics is None:
             return
@@ -182,7 +266,39 @@ class PendingStep:
                     f'{event}, training stops ({kept}): lower --config.optimizer.lr or set --config.optimizer.clip_norm'
                 )
             self._log.print(f'{event}: the step is skipped')
+        self._empty_steps.check(self._step, metrics['objects'])
         self._log.step(self._step, metrics)
+
+
+class EmptySteps:
+    """Whether the steps since update `start` had objects; without any a run would go on with loss 0."""
+
+    def __init__(self, config: ConfigDict, start: int):
+        self._config, self._start = config, start
+        self._had_objects = False
+
+    def check(self, step: int, objects: float) -> None:
+        """Takes the number of objects of update `step`; it is that of all processes, which so stop alike.
+
+        Raises:
+            SamjaxError: the first steps since `start`, of `FIRST_IMAGES` images, or all steps of the run had no object.
+        """
+        self._had_objects |= objects > 0
+        if self._had_objects:
+            return
+        steps, train = step - self._start, self._config.train
+        if steps * train.batch_size >= FIRST_IMAGES or steps == train.num_steps:
+            sampling = sampling_options(self._config)
+            checked = [
+                f'{path}: {check_sampling(source, sampling, FIRST_IMAGES).summary()}'
+                for path, source, _ in open_sources(self._config)
+            ]
+            raise SamjaxError(
+                f'the loss is 0, since no object is visible in the first {steps * train.batch_size} images; training '
+                f'never samples of {", of ".join(checked)}; other masks may be outside of the crops of '
+                f'data.scale_jitter={sampling.scale_jitter}: change this option or those in brackets, and look at '
+                f'the data with samjax data check'
+            )
 
 
 class ProfilerTrace:
@@ -209,33 +325,78 @@ class ProfilerTrace:
         self._running = False
 
 
-def open_batches(config: ConfigDict) -> pipeline.Batches:
-    """The rows of this process of all training batches, from the first batch on."""
+def check_options(config: ConfigDict) -> None:
+    """Raises SamjaxError if an option of the loop or of its input is not possible, before anything is read."""
+    LoopConfig(**config.train)
+    sampling_options(config)
+    mix = config.data.mix
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in mix):
+        raise SamjaxError(f"data.mix {mix} is not like (('/data/more', 10.0),): pairs of path and weight")
+    for name, path in (('data.path', config.data.path), *(('a path in data.mix', path) for path, _ in mix)):
+        check_option(name, path, bool, "the path of a data set, or 'scenes'")
+    weights = [weight for _, weight in mix]
+    pipeline.check_loading(config.seed, config.data.num_workers, config.data.prefetch, weights)
+    for name in ('synthetic_train_images', 'synthetic_eval_images'):
+        check_option(f'data.{name}', config.data[name], lambda n: n >= 1, 'at least 1')
+
+
+def sampling_options(config: ConfigDict) -> Sampling:
+    """What the options say about sampling.  Raises SamjaxError if one is not possible."""
+    data = config.data
     frame = tuple(config.model.image_size)
-    mix = [(config.data.path, 1.0), *config.data.mix]
-    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in mix):
-        raise SamjaxError(f"data.mix {config.data.mix} is not like (('/data/more', 10.0),): pairs of path and weight")
+    return Sampling(frame, data.max_objects, data.max_area_fraction, data.flip, data.scale_jitter)
+
+
+def open_batches(config: ConfigDict) -> pipeline.Batches:
+    """The rows of this process of all training batches, from the first batch on.
+
+    Raises:
+        SamjaxError: an option is wrong, a data set cannot be used, or training can sample no mask of one.
+    """
+    check_options(config)
+    sources, sampling = open_sources(config), sampling_options(config)
+    for path, source, _ in sources:
+        if not isinstance(source, Scenes):
+            refuse_never_sampled(path, source, sampling)
+    return pipeline.train_loader(
+        [(source, weight) for _, source, weight in sources],
+        sampling=sampling,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+    )
+
+
+def open_sources(config: ConfigDict) -> list[tuple[str, Sequence[Example], float]]:
+    """Path, examples and weight of each training set.  Raises SamjaxError if one cannot be used."""
     open_dataset = functools.partial(
         pipeline.open_dataset,
         seed=config.seed,
-        image_size=frame,
+        image_size=tuple(config.model.image_size),
         length=config.data.synthetic_train_images,
         cache=config.data.cache,
         max_invalid_fraction=config.data.max_invalid_fraction,
         options=ReadOptions.of(config.data),
     )
-    return pipeline.train_loader(
-        [(open_dataset(path), weight) for path, weight in mix],
-        seed=config.seed,
-        frame=frame,
-        batch_size=config.train.batch_size,
-        max_objects=config.data.max_objects,
-        max_area_fraction=config.data.max_area_fraction,
-        flip=config.data.flip,
-        scale_jitter=config.data.scale_jitter,
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
-    )
+    return [(path, open_dataset(path), weight) for path, weight in [(config.data.path, 1.0), *config.data.mix]]
+
+
+def refuse_never_sampled(path: str, source: Sequence[Example], sampling: Sampling) -> None:
+    """Warns in one line if training can sample no mask of some of the images that are looked at.
+
+    Raises:
+        SamjaxError: it can sample none of all images; a large source is not looked through, and only warned about.
+    """
+    check = check_sampling(source, sampling)
+    if check.num_images_without == len(source):
+        raise SamjaxError(
+            f'{path}: training can sample none of its {check.num_masks} masks: {check.reasons()}; change the options '
+            f'in brackets, or the masks if objects and background are swapped'
+        )
+    if check.num_images_without:
+        looked_at = '' if check.num_images == len(source) else f' ({check.num_images} of {len(source)} were looked at)'
+        logging.getLogger(__name__).warning('%s: training never samples %s%s', path, check.summary(), looked_at)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option
 from samjax.masks.iou import mask_iou
 
 
@@ -33,6 +34,11 @@ class LossConfig:
         ):
             if getattr(self, name) not in choices:
                 raise SamjaxError(f'loss.{name} {getattr(self, name)!r} is neither {choices[0]!r} nor {choices[1]!r}.')
+        for name in ('focal', 'dice', 'iou', 'focal_gamma'):
+            check_option(f'loss.{name}', getattr(self, name), lambda x: 0 <= x < math.inf, 'a number, 0 or more')
+        check_option('loss.focal_alpha', self.focal_alpha, lambda x: 0 <= x <= 1, 'a number from 0 to 1')
+        if self.focal == self.dice == 0:
+            raise SamjaxError('loss.focal and loss.dice are both 0, and no mask is learned: set one to more than 0')
 
 
 def sam_loss(

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from samjax.storage import atomic
 from samjax.storage.progress import format_duration
 
+OF_ALL_STEPS = ('objects', 'skipped')  # metrics that are defined for steps without objects too
 LOSSES = ('loss', 'focal', 'dice', 'iou')
 SLOW_DATA = 0.05  # fraction of the time from which on waiting for data is reported
 
@@ -53,7 +54,7 @@ class MetricLogger:
         self._num_steps, self._every, self._batch_size, self._rate = num_steps, every, batch_size, rate
         self._utilization = utilization
         self._sums: dict[str, float] = collections.defaultdict(float)
-        self._count = 0
+        self._count, self._count_with_objects = 0, 0  # steps since the last line
         self._timed = 0  # steps since `_since`
         self._since = math.nan
         self._begun = begun
@@ -68,10 +69,15 @@ class MetricLogger:
             self._events = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics of update `step`; at the end of an interval logs their means since the last line."""
+        """Takes the metrics of update `step`; at the end of an interval logs their means since the last line.
+
+        Steps without objects are counted; their losses and IoUs, which are 0, are not in the means.
+        """
         for name, value in metrics.items():
-            self._sums[name] += value
+            if metrics['objects'] or name in OF_ALL_STEPS:
+                self._sums[name] += value
         self._count += 1
+        self._count_with_objects += metrics['objects'] > 0
         if math.isnan(self._since):  # the first step of a process compiles: its time says nothing about the next
             self._since = time.perf_counter()
             self._spent['start'] = self._since - self._begun - sum(self._spent.values())
@@ -123,19 +129,26 @@ class MetricLogger:
             self._events.close()
 
     def _log_means(self, step: int) -> None:
-        means = {name: total / self._count for name, total in self._sums.items()}
+        count, with_objects = self._count, self._count_with_objects
+        means = {name: total / (count if name in OF_ALL_STEPS else with_objects) for name, total in self._sums.items()}
         lr = float(self._rate(step - 1))
         now = time.perf_counter()
         per_second = self._timed / (now - self._since) if self._timed else math.nan
         waited = self._waited / (now - self._since)
         self._spent['data'] += self._waited
         self._sums.clear()
-        self._count, self._timed, self._since, self._waited = 0, 0, now, 0.0
+        self._count, self._count_with_objects = 0, 0
+        self._timed, self._since, self._waited = 0, now, 0.0
         mfu = self._utilization(per_second * self._batch_size)
         speed = {'images_per_second': per_second * self._batch_size, 'mfu': mfu, 'data_wait': waited}
         known = {name: value for name, value in speed.items() if not math.isnan(per_second + value)}
         self.values(step, {f'train/{name}': value for name, value in ({'lr': lr} | means | known).items()})
         self.print(progress(step, self._num_steps, means, lr, per_second, self._batch_size, mfu))
+        if with_objects < count:
+            self.print(
+                f'{count - with_objects} of the last {count} step(s) had no object and changed nothing: see samjax '
+                'data check for images without masks'
+            )
         if waited > SLOW_DATA:
             self.print(f'the devices waited {waited:.0%} of the time for data: raise --config.data.num_workers')
 
@@ -144,6 +157,7 @@ def progress(
     step: int, num_steps: int, means: dict[str, float], lr: float, per_second: float, batch_size: int, mfu: float
 ) -> str:
     """One line: step, speed (steps per second; NaN: not known yet), losses and time left."""
+    means = collections.defaultdict(lambda: math.nan, means)  # without steps that had objects there are none
     terms = ', '.join(f'{name} {means[name]:.4f}' for name in LOSSES[1:])
     known = not math.isnan(per_second)
     speed = f'{per_second * batch_size:.1f} images/s' if known else '- images/s'

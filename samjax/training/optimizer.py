@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, check_option, is_whole
 from samjax.model.param_rules import LAST_LAYER, MatrixAxes, ParamRule
 from samjax.model.params import ParamRules, path_names
 
@@ -20,12 +20,17 @@ EPSILON = 1e-8
 # square that Adam's has, so that both take the same learning rate (arXiv 2502.16982, section 2.2).
 MUON_RMS = 0.2
 MUON_MOMENTUM = 0.95
+SCALE_BY = ('adamw', 'muon')
 WEIGHT_DECAY_ON = ('kernels', 'all')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The section `optimizer` of samjax.config, which explains the fields."""
+    """The section `optimizer` of samjax.config, which explains the fields.
+
+    Raises:
+        SamjaxError: a value is unknown or not possible.
+    """
 
     name: str
     lr: float
@@ -40,18 +45,37 @@ class OptimizerConfig:
     layer_decay: float
     clip_norm: float
 
+    def __post_init__(self):
+        for name, choices in (('name', SCALE_BY), ('weight_decay_on', WEIGHT_DECAY_ON)):
+            if getattr(self, name) not in choices:
+                raise SamjaxError(
+                    f'optimizer.{name}={getattr(self, name)!r} is unknown: set it to one of {", ".join(choices)}'
+                )
+        for name, is_possible, possible in (
+            ('lr', lambda x: 0 < x < math.inf, 'a number over 0'),
+            ('warmup_steps', lambda n: n >= 0, '0 or more'),
+            (
+                'milestones',
+                lambda steps: all(is_whole(n) and 0 <= n < 2**31 for n in steps),
+                'steps, such as (120000,)',
+            ),
+            ('timescale', lambda n: n >= 0, '0 or more'),
+            ('b1', lambda x: 0 <= x < 1, '0 or more, less than 1'),
+            ('b2', lambda x: 0 <= x < 1, '0 or more, less than 1'),
+            ('weight_decay', lambda x: 0 <= x < math.inf, '0 or more'),
+            ('layer_decay', lambda x: 0 < x <= 1, 'more than 0 and at most 1'),
+            ('cooldown', is_step_range, '(first, last) step of which the last comes later; (0, 0) is none'),
+            ('clip_norm', lambda x: 0 <= x < math.inf, '0, which is no clipping, or more'),
+        ):
+            check_option(f'optimizer.{name}', getattr(self, name), is_possible, possible)
+
 
 def make_optimizer(config: OptimizerConfig, params, rules: ParamRules) -> optax.GradientTransformation:
     """The update rule for `params`, an nnx.State of arrays or shapes.
 
     The layer's factor multiplies the weight decay too, as parameter groups do in the code of MAE and ViTDet.
-
-    Raises:
-        SamjaxError: `config.name` or `config.weight_decay_on` is unknown, or the cooldown ends before it begins.
     """
     scale_by = {'adamw': scale_by_adam, 'muon': scale_by_muon_or_adam}
-    if config.name not in scale_by:
-        raise SamjaxError(f'optimizer.name={config.name!r} is unknown: set it to one of {", ".join(scale_by)}')
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
     return optax.chain(
         *clip,
@@ -60,6 +84,12 @@ def make_optimizer(config: OptimizerConfig, params, rules: ParamRules) -> optax.
         _scale_each(layer_factors(params, rules, config.layer_decay)),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def is_step_range(steps: tuple[int, int]) -> bool:
+    """Whether it is (0, 0), or (first, last) step with the first before the last."""
+    first, last = steps if len(steps) == 2 else (None, None)
+    return is_whole(first) and is_whole(last) and (0 <= first < last < 2**31 or first == last == 0)
 
 
 def scale_by_adam(config: OptimizerConfig, params, rules: ParamRules) -> optax.GradientTransformation:
@@ -99,8 +129,6 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
     (arXiv 2106.04560, appendix B); at last linear down to 0.
     """
     first, last = config.cooldown
-    if last < first:
-        raise SamjaxError(f'optimizer.cooldown={config.cooldown} ends before it begins: give (first, last) step')
 
     def rate(count):
         warm = jnp.minimum(1.0, (count + 1) / max(config.warmup_steps, 1))
@@ -114,9 +142,6 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
 
 def decay_mask(params, rules: ParamRules, weight_decay_on: str):
     """`params` with True where weight decay pulls: on 'kernels', the weights of matrix products, or on 'all'."""
-    if weight_decay_on not in WEIGHT_DECAY_ON:
-        known = ', '.join(WEIGHT_DECAY_ON)
-        raise SamjaxError(f'optimizer.weight_decay_on={weight_decay_on!r} is unknown: set it to one of {known}')
     return _map_rules(lambda rule, p: weight_decay_on == 'all' or rule.matrix is not None, rules, params)
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from samjax.errors import SamjaxError
 from samjax.masks import packing, resize
 from samjax.model.config import SamConfig
 from samjax.model.layers import split_keys
@@ -57,7 +56,8 @@ def train_step(
     """One update of the parameters.  Randomness depends on (seed, state.step) alone, so a resumed run repeats it.
 
     `summed_gradients` is the function of that name below, or one that distributes its work.  A step whose loss or
-    gradient is not finite changes only the counts of steps and of consecutive skipped steps.
+    gradient is not finite changes only the counts of steps and of consecutive skipped steps; one without objects only
+    the former.
 
     Returns the next state and metrics: `loss` and its terms `focal`, `dice`, `iou` (unweighted, summed over rounds,
     mean over objects), `mask_iou_first` and `mask_iou_last` (IoU reached in that round), `grad_norm`, `objects`,
@@ -73,8 +73,11 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    useful = finite & (objects > 0)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        lambda new, old: jnp.where(useful, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
     )
     skipped = jnp.where(finite, 0, state.skipped + 1)
     metrics = terms | {'loss': value, 'grad_norm': norm, 'objects': objects, 'skipped': skipped}
@@ -106,9 +109,7 @@ def summed_gradients(
     encoder_keys_B, chunk_keys_B = split_keys(keys_B, 2)
 
     n = batch.valid_BN.shape[1]
-    chunk = min(simulation.objects_per_chunk, n)
-    if n % chunk:
-        raise SamjaxError(f'data.max_objects {n} is not a multiple of prompts.objects_per_chunk {chunk}; make it one.')
+    chunk = simulation.chunk_size(n)
 
     encoder, others = nnx.split_state(params, nnx.PathContains(IMAGE_ENCODER), ...)
 

@@ -35,7 +35,7 @@ def draw_prediction(path: Path, image_HW3: np.ndarray, prompt: Prompt, predictio
             for point_2, label in zip(prompt.points_K2, prompt.labels_K, strict=True):
                 viewport.draw_click(panel, point_2, label)
         panels.append((f'mask {m + 1}: predicted IoU {prediction.iou_predictions_M[m]:.2f}', panel))
-    compose_sheet([panels], PREDICTION_LEGEND, LARGE_PANEL).save(path)
+    compose_sheet([panels], PREDICTION_LEGEND, LARGE_PANEL).save(path, 'PNG')  # whatever its suffix
 
 
 def contact_sheet(path: Path, examples: Sequence[Example]) -> None:

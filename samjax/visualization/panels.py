@@ -87,11 +87,12 @@ class Viewport:
             panel.paste(colour, mask=Image.fromarray(inner_edge(mask_HW, width)))
 
     def draw_box(self, panel: Image.Image, box_4: Sequence[float]) -> None:
-        """A white box from pixel (x0, y0) to pixel (x1, y1) of the image, ends included."""
-        x0, y0, x1, y1 = box_4
+        """A white box from pixel (x0, y0) to pixel (x1, y1) of the image, ends included, in any order."""
+        (x0, x1), (y0, y1) = sorted(box_4[::2]), sorted(box_4[1::2])
         left, top = (x0 - self.left) * self.scale, (y0 - self.top) * self.scale
         right, bottom = (x1 + 1 - self.left) * self.scale, (y1 + 1 - self.top) * self.scale
-        corners = [left, top, min(right, panel.width) - 1, min(bottom, panel.height) - 1]
+        right, bottom = min(right, panel.width) - 1, min(bottom, panel.height) - 1
+        corners = [min(left, right), min(top, bottom), right, bottom]
         draw = ImageDraw.Draw(panel)
         draw.rectangle(corners, outline=INK, width=3)
         draw.rectangle(corners, outline=WHITE, width=1)

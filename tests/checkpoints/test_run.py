@@ -21,7 +21,9 @@ def saved(tmp_path):
 )
 def test_damaged_config(saved, data):
     saved.write_bytes(data)
-    with pytest.raises(SamjaxError, match=r'config.json cannot be read \(.+\): copy it again, or copy'):
+    with pytest.raises(
+        SamjaxError, match=r'config.json is damaged \(.+\): restore it, or choose|holds no config.json of a run: name'
+    ):
         run.read_config(str(saved.parent))
 
 
@@ -29,5 +31,7 @@ def test_option_that_does_not_exist(saved):
     content = json.loads(saved.read_text())
     content['model']['sizes'] = content['model'].pop('size')
     saved.write_text(json.dumps(content))
-    with pytest.raises(SamjaxError, match=r"config.json has options that do not exist, such as 'model.sizes': copy"):
+    with pytest.raises(
+        SamjaxError, match=r"config.json has options that do not exist, such as 'model.sizes': restore it"
+    ):
         run.read_config(str(saved.parent))

@@ -5,8 +5,10 @@ import pathlib
 import pytest
 from tiny import tiny_run_config
 
+from samjax.checkpoints.run import restore_params
 from samjax.cli import common
 from samjax.cli.evaluate import main
+from samjax.errors import SamjaxError
 from samjax.evaluation import evaluate as module
 from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.tasks import suite_sets
@@ -65,7 +67,7 @@ def test_recipe_instead_of_the_options_of_the_run(workdir, calls):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--workdir=nowhere'], 'nowhere/config.json does not exist'),
+        (['--workdir=nowhere'], 'nowhere does not exist: name the --workdir of a training run'),
         (['--workdir=run', '--config.eval.clickz=3'], 'the command line sets an option that does not exist'),
         (['--workdir=run', '--suite.sets.door.path=3'], 'the command line sets an option that does not exist'),
         (['--workdir=run', '--config.eval.max_images=3'], 'or --max-images for samjax eval'),
@@ -109,3 +111,42 @@ def test_help_names_every_task(capsys):
         main(['--help'])
     text = capsys.readouterr().out
     assert all(task in text for task in module.TASKS)
+
+
+@pytest.mark.parametrize('name', ['sam.pth', 'hf'])
+def test_checkpoint_of_another_kind_names_the_command_that_converts_it(workdir, name):
+    pathlib.Path('sam.pth').write_bytes(b'x')
+    pathlib.Path('hf').mkdir()
+    pathlib.Path('hf/config.json').write_text('{"model_type": "sam"}')
+    pathlib.Path('hf/model.safetensors').write_bytes(b'x')
+    with pytest.raises(SystemExit) as stop:
+        main(['--workdir', name])
+    remedy = f'make one with samjax convert {name} DIR, and name DIR'
+    assert stop.value.code == f'error: {name} is not the folder of a run: {remedy}'
+
+
+def test_so_does_a_recipe_with_such_a_checkpoint(workdir):
+    pathlib.Path('sam.pth').write_bytes(b'x')
+    with pytest.raises(SamjaxError, match='sam.pth is not the folder of a run: make one with samjax convert'):
+        restore_params('sam.pth', tiny_run_config())
+
+
+def test_a_checkpoint_of_a_run_names_the_run(workdir):
+    pathlib.Path('run/checkpoints/7/params').mkdir(parents=True)
+    for name in ('run/checkpoints', 'run/checkpoints/7'):
+        with pytest.raises(SystemExit) as stop:
+            main(['--workdir', name])
+        assert stop.value.code == f'error: {name} is a part of the run {pathlib.Path("run").absolute()}: name that'
+
+
+@pytest.mark.parametrize('text', ['{"seed": 3}', '[]', '{"model": "sam", "seed": 1}', '{}'])
+def test_config_json_of_something_else(workdir, text):
+    pathlib.Path('run/config.json').write_text(text)
+    with pytest.raises(SystemExit, match='^error: run holds no config.json of a run: name the --workdir of a training'):
+        main(['--workdir', 'run'])
+
+
+def test_damaged_config_json(workdir):
+    pathlib.Path('run/config.json').write_text('{"seed": 3')
+    with pytest.raises(SystemExit, match='^error: run/config.json is damaged .*: restore it, or choose another'):
+        main(['--workdir', 'run'])

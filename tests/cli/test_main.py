@@ -8,6 +8,7 @@ import pytest
 
 import samjax
 from samjax.cli.main import COMMANDS, main
+from samjax.config import get_config
 
 
 def exit_code(*words):
@@ -52,7 +53,7 @@ def test_unknown_command_is_code_2(words, capsys):
         (['data', 'check', 'x', '--sheat=s'], "'--sheat=s' is not an option: see samjax data check --help"),
         (['convert', 'a', 'b', '--forc'], "'--forc' is not an option: see samjax convert --help"),
         (['convert', 'a', 'b', '--image-size', '32'], 'invalid height,width in px value'),
-        (['predict', '--model', 'm', '--point', 'here'], 'invalid 2 numbers with commas between them value'),
+        (['predict', '--model', 'm', '--point', 'here'], 'is not 2 numbers with commas between them, as in 30,20'),
         (
             ['preflight', '--topology=v5e:2x4', '--bogus'],
             "'--bogus' is not an option: write --config.section.key=value",
@@ -70,3 +71,61 @@ def test_help_is_fast():
     code = f'import sys, {light}; print(sorted({{"jax", "numpy", "absl", "ml_collections"}} & set(sys.modules)))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout == '[]\n'
+
+
+BUCKET = 'gs://bucket/x'
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['train', '--workdir', BUCKET],
+        ['train', f'--workdir={BUCKET}'],
+        ['train', '--workdir=run', f'--config={BUCKET}.py'],
+        ['train', '--workdir=run', f'--config.data.path={BUCKET}'],
+        ['train', '--workdir=run', '--config.data.path', BUCKET],
+        ['train', '--workdir=run', f"--config.data.mix=(('{BUCKET}', 10.0),)"],
+        ['train', '--workdir=run', f'--config.train.init_from={BUCKET}'],
+        ['train', '--workdir=run', f'--config.data.cache={BUCKET}'],
+        ['train', '--workdir=run', '--config=recipe.py'],
+        ['eval', '--workdir', BUCKET],
+        ['eval', '--workdir=run', f'--config.data.eval_path={BUCKET}'],
+        ['eval', '--workdir=run', '--task=suite', f'--suite.root={BUCKET}'],
+        ['eval', '--workdir=run', '--task=instances', '--boxes', BUCKET],
+        ['eval', '--workdir=run', '--task=edges', f'--ground-truth={BUCKET}'],
+        ['convert', 'x.pth', BUCKET],
+        ['convert', BUCKET, 'run'],
+        ['predict', BUCKET, '--model=m', '--point=1,2'],
+        ['predict', 'x.jpg', '--model', BUCKET, '--point=1,2'],
+        ['predict', 'x.jpg', '--model=m', '--point=1,2', f'--out={BUCKET}.json'],
+        ['masks', 'x.jpg', BUCKET, '--model=m', '--out=o'],
+        ['masks', 'x.jpg', '--model=m', '--out', BUCKET],
+        ['embed', BUCKET, '--model=m', '--out=o'],
+        ['embed', 'x.jpg', f'--model={BUCKET}', '--out=o'],
+        ['data', 'check', BUCKET],
+        ['data', 'check', 'x', '--cache', BUCKET],
+        ['data', 'prepare', '--source', BUCKET, '--out=o'],
+        ['data', 'sa1b', '--source=x', '--out', BUCKET],
+        ['preflight', '--topology=v5e:16x16', '--save', BUCKET],
+        ['preflight', '--topology=v5e:16x16', f'--config.train.init_from={BUCKET}'],
+    ],
+    ids=' '.join,
+)
+def test_buckets_are_refused_in_one_sentence_and_nothing_is_written(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'recipe.py').write_text(
+        f'from samjax import config\ndef get_config():\n    c = config.get_config()\n'
+        f'    c.data.eval_path = "{BUCKET}"\n    return c\n'
+    )
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/config.json').write_text(get_config().to_json())
+    code = exit_code(*words)
+    assert code.startswith(f'error: {BUCKET}')
+    assert code.endswith('mount the bucket, with gcsfuse for example, and name the path of the mount (docs/launch.md)')
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != '__pycache__') == ['recipe.py', 'run']
+
+
+def test_options_of_beam_may_name_buckets(capsys):
+    words = ['data', 'prepare', '--source=nowhere', '--out=o', '--beam=DataflowRunner']
+    assert 'nowhere does not exist' in exit_code(*words, '--beam-option', f'temp_location={BUCKET}')
+    assert 'nowhere does not exist' in exit_code(*words, f'--beam-option=temp_location={BUCKET}')

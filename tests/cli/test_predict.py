@@ -48,14 +48,97 @@ def test_several_prompts_give_one_mask(photo, model, capsys):
     ('words', 'message'),
     [
         ([], 'there is no prompt: give --point x,y or --box'),
-        (['--point', '500,20'], '500,20 is outside the image of 128 x 90 px'),
-        (['--box', '5,20,30,91'], '30,91 is outside the image of 128 x 90 px'),
+        (
+            ['--point', '500,20'],
+            'the point 500,20 is outside the image of 128 x 90 px: give x from 0 to 128 and y from 0 to 90',
+        ),
+        (['--point', '-1,12'], 'the point -1,12 is outside the image of 128 x 90 px'),
+        (['--point=-1,12'], 'the point -1,12 is outside the image of 128 x 90 px'),
+        (['--negative', '-.5,12', '--point', '1,2'], 'the point -0.5,12 is outside the image'),
+        (['--point', '5,-1e-3'], 'the point 5,-0.001 is outside the image'),
+        (['--box', '5,20,30,91'], 'the corner of the box 30,91 is outside the image of 128 x 90 px'),
+        (['--box', '-5,20,30,40'], 'the corner of the box -5,20 is outside the image'),
+        (['--box=-5,20,30,40'], 'the corner of the box -5,20 is outside the image'),
         (['--point', '5,20', '--out', 'x.tif'], 'x.tif is neither a .json nor a .png file'),
+        (['--box', '5,20,30,40', '--box', '1,2,3,4'], '--box is given 2 times: an object has one box, give one'),
+        (['--point', '5,20', '--out', __file__ + '/x.png'], '.*x.png cannot be written to .*test_predict.py: choose'),
+        (['--point', '5,20', '--out', 'x.json', '--out', './x.json'], 'x.json is named twice: choose another name'),
     ],
 )
 def test_mistakes_are_one_line(photo, words, message):
     with pytest.raises(SystemExit, match=f'^error: {message}'):
         main([str(photo), '--model', 'm', *words])
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--point', 'nan,3'], "argument --point: 'nan,3' is not 2 numbers with commas between them, as in 30,20"),
+        (['--point', '-inf,3'], "argument --point: '-inf,3' is not 2 numbers"),
+        (['--point=-1'], "argument --point: '-1' is not 2 numbers"),
+        (['--negative', '3;4'], "argument --negative: '3;4' is not 2 numbers"),
+        (
+            ['--box', '1,2,3,1e999'],
+            "argument --box: '1,2,3,1e999' is not 4 numbers with commas between them, as in 30,",
+        ),
+        (['--box', '-1,2,3'], "argument --box: '-1,2,3' is not 4 numbers"),
+        (['--point', '--out=x.png'], 'argument --point: expected one argument'),
+        (['--point', '-v'], 'argument --point: expected one argument'),
+    ],
+)
+def test_what_is_no_point_is_named(photo, words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(photo), '--model', 'm', *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('name', ['overlay.png', 'a_mask.png', 'masks.json', 'a_mask.PNG', 'masks.Json'])
+def test_no_file_is_replaced(photo, tmp_path, name):
+    (tmp_path / name).write_text('mine')
+    words = [str(photo), '--model', 'no model', '--point', '5,5', f'--out={tmp_path / "new.json"}']
+    with pytest.raises(SystemExit, match=f'^error: .*/{name} exists: choose another name, or remove it first$'):
+        main([*words, f'--out={tmp_path / name}'])
+    assert (tmp_path / name).read_text() == 'mine'
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(['photo.png', name])
+
+
+def test_suffixes_in_any_letter_case(photo, tmp_path, model):
+    names = ['sheet.PNG', 'a_Mask.Png', 'MASK.PNG', 'masks.JSON']
+    main([str(photo), '--model', model, '--point', '30,20', *(f'--out={tmp_path / "new" / name}' for name in names)])
+    assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == sorted(names)
+    sizes = []
+    for name in names[:3]:
+        with Image.open(tmp_path / 'new' / name) as image:
+            assert image.format == 'PNG'
+            sizes.append(image.size)
+    assert sizes[1:] == [(128, 90)] * 2
+    assert sizes[0][0] > 3 * 400
+    assert len(json.loads((tmp_path / 'new' / 'masks.JSON').read_text())['masks']) == 3
+
+
+def test_a_file_is_written_whole_or_not_at_all(photo, tmp_path, model, monkeypatch):
+    def fail(self, path, *_):
+        path.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(Image.Image, 'save', fail)
+    for name in ('sheet.png', 'mask.png'):
+        with pytest.raises(SystemExit, match=f'^error: .*{name} cannot be written'):
+            main([str(photo), '--model', model, '--point', '30,20', f'--out={tmp_path / name}'])
+    assert [path.name for path in tmp_path.iterdir()] == ['photo.png']
+
+
+@pytest.mark.parametrize('box', ['80,10,10,60', '10,60,80,10', '80,60,10,20', '128,0,128,90'])
+def test_box_with_its_corners_the_wrong_way_round(photo, tmp_path, model, capsys, box):
+    main([str(photo), '--model', model, '--box', box, f'--out={tmp_path / "sheet.png"}'])
+    errors = capsys.readouterr().err.splitlines()
+    if box.startswith('128'):  # no width, but right
+        assert errors == []
+    else:
+        [line] = errors
+        assert line.startswith(f'warning: the box {box} has its corners the wrong way round: give x0, y0, x1, y1')
+    assert (tmp_path / 'sheet.png').exists()
 
 
 def test_image_that_cannot_be_read(photo):

@@ -19,6 +19,7 @@ from samjax.cli import main as command
 from samjax.convert import key_map, torch_file, weights
 from samjax.convert.convert import convert, read_torch
 from samjax.errors import SamjaxError
+from samjax.inference.load import load
 from samjax.masks import resize
 from samjax.model.config import SIZES
 from samjax.model.encoders import vit_checkpoints
@@ -246,10 +247,6 @@ def overwrite(path):
     path.write_bytes(b'not a checkpoint at all')
 
 
-def old_format(path):
-    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
-
-
 def other_zip(path):
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('readme.txt', 'hello')
@@ -260,7 +257,6 @@ def other_zip(path):
     [
         (cut, 'is cut off'),
         (overwrite, 'is not a PyTorch checkpoint'),
-        (old_format, r'was saved by PyTorch before 1\.6'),
         (other_zip, 'not one that torch.save wrote'),
         (lambda path: path.unlink(), 'does not exist'),
         (lambda path: torch.save({'a': torch.ones(3)}, path), 'holds no SAM and no MAE encoder'),
@@ -302,7 +298,7 @@ def test_weights_that_are_not_finite_are_refused_unless_forced(sam, tmp_path):
     state = dict(sam.state_dict())
     state['image_encoder.neck.1.bias'] = torch.full((16,), torch.nan)
     torch.save(state, tmp_path / 'sam.pth')
-    with pytest.raises(SamjaxError, match='neck.1.bias is not finite: give --force'):
+    with pytest.raises(SamjaxError, match='neck.1.bias is not finite: samjax convert --force'):
         convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
     convert_to(tmp_path / 'sam.pth', tmp_path / 'back.pth', force=True)
     assert torch.load(tmp_path / 'back.pth')['image_encoder.neck.1.bias'].isnan().all()
@@ -315,10 +311,145 @@ def test_unknown_architecture_is_described(tmp_path):
         convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
 
 
-def test_two_models_in_one_file_are_refused(sam, tmp_path):
-    torch.save({'student': sam.state_dict(), 'teacher': sam.state_dict()}, tmp_path / 'sam.pth')
-    with pytest.raises(SamjaxError, match="holds 2 models .'student/', 'teacher/'"):
-        convert_to(tmp_path / 'sam.pth', tmp_path / 'run')
+# ---- one of several models, and what lies beside it ------------------------------------------------
+
+
+def changed(state):
+    return {key: value + 1 for key, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {f'{prefix}{key}': value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'keys', 'accepted'),
+    [
+        (lambda a, b: {'student': a, 'teacher': b}, ("'student'", "'teacher'"), ['teacher']),
+        (lambda a, b: {'model': a, 'ema': prefixed('module.', b)}, ("'model'", "'ema.module'"), ['ema', 'ema.module']),
+        (
+            lambda a, b: {'state_dict': prefixed('model.', a) | prefixed('ema_model.', b)},
+            ("'state_dict.model'", "'state_dict.ema_model'"),
+            ['ema_model', 'state_dict.ema_model', 'state_dict/ema_model/'],
+        ),
+        (lambda a, b: {**a, 'ema': b}, ("''", "'ema'"), ['ema']),
+        (lambda a, b: [{'net': a}, {'net': b}], ("'0.net'", "'1.net'"), ['1', '1.net']),
+    ],
+    ids=['two', 'ema', 'lightning', 'nested', 'list'],
+)
+def test_one_of_several_models_is_chosen_by_key(sam, tmp_path, wrap, keys, accepted):
+    state, other = sam.state_dict(), changed(sam.state_dict())
+    torch.save(wrap(state, other), tmp_path / 'x.pth')
+    remedy = rf'holds 2 models \({", ".join(keys)}\): choose one with samjax convert .*x.pth DIR --key {keys[0]}$'
+    for read in (load, lambda path: convert_to(path, tmp_path / 'run')):
+        with pytest.raises(SamjaxError, match=remedy):
+            read(tmp_path / 'x.pth')
+    for key in accepted:
+        arrays, _, _ = read_torch(tmp_path / 'x.pth', force=False, key=key)
+        found = weights.to_torch(weights.META, arrays, CONFIG)
+        np.testing.assert_array_equal(found['mask_decoder.iou_token.weight'], other['mask_decoder.iou_token.weight'])
+    for key in ('optimizer', 'ema.model', 'mode'):
+        with pytest.raises(SamjaxError, match=f"holds no model at --key '{key}': give {', '.join(keys)}"):
+            read_torch(tmp_path / 'x.pth', force=False, key=key)
+
+
+def test_key_that_fits_both_is_refused(sam, tmp_path):
+    state = sam.state_dict()
+    torch.save({'a': {'model': state}, 'b': {'model': changed(state)}}, tmp_path / 'x.pth')
+    with pytest.raises(SamjaxError, match="holds 2 models .'a.model', 'b.model'.: choose one .* --key 'a.model'"):
+        read_torch(tmp_path / 'x.pth', force=False, key='model')
+
+
+def test_a_model_under_two_names_is_one(sam, tmp_path):
+    state, cyclic = sam.state_dict(), []
+    cyclic.append(cyclic)
+    torch.save({'model': state, 'ema': state, 'cyclic': cyclic}, tmp_path / 'x.pth')
+    assert read_torch(tmp_path / 'x.pth', force=False)[1] == CONFIG
+
+
+def test_arrays_outside_the_prefix_are_left_out_and_named(sam, tmp_path):
+    state = prefixed('sam.', sam.state_dict())
+    beside = {f'clip.y{n}': torch.ones(n) for n in range(6)} | {'criterion.weight': torch.ones(3, dtype=torch.int32)}
+    beside |= {'clip.cls_token': torch.ones(1), 'clip.pos_embed': torch.ones(1, 5, 16)}  # no MAE beside a SAM
+    torch.save(state | beside, tmp_path / 'x.pth')
+    said = convert_to(tmp_path / 'x.pth', tmp_path / 'out.PTH')
+    names = 'clip.cls_token, clip.pos_embed, clip.y0, clip.y1, clip.y2, 4 more'
+    assert f"x.pth (Meta's layout; left out 9 of its arrays: {names}) -> " in said
+    assert_equal(torch.load(tmp_path / 'out.PTH', weights_only=True), sam.state_dict())
+
+
+def test_extra_arrays_are_refused_unless_named(sam, tmp_path):
+    extra = {'image_encoder.adapter.0.weight': torch.ones(2), 'image_encoder.adapter.0.n': torch.ones(1).int()}
+    torch.save({'model': sam.state_dict() | extra | {'logit_scale': torch.ones(1)}}, tmp_path / 'x.pth')
+    with pytest.raises(SamjaxError, match='adapter.0.weight is unknown; logit_scale is unknown: .* --ignore-extra to'):
+        convert_to(tmp_path / 'x.pth', tmp_path / 'run')
+    with pytest.raises(SamjaxError, match='test: logit_scale is unknown: '):
+        convert(str(tmp_path / 'x.pth'), str(tmp_path / 'run'), None, None, False, None, ['*.adapter.*'])
+    command.main(
+        ['convert', str(tmp_path / 'x.pth'), str(tmp_path / 'out.pth')]
+        + ['--ignore-extra', '*.adapter.*', '--ignore-extra=logit_scale', '--key=model']
+    )
+    assert_equal(torch.load(tmp_path / 'out.pth', weights_only=True), sam.state_dict())
+
+
+def test_patterns_never_leave_out_what_the_model_needs(sam, tmp_path):
+    torch.save(sam.state_dict() | {'extra': torch.ones(1)}, tmp_path / 'x.pth')
+    said = convert(str(tmp_path / 'x.pth'), str(tmp_path / 'out.pth'), None, None, False, None, ['*'])
+    assert 'left out 1 of its arrays: extra)' in said
+    assert_equal(torch.load(tmp_path / 'out.pth', weights_only=True), sam.state_dict())
+
+
+def test_key_of_a_run_is_refused(pth, tmp_path):
+    convert_to(pth, tmp_path / 'run')
+    with pytest.raises(SamjaxError, match='run is a run of samjax: leave out --key'):
+        convert(str(tmp_path / 'run'), str(tmp_path / 'x.pth'), None, None, False, 'model')
+    for part in ('checkpoints', 'checkpoints/0'):
+        with pytest.raises(SamjaxError, match=f'{part} is a part of the run {tmp_path}/run: name that'):
+            load(tmp_path / 'run' / part)
+
+
+@pytest.mark.parametrize(
+    ('value', 'message'),
+    [
+        (torch.ones(1, 16, dtype=torch.complex64), 'iou_token.weight is complex64 and should be floating point'),
+        (torch.ones(1, 16, dtype=torch.uint16), 'iou_token.weight is uint16 and should be floating point'),
+        (torch.ones(1, 16).to_sparse(), r'not read .mask_decoder.iou_token.weight is torch._utils._rebuild_sparse'),
+        (torch.Size([1]), 'mask_decoder.iou_token.weight is missing'),
+    ],
+)
+def test_values_that_are_no_floats_are_named(sam, tmp_path, value, message):
+    torch.save(sam.state_dict() | {'mask_decoder.iou_token.weight': value}, tmp_path / 'x.pth')
+    with pytest.raises(SamjaxError, match=message):
+        convert_to(tmp_path / 'x.pth', tmp_path / 'run')
+
+
+@pytest.mark.parametrize('save', [torch.save, save_file])
+def test_float8_becomes_float32(sam, tmp_path, save):
+    state = {key: value.to(torch.float8_e4m3fn) for key, value in sam.state_dict().items()}
+    save(state, tmp_path / 'x.pth')
+    convert_to(tmp_path / 'x.pth', tmp_path / 'out.safetensors')
+    assert_equal(load_file(tmp_path / 'out.safetensors'), {key: value.float() for key, value in state.items()})
+
+
+@pytest.mark.parametrize('name', ['out.PTH', 'out.Bin', 'out.ckpt', 'out.SafeTensors'])
+def test_suffixes_of_targets_in_any_case(sam, pth, tmp_path, name):
+    convert_to(pth, tmp_path / name)
+    read_file = load_file if 'safe' in name.lower() else torch.load
+    assert_equal(read_file(tmp_path / name), sam.state_dict())
+
+
+@pytest.mark.parametrize('address', ['gs://bucket/x', 's3://b/x.pth', 'https://host/x.pth'])
+def test_addresses_are_refused_and_nothing_is_written(pth, tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    for source, target in ((pth, address), (address, 'run')):
+        with pytest.raises(SamjaxError, match=f'^{address} is '):
+            convert(str(source), target, None, None, False)
+    with pytest.raises(SamjaxError, match=f'^{address} is '):
+        load(address)
+    assert os.listdir() == ['sam.pth']
+
+
+# ---- what is there already, and disks ---------------------------------------------------------------
 
 
 def test_output_that_exists_is_kept(pth, tmp_path):

@@ -12,18 +12,19 @@ from tiny import TX, make_step
 
 from benchmarks.sa1b_like import noise_image, write_shard
 from samjax.data import pipeline
-from samjax.data.transforms import frame_size
+from samjax.data.transforms import Sampling, frame_size
 from samjax.masks.packing import unpack_rows
 from samjax.training import step
 
 OPTIONS = {
     'seed': 0,
-    'max_area_fraction': 1.0,
-    'flip': 'none',
-    'scale_jitter': (1.0, 1.0),
     'num_workers': 0,
     'prefetch': 1,
 }
+
+
+def sampling(frame, max_objects):
+    return Sampling(frame, max_objects, max_area_fraction=1.0, flip='none', scale_jitter=(1.0, 1.0))
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +75,7 @@ def test_shard_to_batch_to_step(shard, tmp_path, tiny_config):
     max_objects = max(map(len, annotations))
     assert min(map(len, annotations)) > 30
     frame = (1024, 1024)
-    batches = pipeline.train_loader([(source, 1.0)], frame=frame, batch_size=5, max_objects=max_objects, **OPTIONS)
+    batches = pipeline.train_loader([(source, 1.0)], sampling=sampling(frame, max_objects), batch_size=5, **OPTIONS)
     batch = next(batches)
     batches.close()
     expected = [[expected_by_the_rule(a['segmentation'], frame) for a in of_image] for of_image in annotations]
@@ -86,7 +87,7 @@ def test_shard_to_batch_to_step(shard, tmp_path, tiny_config):
     assert sorted(sampled) == expected
 
     batches = pipeline.train_loader(
-        [(source, 1.0)], frame=tiny_config.image_size, batch_size=2, max_objects=4, **OPTIONS
+        [(source, 1.0)], sampling=sampling(tiny_config.image_size, 4), batch_size=2, **OPTIONS
     )
     state = step.init_state(tiny_config, TX, 0)
     state, metrics = jax.jit(make_step(tiny_config))(state, next(batches))

@@ -12,7 +12,9 @@ from pycocotools import mask as coco
 
 from samjax.data.formats import folder
 from samjax.data.formats.dataset_index import InvalidItem
+from samjax.data.formats.read_options import ReadOptions
 from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.open import ImageOptions
 
 BINARY = [[0, 1, 0], [0, 1, 1]]
 
@@ -500,9 +502,8 @@ def test_thirty_two_bits(tmp_path):
 def test_floats(tmp_path):
     annotated = read(tmp_path, [[0, 2], [1, 0]], dtype=np.float32, suffix='.tif')
     assert decoded(annotated) == [[[0, 0], [1, 0]], [[0, 1], [0, 0]]]
-    for value in (0.5, np.nan):
-        error = refused(tmp_path, [[0, value]], dtype=np.float32, suffix='.tif')
-        assert error.cause == 'unclear mask'
+    for value, cause in ((0.5, 'fractional labels'), (np.nan, 'labels that are not finite')):
+        assert refused(tmp_path, [[0, value]], dtype=np.float32, suffix='.tif').cause == cause
 
 
 def soft_square():
@@ -610,13 +611,14 @@ def test_grey_with_opacity(tmp_path):
     assert decoded(read(tmp_path, [[0, 3, 5]], mode='LA')) == [[[0, 1, 0]], [[0, 0, 1]]]
 
 
-def test_too_many_values(tmp_path):
-    values_HW = np.arange(1001 + 1).reshape(2, 501)
-    error = refused(tmp_path, values_HW, dtype=np.uint16)
+def test_thousands_of_values(tmp_path):
+    """Cells of 2 x 2 px are read; values that change at every pixel are no label map."""
+    values_HW = np.arange(1, 1 + 40 * 50).reshape(40, 50).repeat(2, 0).repeat(2, 1)
+    annotated = read(tmp_path, values_HW, dtype=np.uint16)
+    assert [coco.area(rle) for rle in annotated.masks] == [4] * 2000
+    error = refused(tmp_path, np.arange(1001 + 1).reshape(2, 501), dtype=np.uint16)
     assert error.cause == 'unclear mask'
-    file = tmp_path / 'masks/x_0.png'
-    assert error.detail == f'{file} has 1001 different colours: save it as a PNG with one value per object'
-    assert len(read(tmp_path, np.minimum(values_HW, 1000), dtype=np.uint16).masks) == 1000
+    assert error.detail.startswith(f'{tmp_path}/masks/x_0.png has 1001 different colours')
 
 
 def test_colour_image_as_mask(tmp_path):
@@ -641,7 +643,8 @@ def test_orientation_of_png_is_ignored(tmp_path):
 
 def test_each_of_several_files_is_one_object(tmp_path):
     annotated = read(tmp_path, [[0, 1, 2]], [[255, 0, 0]], [[9, 255, 0]])
-    assert decoded(annotated) == [[[0, 1, 1]], [[1, 0, 0]], [[1, 1, 0]]]
+    assert decoded(annotated) == [[[0, 1, 1]], [[1, 0, 0]], [[0, 1, 0]]]  # 9 of 255 is no part of it
+    assert annotated.warnings == {'several values in the file of one object, are read as one': (1, 'masks/x_0.png')}
     assert annotated.skipped_masks.counts == {}
 
 
@@ -696,10 +699,18 @@ def test_image_that_is_gone(tmp_path):
 
 
 def test_huge_mask(tmp_path, monkeypatch):
-    """Twice pillow's limit is refused; what pillow only warns of is read."""
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 5)
+    """The limit is that of the options, not pillow's."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 2)
     assert decoded(read(tmp_path, BINARY)) == [BINARY]
-    assert refused(tmp_path, [[0] * 11]).cause == 'unreadable mask'
+    for most, size in ((5, '2 x 3'), (6, None)):
+        index = folder.open_index(tmp_path, ReadOptions(image=ImageOptions(max_pixels=most)))
+        item = index.shards[0].listed[0]
+        if size is None:
+            assert decoded(item.load()) == [BINARY]
+            continue
+        with pytest.raises(InvalidExample, match=f'x_0.png: it has {size} px, more than max_pixels = 5') as error:
+            item.load()
+        assert error.value.cause == 'too many pixels'
 
 
 def test_several_images_in_one_file(tmp_path):
@@ -709,5 +720,35 @@ def test_several_images_in_one_file(tmp_path):
     pages[0].save(tmp_path / 'masks/x.tif', save_all=True, append_images=pages[1:])
     with pytest.raises(InvalidExample) as error:
         load(tmp_path)
-    assert error.value.cause == 'unclear mask'
+    assert error.value.cause == 'several images in a file'
     assert error.value.detail.endswith('x.tif has 2 images: save one file per object')
+
+
+# ---- how mask files are read -----------------------------------------------------------------------------------------
+
+
+def test_what_mask_files_are_read_as(tmp_path):
+    """By the folder of mask files, with anything above it shortened."""
+    put_all(tmp_path, 'images/a/x.jpg', 'images/b/x.jpg', 'd/1/images/x.jpg', 'd/2/images/x.jpg')
+    put_all(tmp_path, 'masks/a/x/0.png', 'masks/a/x/1.png', 'd/1/masks/x.png', 'loose.jpg', 'loose_mask.png')
+    put(tmp_path / 'masks/b/x.png', [[0, 1], [2, 255]])
+    put(tmp_path / 'd/2/masks/x.png', [[0, 0]])
+    annotated = [item.load() for item in items(tmp_path)]
+    assert sum((list(each.read_as.items()) for each in annotated), []) == [
+        ('masks: one object (binary)', 2),
+        ('masks: an object per number (label map)', 1),
+        ('*/masks: one object (binary)', 1),
+        ('*/masks: no object (empty)', 1),
+        ('.: one object (binary)', 1),
+    ]
+    assert annotated[1].skipped_masks == {'void (value 255)': (1, 'masks/b/x.png')}
+
+
+def test_kind_of_masks(tmp_path):
+    values = [[0, 9, 9], [0, 85, 255], [0, 170, 255]]
+    put(tmp_path / 'images/x.png')
+    put(tmp_path / 'masks/x.png', values)
+    for kind, areas in (('binary', [6]), ('soft', [3]), ('labels', [2, 1, 1])):
+        index = folder.open_index(tmp_path, ReadOptions(mask_kind=kind))
+        (item,) = index.shards[0].listed
+        assert [coco.area(rle) for rle in item.load().masks] == areas

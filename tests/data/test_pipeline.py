@@ -16,6 +16,7 @@ from samjax.data import pipeline
 from samjax.data.example import Example
 from samjax.data.formats.read_options import ReadOptions
 from samjax.data.synthetic import Scenes
+from samjax.data.transforms import Sampling
 from samjax.errors import SamjaxError
 from samjax.images.encoded_image import EncodedImage
 from samjax.structs import Batch
@@ -88,19 +89,16 @@ class Slow(Numbered):
 def loader(source, **changes):
     options = {
         'seed': 0,
-        'frame': FRAME,
         'batch_size': 4,
-        'max_objects': 3,
-        'max_area_fraction': 0.9,
-        'flip': 'none',
-        'scale_jitter': (1.0, 1.0),
         'num_workers': 0,
         'prefetch': 1,
         'process_index': 0,
         'process_count': 1,
     }
+    sampling = {'max_objects': 3, 'max_area_fraction': 0.9, 'flip': 'none', 'scale_jitter': (1.0, 1.0)}
+    sampling |= {name: changes.pop(name) for name in sampling if name in changes}
     sources = source if isinstance(source, list) else [(source, 1.0)]
-    return pipeline.train_loader(sources, **(options | changes))
+    return pipeline.train_loader(sources, sampling=Sampling(FRAME, **sampling), **(options | changes))
 
 
 def take(batches, count):
@@ -264,11 +262,11 @@ def test_train_loader_refuses_what_it_cannot_do():
     with pytest.raises(SamjaxError, match="data.flip 'up' is not known: set it to one of none, horizontal, any"):
         loader(Numbered(12), flip='up')
     for scale_jitter in ((0.0, 1.0), (2.0, 1.0), (1.0,)):
-        with pytest.raises(SamjaxError, match=r'data.scale_jitter is \(.* must be \(minimum, maximum\)'):
+        with pytest.raises(SamjaxError, match=r'data.scale_jitter is \(.*: set it to \(minimum, maximum\)'):
             loader(Numbered(12), scale_jitter=scale_jitter)
-    with pytest.raises(SamjaxError, match=r'the weights in data.mix are \[0.0\]'):
+    with pytest.raises(SamjaxError, match=r'the list of weights in data.mix is \[0.0\]: set it to numbers over 0'):
         loader([(Numbered(12), 1.0), (Numbered(3), 0.0)])
-    with pytest.raises(SamjaxError, match='data.prefetch is 0, it must be at least 1'):
+    with pytest.raises(SamjaxError, match='data.prefetch is 0: set it to at least 1'):
         loader(Numbered(12), prefetch=0)
 
 

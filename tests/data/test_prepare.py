@@ -21,6 +21,7 @@ from samjax.data.records.prepare import Beam, PreparationReport, WorkState, prep
 from samjax.data.records.shard_writer import ShardTask, is_selected
 from samjax.data.records.source import RecordSource, open_records
 from samjax.errors import SamjaxError
+from samjax.images.open import ImageOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,10 +109,10 @@ def _write_and_die(shards, out):
 
     make_record = record.make_record
 
-    def make_or_die(item):
+    def make_or_die(item, options):
         if item.name.endswith('/sa_45'):
             os.kill(os.getpid(), signal.SIGKILL)
-        return make_record(item)
+        return make_record(item, options)
 
     record.make_record = make_or_die
     run(shards, out, num_workers=1)
@@ -210,7 +211,8 @@ def test_too_many_invalid_images_stop_it_and_nothing_is_lost(shards, whole, tmp_
 
 def test_progress_has_images_and_fraction_of_the_work(shards, tmp_path):
     tasks = [
-        ShardTask(shard, str(tmp_path / f'{n:05d}'), 1.0) for n, shard in enumerate(open_index(str(shards)).shards)
+        ShardTask(shard, str(tmp_path / f'{n:05d}'), 1.0, ImageOptions())
+        for n, shard in enumerate(open_index(str(shards)).shards)
     ]
     state = WorkState(tasks)
     assert state.measure() == (0, 0)
@@ -220,11 +222,14 @@ def test_progress_has_images_and_fraction_of_the_work(shards, tmp_path):
     assert state.measure() == (45, (weights[0] + weights[1] / 2) / sum(weights))
 
 
+NEW_FIELDS = ('warnings', 'read_as', 'num_scaled', 'options')
+
+
 def test_report_of_version_0_1_is_read(shards, tmp_path):
     folder, report = run(shards, tmp_path / 'out')
     written = json.loads((folder / 'report.json').read_text())
     names = {new: old for old, new in prepare_module.OLD_FIELDS.items()}
-    old = {names.get(name, name): value for name, value in written.items()}
+    old = {names.get(name, name): value for name, value in written.items() if name not in NEW_FIELDS}
     assert list(old) == ['path', 'layout', 'digest', 'share', 'found', 'kept', 'masks', 'bad', 'no_masks', 'left_out']
     (folder / 'report.json').write_text(json.dumps(old))
     assert PreparationReport.read(folder) == report
@@ -248,7 +253,7 @@ def test_command_says_what_it_did(shards, tmp_path):
 
 
 def test_invalid_images_stop_it_early_only_when_the_rest_cannot_make_up_for_them():
-    report = PreparationReport('x', 'SA-1B', '', 1.0, 100, 98, 980, {'no JSON': ['a: b', 'c: d']}, [], {})
+    report = PreparationReport('x', 'SA-1B', '', 1.0, 100, 98, 980, {'no JSON': ['a: b', 'c: d']}, [])
     report.check(0.01, scale=2.0)  # 2 of about 200
     with pytest.raises(SamjaxError, match=r'x: 2 of 100 images are invalid \(2 no JSON\), .* the first is a: b'):
         report.check(0.01, scale=1.9)

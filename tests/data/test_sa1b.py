@@ -20,6 +20,7 @@ from samjax.data.formats.sa1b import Pair
 from samjax.data.formats.tar import ByteRange
 from samjax.data.records import record, shard_writer, source
 from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.open import ImageOptions
 
 
 @pytest.fixture
@@ -167,7 +168,8 @@ def test_an_unchanged_folder_is_prepared_once(folder, tmp_path, monkeypatch, cap
     assert len(written.pop('digest')) == 32
     assert written == {
         'path': str(folder), 'layout': 'SA-1B', 'fraction': 1.0, 'num_images': 3, 'num_kept': 3, 'num_masks': 7,
-        'invalid': {}, 'no_masks': [], 'skipped_masks': {},
+        'invalid': {}, 'no_masks': [], 'skipped_masks': {}, 'warnings': {}, 'read_as': {}, 'num_scaled': 0,
+        'options': {},
     }  # fmt: skip
     assert (Path(first.folder) / 'images.txt').read_text() == 'more/sa_333\nsa_1\nsa_22\n'
     monkeypatch.setattr(record, 'make_record', None)  # would fail
@@ -192,10 +194,10 @@ def test_a_changed_folder_is_prepared_anew(folder, tmp_path):
 
 
 def test_an_interrupted_preparation_is_not_taken_for_a_finished_one(folder, tmp_path, monkeypatch):
-    def interrupt(pair):
+    def interrupt(pair, options):
         if pair.name == 'sa_22':
             raise KeyboardInterrupt
-        return make_record(pair)
+        return make_record(pair, options)
 
     make_record = record.make_record
     monkeypatch.setattr(record, 'make_record', interrupt)
@@ -312,16 +314,31 @@ def two_images(folder):
 INVALID = [
     (truncate_image, 'unreadable image', 'truncated'),
     (truncate_png, 'unreadable image', 'truncated'),
-    (sixteen_bits, 'not 8 bits', 'pixels are of type I;16: save it with 8 bits per channel'),
+    (sixteen_bits, 'not 8 bits', 'pixels are 16-bit grey (I;16): save it with 8 bits per channel'),
     (break_json, 'invalid JSON', 'Expecting value'),
-    (other_rle_size, 'wrong size', 'size of mask 1 is [40, 24], the image has [24, 40] px'),
     (other_image_size, 'wrong size', 'the masks are for 40 x 24, the image has 24 x 40 px'),
-    (damage_counts, 'damaged RLE', 'mask 0: '),
     (drop_json, 'no JSON', 'no JSON of the same name'),
     (drop_image, 'no image', 'no JPEG or PNG of the same name'),
-    (drop_key, 'missing key', 'mask 2 has no segmentation.counts'),
     (two_images, 'duplicate name', 'several images'),
 ]
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'cause', 'detail'),
+    [
+        (other_rle_size, 'damaged RLE', 'mask 1: its size is [40, 24], the image has [24, 40] px'),
+        (damage_counts, 'damaged RLE', 'mask 0: its runs do not add up to the image'),
+        (drop_key, 'no mask', 'mask 2 has no segmentation.counts'),
+    ],
+)
+def test_invalid_mask_is_left_out_and_named(spoil, cause, detail, folder, tmp_path):
+    write(folder, 'bad')
+    before = [len(example.rles) for example in open_records(folder, tmp_path)]
+    spoil(folder)
+    source = open_records(folder, tmp_path)
+    assert sum(len(example.rles) for example in source) == sum(before) - 1
+    assert report(source)['skipped_masks'] == {cause: [1, f'bad: {detail}']}
+    assert report(source)['invalid'] == {}
 
 
 @pytest.mark.parametrize(('spoil', 'cause', 'detail'), INVALID, ids=[case[0].__name__ for case in INVALID])
@@ -411,7 +428,9 @@ def test_images_without_masks_are_counted_apart(folder, tmp_path, caplog):
 
 def test_nothing_but_images_without_masks(tmp_path):
     write(tmp_path / 'data', 'none', json_content=content([]))
-    with pytest.raises(SamjaxError, match=r'none of its 1 images can be used \(1 no masks; the first is none\)'):
+    with pytest.raises(
+        SamjaxError, match=r'none of its 1 images can be used \(images left out: 1 no masks, such as none\)'
+    ):
         open_records(tmp_path / 'data', tmp_path)
 
 
@@ -442,7 +461,8 @@ def read(text, tmp_path):
     image = encoded(Image.new('RGB', (3, 2), 'white'), '.png')
     (tmp_path / 'x').write_bytes(image + text)
     parts = ByteRange(str(tmp_path / 'x'), 0, len(image)), ByteRange(str(tmp_path / 'x'), len(image), len(text))
-    return record.make_record(Pair('x', 'x', *parts))[0]
+    made = record.make_record(Pair('x', 'x', *parts), ImageOptions())
+    return made.content['annotations'], made.skipped_masks.counts
 
 
 @pytest.mark.parametrize(
@@ -457,7 +477,6 @@ def read(text, tmp_path):
         (b'{"image": {"height": 2, "width": "3"}}', 'missing key'),
         (b'{"image": {"height": 2, "width": 3}}', 'missing key'),
         (b'{"image": {"height": 2, "width": 3}, "annotations": {}}', 'missing key'),
-        (b'{"image": {"height": 2, "width": 3}, "annotations": [1]}', 'missing key'),
     ],
 )
 def test_pair_survives_any_json(text, cause, tmp_path):
@@ -483,21 +502,19 @@ def test_pair_survives_any_json(text, cause, tmp_path):
         ('6', None),
         ('5', 'damaged RLE'),
         ('7', 'damaged RLE'),
-        (5, 'missing key'),
-        (None, 'missing key'),
+        (5, 'no mask'),
+        (None, 'no mask'),
     ],
 )
 def test_record_checks_counts(counts, cause, tmp_path):
     annotation = {'segmentation': {'size': [2, 3], 'counts': counts}}
     text = json.dumps({'image': {'height': 2, 'width': 3}, 'annotations': [annotation]}).encode()
     if cause is None:
-        [annotation] = read(text, tmp_path)['annotations']
+        [annotation], _ = read(text, tmp_path)
         assert coco.area({'size': [2, 3], 'counts': annotation['counts']}) == annotation['area']
         assert (annotation['predicted_iou'], annotation['stability_score']) == (1.0, 1.0)
     else:
-        with pytest.raises(InvalidExample) as error:
-            read(text, tmp_path)
-        assert error.value.cause == cause
+        assert read(text, tmp_path) == ([], {cause: 1})
 
 
 # ---- images as they come ---------------------------------------------------------------------------

@@ -7,7 +7,16 @@ from pycocotools import mask as coco
 
 from samjax.data import transforms
 from samjax.data.example import Example
-from samjax.data.transforms import FLIPS, frame_image, frame_size, random_view, sample_example, view_image, view_mask
+from samjax.data.transforms import (
+    FLIPS,
+    Sampling,
+    frame_image,
+    frame_size,
+    random_view,
+    sample_example,
+    view_image,
+    view_mask,
+)
 from samjax.images.encoded_image import EncodedImage, apply_symmetry
 from samjax.masks.packing import unpack_rows
 
@@ -27,7 +36,7 @@ def example(masks, shape):
 def sample(it, frame, max_objects, seed=0, flip='none', scale_jitter=(1.0, 1.0)):
     """The sampled example, and its masks as bool (N, H, W)."""
     rng = np.random.default_rng(seed) if isinstance(seed, int) else seed
-    sampled = sample_example(it, frame, max_objects, 0.9, flip, scale_jitter, rng)
+    sampled = sample_example(it, Sampling(frame, max_objects, 0.9, flip, scale_jitter), rng)
     assert sampled.packed_masks_NVW.shape == (max_objects, -(-frame[0] // 8), frame[1])
     return sampled, np.array(unpack_rows(sampled.packed_masks_NVW, frame[0]))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from samjax.errors import SamjaxError
-from samjax.inference.automatic.crops import build_point_grids, crop_boxes, point_grid
+from samjax.inference.automatic.crops import build_point_grids, check_point_grids, crop_boxes, point_grid
 from samjax.parity import meta
 
 amg = meta.package().utils.amg
@@ -77,3 +77,43 @@ def test_a_layer_without_points_is_an_error():
         build_point_grids(4, 3, 2)
     with pytest.raises(SamjaxError, match='points_per_side 0 .* layer 0 of 0 layers'):
         build_point_grids(0, 0, 1)
+
+
+def test_point_grids_of_any_form_are_arrays():
+    expected = [[[0.5, 0.25]], [[0, 1], [1, 0]]]
+    forms = expected, [tuple(map(tuple, grid)) for grid in expected], [np.array(grid, np.float32) for grid in expected]
+    for form in (*forms, iter(forms[2])):
+        grids = check_point_grids(form, 1)
+        assert [grid.tolist() for grid in grids] == expected
+        assert {grid.dtype for grid in grids} == {np.dtype(np.float64)}
+    assert check_point_grids(np.full((1, 3, 2), 0.5), 0)[0].tolist() == [[0.5, 0.5]] * 3
+
+
+@pytest.mark.parametrize(
+    ('grids', 'message'),
+    [
+        ([[]], '^point grid 0 is empty: give each layer at least one point, or use fewer layers$'),
+        ([[[0.5, 0.5]], np.zeros((0, 2))], '^point grid 1 is empty'),
+        ([], '^there are 0 point grids for the image and 1 layers of crops: give 2$'),
+        ([[[0.5, 0.5]]], '^there are 1 point grids for the image and 1 layers of crops: give 2$'),
+        ([[[0.5, 0.5]]] * 3, '^there are 3 point grids'),
+        # One grid without a list, of five points and of as many points as there are layers.
+        (np.full((5, 2), 0.5), r'^point grid 0 has shape \(2,\): give a list with a grid \(N, 2\), x and y, for each'),
+        (np.full((2, 2), 0.5), r'^point grid 0 has shape \(2,\)'),
+        ([[[0.5, 0.5, 1]]], r'^point grid 0 has shape \(1, 3\)'),
+        ([[[[0.5, 0.5]]]], r'^point grid 0 has shape \(1, 1, 2\)'),
+        ([0.5, 0.5], r'^point grid 0 has shape \(\)'),
+        (
+            [[[0.5, 0.5], [30, 20]]],
+            '^point grid 0 has the point 30,20: give fractions of the width and',
+        ),
+        ([[[0.5, 0.5]], [[0.5, -0.01]]], '^point grid 1 has the point 0.5,-0.01'),
+        ([[[0.5, np.nan]]], '^point grid 0 has the point 0.5,nan'),
+        ([[[0.5, 0.5], [0.5]]], '^point_grids cannot be made numpy arrays, .*: give a list with a grid'),
+        ([[['a', 'b']]], '^point_grids cannot be made numpy arrays, could not convert'),
+        (3, '^point_grids cannot be made numpy arrays, .*int.* not iterable: give'),
+    ],
+)
+def test_wrong_point_grids_are_one_sentence(grids, message):
+    with pytest.raises(SamjaxError, match=message):
+        check_point_grids(grids, 1)

@@ -1,6 +1,7 @@
 """samjax.inference.automatic against segment-anything's SamAutomaticMaskGenerator, record for record."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,16 @@ def torch_sam():
     for array in sam.mask_decoder.iou_prediction_head.layers[-1].parameters():
         array.data *= 0.1  # most of them between 0 and 1
     return sam
+
+
+@pytest.fixture(scope='module', autouse=True)
+def independent_nms():
+    """The original with the NMS of the tests: by default it has ours."""
+    meta.package()
+    module = importlib.import_module('segment_anything.automatic_mask_generator')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'batched_nms', oracle.batched_nms)
+        yield
 
 
 @pytest.fixture(scope='module')
@@ -122,8 +133,9 @@ def test_thresholds_of_zero_keep_everything(torch_sam, predictor, image):
 
 def test_grids_and_forms_as_the_original(torch_sam, predictor, image):
     grids = [np.array([[0.3, 0.4], [0.7, 0.6], [0.51, 0.8]])]
-    arguments = {**LOOSE, 'points_per_side': None, 'point_grids': grids, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
-    settings = AmgConfig(**(LOOSE | {'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}))
+    settings = {**LOOSE, 'points_per_side': None, 'box_nms_thresh': 0.99, 'pred_iou_thresh': 0.0}
+    arguments = {**settings, 'point_grids': grids}
+    settings = AmgConfig(**settings)
     for form, kind in (('uncompressed_rle', list), ('coco_rle', str)):
         expected = meta.automatic_mask_generator(torch_sam, **arguments, output_mode=form).generate(image)
         records = AutomaticMaskGenerator(predictor, settings, grids, form).generate(image)
@@ -135,6 +147,39 @@ def test_grids_and_forms_as_the_original(torch_sam, predictor, image):
             if kind is list:
                 masks = [coco.frPyObjects(mask, *mask['size']) for mask in masks]
             assert coco.iou(masks[:1], masks[1:], [False])[0, 0] >= 0.999
+
+
+def test_grids_of_crops_as_the_original(torch_sam, predictor):
+    """Also the order of records whose scores for NMS are equal: of crops of a size, and with small parts removed."""
+    loose = {'pred_iou_thresh': 0.0, 'stability_score_thresh': 0.0, 'box_nms_thresh': 0.95, 'crop_nms_thresh': 0.8}
+    settings = LOOSE | loose | {'points_per_side': None, 'crop_n_layers': 1}
+    rng = np.random.default_rng(0)
+    grids = [rng.uniform(0, 1, (8, 2)).tolist(), rng.uniform(0.2, 0.8, (4, 2)).tolist()]
+    image_HW3 = noise(200, 260)
+    for min_area in (0, 50):
+        arguments = settings | {'min_mask_region_area': min_area}
+        expected = meta.automatic_mask_generator(torch_sam, **arguments, point_grids=grids).generate(image_HW3)
+        records = AutomaticMaskGenerator(predictor, AmgConfig(**arguments), grids).generate(image_HW3)
+        assert len(records) == len(expected) > 9
+        assert len({tuple(record['crop_box']) for record in expected}) == 3
+        for f, e in zip(records, expected, strict=True):
+            assert abs(f['area'] - e['area']) <= max(3, 0.001 * e['area'])
+            for key in ('bbox', 'predicted_iou', 'point_coords', 'crop_box'):
+                np.testing.assert_allclose(f[key], e[key], atol=1e-3, err_msg=key)
+
+
+def test_points_of_one_kind_are_given(predictor):
+    grids = [[[0.5, 0.5]]]
+    with pytest.raises(SamjaxError, match='^points_per_side is None and there are no point_grids: give one of them$'):
+        AutomaticMaskGenerator(predictor, AmgConfig(points_per_side=None))
+    with pytest.raises(SamjaxError, match='^points_per_side 6 and point_grids are both given: set points_per_side'):
+        AutomaticMaskGenerator(predictor, AmgConfig(points_per_side=6), grids)
+    image_HW3 = noise(40, 60)
+    by_default = AutomaticMaskGenerator(predictor, AmgConfig(pred_iou_thresh=0.0), grids).generate(image_HW3)
+    explicit = AmgConfig(points_per_side=None, pred_iou_thresh=0.0)
+    assert str(AutomaticMaskGenerator(predictor, explicit, grids).generate(image_HW3)) == str(by_default)
+    with pytest.raises(SamjaxError, match='^point grid 0 is empty'):
+        AutomaticMaskGenerator(predictor, explicit, [[]])
 
 
 def test_no_masks_pass(predictor, image):
@@ -251,10 +296,24 @@ def test_wrong_settings_are_one_sentence(predictor):
         AmgConfig(max_mask_fraction=95)
     with pytest.raises(SamjaxError, match='points_per_side is 0: give at least 1'):
         AmgConfig(points_per_side=0)
+    for name, value, message in (
+        ('points_per_side', 8.5, 'points_per_side is 8.5: give a whole number'),
+        ('points_per_side', '8', "points_per_side is '8': give a whole number"),
+        ('points_per_batch', None, 'points_per_batch is None: give a whole number'),
+        ('points_per_batch', -1, 'points_per_batch is -1: give at least 1'),
+        ('crop_n_layers', True, 'crop_n_layers is True: give a whole number'),
+        ('crop_n_points_downscale_factor', 0, 'crop_n_points_downscale_factor is 0: give at least 1'),
+        ('pred_iou_thresh', np.nan, 'pred_iou_thresh is nan: give a number'),
+        ('stability_score_offset', np.inf, 'stability_score_offset is inf: give a number'),
+        ('box_nms_thresh', -0.1, 'box_nms_thresh is -0.1: give at least 0'),
+    ):
+        with pytest.raises(SamjaxError, match=f'^{message}$'):
+            AmgConfig(**{name: value})
+    assert AmgConfig(points_per_side=np.int64(8), pred_iou_thresh=np.float32(0.5)).points_per_side == 8
     with pytest.raises(SamjaxError, match="output_mode 'png' is not one of binary_mask, uncompressed_rle, coco_rle"):
         AutomaticMaskGenerator(predictor, output_mode='png')
     with pytest.raises(SamjaxError, match='there are 1 point grids for the image and 1 layers of crops: give 2'):
-        AutomaticMaskGenerator(predictor, AmgConfig(crop_n_layers=1), [np.zeros((1, 2))])
+        AutomaticMaskGenerator(predictor, AmgConfig(None, crop_n_layers=1), [np.zeros((1, 2))])
     with pytest.raises(SamjaxError, match='an image is float64'):
         AutomaticMaskGenerator(predictor).generate(np.zeros((4, 4, 3)))
 

@@ -221,6 +221,14 @@ def test_npy_is_what_segment_anything_gives(tmp_path):
         assert np.abs(array - expected).max() < 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize('devices', [-1, 9, 100])
+def test_devices_that_are_not_there(images, tmp_path, model, quick, devices):
+    message = f'^devices is {devices}, and this process has 8: give at most that many, 0 for all$'
+    with pytest.raises(SamjaxError, match=message):
+        write_embeddings([str(images)], model, tmp_path / 'out', devices=devices)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_each_image_has_a_file_whatever_the_devices(images, tmp_path, model, quick, predictor):
     report = write_embeddings([str(images)], model, tmp_path / 'out', devices=1)
     assert (report.num_images, report.num_valid, report.invalid) == (5, 5, {})

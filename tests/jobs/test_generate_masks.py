@@ -20,8 +20,10 @@ from samples import add, encoded, files, jpeg, random_image, record, smooth, tre
 from samjax.cli import main as command
 from samjax.cli.check_dataset import check
 from samjax.data.formats.detect import open_index
+from samjax.data.formats.read_options import ReadOptions
 from samjax.data.records.prepare import prepare
 from samjax.errors import SamjaxError
+from samjax.images.open import ImageOptions
 from samjax.inference.automatic.generator import PRESETS, AmgConfig
 from samjax.jobs import generate_masks as module
 from samjax.jobs.generate_masks import MaskReport, generate_masks
@@ -98,7 +100,7 @@ def test_output_is_a_data_set_without_fault(images, tmp_path, model, rectangles,
     (images / 'c.png').unlink()  # has no mask, which the check would report
     generate_masks([str(images)], model, tmp_path / 'out', form, SETTINGS)
     caplog.clear()  # Orbax warns of what it does for us
-    lines = list(check(str(tmp_path / 'out'), str(tmp_path / 'cache'), tmp_path / 'sheet.png'))
+    lines = list(check(str(tmp_path / 'out'), str(tmp_path / 'cache'), tmp_path / 'sheet.png', ReadOptions()))
     assert lines[1:3] == [
         'images: 4; 4 can be used, 0 have no mask, 0 are invalid',
         'masks: 9; least, median and most per image: 1, 2, 3',
@@ -368,10 +370,12 @@ def test_flags_override_the_preset(calls, capsys):
     command.main(words)
     command.main([*words, '--preset=sa1b', '--points-per-side=64', '--format=png', '--no-drop-small-masks'])
     command.main([*words, '--max-mask-fraction=.5', '--devices=1', '--drop-small-masks', '--min-mask-region-area=0'])
-    assert calls[0] == (['a.jpg', 'b'], 'm', Path('o'), 'sa1b', PRESETS['original'], 0)
+    command.main([*words, '--bit-depth-range=0,4095', '--max-pixels=9000'])
+    assert calls[0] == (['a.jpg', 'b'], 'm', Path('o'), 'sa1b', PRESETS['original'], 0, ImageOptions())
     expected = AmgConfig(**{**vars(PRESETS['sa1b']), 'points_per_side': 64, 'drop_small_masks': False})
-    assert calls[1][3:] == ('png', expected, 0)
-    assert calls[2][4:] == (AmgConfig(max_mask_fraction=0.5, drop_small_masks=True), 1)
+    assert calls[1][3:] == ('png', expected, 0, ImageOptions())
+    assert calls[2][4:] == (AmgConfig(max_mask_fraction=0.5, drop_small_masks=True), 1, ImageOptions())
+    assert calls[3][6] == ImageOptions((0.0, 4095.0), 9000)
     assert capsys.readouterr().out.splitlines()[:4] == [
         'o: 9 masks of 3 images',
         '1 images have no mask',

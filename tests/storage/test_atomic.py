@@ -80,3 +80,36 @@ def test_remove_leaves_the_target_of_a_link(tmp_path):
     atomic.remove(tmp_path / 'link')
     atomic.remove(tmp_path / 'absent')
     assert os.listdir(tmp_path) == ['x']
+
+
+def no_room(path):
+    with atomic.new_path(path) as unfinished:
+        unfinished.write_text('x')
+
+
+def test_new_path_names_what_helps(tmp_path):
+    """Space is not what is short."""
+    (tmp_path / 'file').touch()
+    for path, reason, remedy in (
+        (tmp_path / 'file' / 'x', 'Not a directory', 'name a path that leads through folders only'),
+        (tmp_path / 'file' / 'a' / 'x', 'Not a directory', 'name a path that leads through folders only'),
+        (tmp_path / ('x' * 300), 'File name too long', 'choose a shorter name'),
+        (tmp_path / ('x' * 300) / 'y', 'File name too long', 'choose a shorter name'),
+    ):
+        with pytest.raises(SamjaxError, match=rf'cannot be written \({reason}\): {remedy} or choose another path$'):
+            no_room(path)
+    assert os.listdir(tmp_path) == ['file']
+
+
+def test_new_path_refuses_a_dangling_link(tmp_path):
+    (tmp_path / 'x').symlink_to(tmp_path / 'nowhere')
+    with pytest.raises(SamjaxError, match='x exists: choose another name'), atomic.new_path(tmp_path / 'x'):
+        pass
+    assert os.readlink(tmp_path / 'x') == str(tmp_path / 'nowhere')
+
+
+def test_what_does_not_fit_is_known_before_it_is_written(tmp_path):
+    atomic.refuse_full_disk(tmp_path, 1000)
+    with pytest.raises(OSError, match='No space left on device|File too large'):
+        atomic.refuse_full_disk(tmp_path, 2**62)
+    assert os.listdir(tmp_path) == []

@@ -1,6 +1,7 @@
 """Meta's own PyTorch model as the oracle of the parity tests, and its weights in our model."""
 
 import jax
+import numpy as np
 import torch
 from flax import nnx
 
@@ -45,3 +46,34 @@ def port(torch_sam: torch.nn.Module, config: SamConfig) -> Sam:
     state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
     arrays = weights.from_torch(weights.META, state, config, 'the oracle', force=False)
     return nnx.merge(abstract_state(config)[0], *jax.device_put(to_states(arrays, config)))
+
+
+def greedy_nms(boxes_N4, scores_N, iou_threshold: float) -> list[int]:
+    """Non-maximum suppression by its definition, one box after the other: indices of the boxes that stay, best first.
+
+    Of boxes with equal scores the first is taken first, as torchvision's stable sort does.  In float32, as there.
+    """
+    boxes = [[np.float32(side) for side in box] for box in boxes_N4]
+    remaining, kept = list(range(len(boxes))), []
+    while remaining:
+        best = remaining[0]
+        for n in remaining:
+            if scores_N[n] > scores_N[best]:
+                best = n
+        kept.append(best)
+        remaining = [n for n in remaining if n != best and not _iou(boxes[best], boxes[n]) > iou_threshold]
+    return kept
+
+
+def _iou(a, b) -> np.float32:
+    """Of two boxes x0, y0, x1, y1; 0 if neither has an area."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, np.float32(0)) * max(height, np.float32(0))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
+    return intersection / union if union > 0 else np.float32(0)
+
+
+def batched_nms(boxes_N4, scores_N, categories_N, iou_threshold: float):
+    """`torchvision.ops.batched_nms` for boxes of a single category."""
+    assert not categories_N.any()
+    return torch.tensor(greedy_nms(boxes_N4.tolist(), scores_N.tolist(), iou_threshold), dtype=torch.int64)

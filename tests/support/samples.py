@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -93,3 +95,24 @@ def check(path, tmp_path, capsys):
     main(['data', 'check', str(path), '--cache', str(tmp_path / 'cache'), '--sheet', str(tmp_path / 'sheet.png')])
     with Image.open(tmp_path / 'sheet.png') as sheet:
         return capsys.readouterr().out.splitlines(), np.asarray(sheet)
+
+
+def png_of_16_bits(values_HWC):
+    """A PNG of grey (H, W), grey and opacity (.., 2), RGB (.., 3) or RGBA (.., 4), which pillow cannot write."""
+    height, width, *channels = values_HWC.shape
+    colour_type = {(): 0, (2,): 4, (3,): 2, (4,): 6}[tuple(channels)]
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values_HWC)
+
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', width, height, 16, colour_type, 0, 0, 0)
+    chunks = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(rows)), chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
+
+
+def saved(image, image_format, **options):
+    """The bytes of an image file."""
+    data = io.BytesIO()
+    image.save(data, image_format, **options)
+    return data.getvalue()

@@ -149,7 +149,7 @@ def test_config_comes_back_from_the_workdir(tmp_path):
 def test_evaluating_an_empty_workdir_is_refused(tmp_path):
     with pytest.raises(SamjaxError, match='holds no checkpoint: name the --workdir'):
         run.restore_params(str(tmp_path), tiny_config())
-    with pytest.raises(SamjaxError, match='config.json does not exist'):
+    with pytest.raises(SamjaxError, match='holds no config.json of a run'):
         run.read_config(str(tmp_path))
     Checkpoints(str(tmp_path), 2, tiny_config())
     with pytest.raises(SamjaxError, match='holds no complete checkpoint'):
@@ -305,7 +305,7 @@ def test_full_disk_while_saving_keeps_the_previous(tmp_path):
     assert process.returncode == 1
     assert re.fullmatch(
         rf'error: checkpoint {tmp_path}/checkpoints/9 cannot be written \(.*File too large.*\): '
-        r'free some space and run the same command, it continues from step 3\n',
+        r'raise the limit on the size of files .ulimit -f. and run the same command, it continues from step 3\n',
         process.stderr,
     )
     assert_step_3_is_whole(tmp_path)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from jax import random
 from PIL import Image
+from samples import mask, random_image
 from stand_in import Evaluation, build, quick, summed_gradients
 
 from samjax.checkpoints import run
+from samjax.convert.convert import convert
 from samjax.distributed import sharding
 from samjax.errors import SamjaxError
 from samjax.evaluation.during_training import TrainingEvaluation
@@ -253,6 +255,117 @@ def test_sam_trains_ten_and_ten_as_twenty(tmp_path):
             assert picture.size > (300, 100)
 
 
+def masks_folder(folder, *masks):
+    """Images with a binary mask each."""
+    for name in ('images', 'masks'):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for n, mask_HW in enumerate(masks):
+        random_image(n, *mask_HW.shape).save(folder / 'images' / f'{n}.png')
+        Image.fromarray(255 * mask_HW).save(folder / 'masks' / f'{n}.png')
+    return folder
+
+
+OBJECT, BACKGROUND, DOT = mask(5, 5, 15, 30), 1 - mask(10, 10, 12, 14), mask(4, 4, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ('masks', 'options', 'reason'),
+    [
+        ([BACKGROUND] * 3, {}, r'3 masks: 3 cover more than 90 % of the image \(data.max_area_fraction\)'),
+        ([DOT] * 2, {'model.image_size': (8, 8)}, r'2 masks: 2 vanish when resized to 8 x 8 px \(model.image_size\)'),
+        ([DOT, BACKGROUND], {'model.image_size': (8, 8)}, r'2 masks: 1 .*, 1 '),
+        ([OBJECT], {'data.max_area_fraction': 0.01}, r'1 masks: 1 cover more than 1 % of the image'),
+    ],
+)
+@pytest.mark.parametrize('mixed', [False, True])
+def test_set_of_which_no_mask_can_be_sampled_stops_at_the_start(stand_in, tmp_path, masks, options, reason, mixed):
+    folder, good = masks_folder(tmp_path / 'bad', *masks), masks_folder(tmp_path / 'good', mask(0, 0, 12, 40))
+    paths = {'data.path': str(folder)}
+    if mixed:
+        paths = {'data.path': str(good), 'data.mix': ((str(folder), 2.0),)}
+        options = options | {'data.max_area_fraction': options.get('data.max_area_fraction', 0.9)}
+        if options['data.max_area_fraction'] == 0.01:
+            paths['data.path'] = 'scenes'
+    config = quick(2, **paths, **options, **{'data.cache': str(tmp_path / 'cache')})
+    with pytest.raises(SamjaxError, match=f'{folder}: training can sample none of its {reason}'):
+        loop.train(config, str(tmp_path / 'run'), Evaluation)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_images_without_masks_that_can_be_sampled_are_counted(stand_in, tmp_path, caplog):
+    folder = masks_folder(tmp_path / 'set', OBJECT, BACKGROUND, OBJECT, BACKGROUND, OBJECT)
+    loop.train(quick(1, **{'data.path': str(folder), 'data.cache': str(tmp_path)}), str(tmp_path / 'run'), Evaluation)
+    assert caplog.messages == [
+        f'{folder}: training never samples 2 of 5 masks, on 2 of 5 images all masks: '
+        '2 cover more than 90 % of the image (data.max_area_fraction)'
+    ]
+
+
+def without_objects(stand_in, at):
+    """Takes the objects from the batches with these numbers, counted from 1."""
+    take, taken = loop.pipeline.Batches.__next__, []
+
+    def take_without(self):
+        taken.append(take(self))
+        batch = taken[-1]
+        if len(taken) not in at:
+            return batch
+        return batch._replace(
+            packed_masks_BNVW=np.zeros_like(batch.packed_masks_BNVW), valid_BN=np.zeros_like(batch.valid_BN)
+        )
+
+    stand_in.setattr(loop.pipeline.Batches, '__next__', take_without)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'stops_at'),
+    [
+        (40, 13),  # 104 images
+        (3, 3),  # a short run: when it ends
+    ],
+)
+def test_run_without_objects_stops(stand_in, tmp_path, steps, stops_at):
+    without_objects(stand_in, range(1, 100))
+    message = (
+        rf'the loss is 0, since no object is visible in the first {8 * stops_at} images; training never samples of '
+        r'scenes: 0 of .* masks: none; other masks may be outside of the crops of data.scale_jitter=\(1.0, 1.0\)'
+    )
+    config = quick(steps, **{'train.save_every': 100, 'train.eval_every': 100})
+    with pytest.raises(SamjaxError, match=message):
+        loop.train(config, str(tmp_path), Evaluation)
+    assert not list(tmp_path.glob('checkpoints/*'))
+    assert len(metric_logger.read_metrics(tmp_path)) == stops_at - 1
+
+
+def test_steps_without_objects_later_change_nothing_and_are_counted(stand_in, tmp_path, capsys):
+    before = []
+    original = loop.PendingStep.add
+    stand_in.setattr(loop.PendingStep, 'add', lambda *args: before.append(args[2]) or original(*args))
+    without_objects(stand_in, range(2, 40))
+    config = quick(30, **{'train.log_every': 3, 'train.save_every': 100, 'train.eval_every': 100})
+    after_30 = loop.train(config, str(tmp_path / 'long'), Evaluation)
+    out = capsys.readouterr().out
+    assert out.count('2 of the last 3 step(s) had no object and changed nothing') == 1
+    assert out.count('3 of the last 3 step(s) had no object and changed nothing') == 9
+    lines = [line for line in metric_logger.read_metrics(tmp_path / 'long') if 'train/objects' in line]
+    assert lines[0]['train/loss'] > 0
+    assert lines[0]['train/objects'] > 0
+    assert 'train/loss' not in lines[1]
+    assert lines[1]['train/objects'] == 0
+    stand_in.undo()
+    stand_in.setattr(loop, 'build', build)
+    after_1 = loop.train(quick(1), str(tmp_path / 'short'), Evaluation)
+    assert_same((after_30.params, after_30.opt_state), (after_1.params, after_1.opt_state))
+
+
+def test_learning_rate_that_ends_before_the_run_is_told(stand_in, tmp_path, capsys):
+    loop.train(quick(3, **{'optimizer.cooldown': (0, 2)}), str(tmp_path), Evaluation)
+    assert (
+        'warning: the learning rate is 0 from step 2 on: set the last step of --config.optimizer.cooldown to 3'
+        in capsys.readouterr().out
+    )
+
+
 def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     config = quick(1, **{'train.init_from': str(tmp_path / 'first')})
     params, buffers = init_params(from_options(**config.model)[0], 3)
@@ -263,6 +376,32 @@ def test_training_starts_from_the_parameters_of_another_run(tmp_path):
     assert_same(buffers, started.buffers)
     assert int(started.step) == 0
     assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
+    convert(str(tmp_path / 'first'), str(tmp_path / 'sam.pth'), None, None, False)
+    convert(str(tmp_path / 'sam.pth'), str(tmp_path / 'hf'), 'huggingface', (32, 32), False)
+    config.train.init_from = str(tmp_path / 'sam.pth')  # of PyTorch
+    assert_same(started, loop.initial_state(config, compiled))
+    assert jax.tree.map(lambda x: x.sharding, started) == jax.tree.map(lambda x: x.sharding, compiled.state)
     config.train.init_from = str(tmp_path / 'nowhere')
-    with pytest.raises(SamjaxError, match='nowhere holds no checkpoint'):
+    with pytest.raises(SamjaxError, match='nowhere does not exist'):
         loop.initial_state(config, compiled)
+    convert(str(tmp_path / 'hf'), str(tmp_path / 'resized'), None, None, False)
+    for name in ('hf', 'resized'):  # folder of Hugging Face and run, for another image size
+        config.train.init_from = str(tmp_path / name)
+        with pytest.raises(SamjaxError, match=rf'{name}.* for \(32, 32\) px .* --image-size 32,48 and set'):
+            loop.initial_state(config, compiled)
+
+
+def test_a_workdir_that_can_be_none_is_refused_before_anything_is_done(tmp_path):
+    (tmp_path / 'sam.pth').touch()
+    (tmp_path / 'hf').mkdir()
+    (tmp_path / 'hf/config.json').write_text('{"model_type": "sam"}')
+    (tmp_path / 'hf/model.safetensors').touch()
+    for name, message in (
+        ('sam.pth', r'sam.pth is a file: name a folder for the run, .* by --config.train.init_from'),
+        ('hf', 'hf is not the folder of a run: make one with samjax convert'),
+    ):
+        with pytest.raises(SamjaxError, match=message):
+            loop.train(quick(1), str(tmp_path / name), None)
+    assert (tmp_path / 'hf/config.json').read_text() == '{"model_type": "sam"}'
+    with pytest.raises(SamjaxError, match='gs://bucket/run is in a bucket'):
+        loop.train(quick(1), 'gs://bucket/run', None)

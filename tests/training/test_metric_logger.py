@@ -14,6 +14,7 @@ from tensorboardX.proto import event_pb2
 from samjax.training import metric_logger as logs
 
 METRICS = {'loss': 3.0, 'focal': 0.1, 'dice': 0.5, 'iou': 0.5, 'mask_iou_first': 0.25, 'mask_iou_last': 0.5}
+METRICS |= {'objects': 9.0}
 
 
 def rate(count):
@@ -44,6 +45,21 @@ def test_lines_are_means_over_intervals(tmp_path):
     assert lines[0]['train/lr'] == pytest.approx(0.2)  # of update 2
     assert lines[0]['train/images_per_second'] > 0
     assert lines[2] == {'step': 4, 'eval/miou@1': 0.5}
+
+
+def test_steps_without_objects_are_not_in_the_means(tmp_path, capsys):
+    log = logs.MetricLogger(str(tmp_path), 0, 6, every=3, batch_size=8, rate=rate, begun=0.0, utilization=utilization)
+    nothing = dict.fromkeys(METRICS, 0.0)
+    for step, metrics in enumerate([METRICS, nothing, METRICS | {'loss': 5.0}, nothing, nothing, nothing], start=1):
+        log.step(step, metrics | {'skipped': 0})
+    first, second = logs.read_metrics(tmp_path)
+    assert (first['train/loss'], first['train/dice'], first['train/objects']) == (4.0, 0.5, 6.0)
+    assert {'train/objects', 'train/skipped', 'train/lr'} <= second.keys()
+    assert 'train/loss' not in second
+    lines = capsys.readouterr().out.splitlines()
+    assert '1 of the last 3 step(s) had no object and changed nothing' in lines[1]
+    assert '| loss nan (focal nan,' in lines[2]
+    assert '3 of the last 3 step(s) had no object and changed nothing' in lines[3]
 
 
 def test_last_interval_may_be_short(tmp_path):

@@ -88,7 +88,7 @@ def test_schedule_without_warmup_and_milestones_is_constant():
 
 
 def test_cooldown_that_ends_before_it_begins_is_named():
-    with pytest.raises(SamjaxError, match=r'optimizer.cooldown=\(7, 3\) ends before it begins'):
+    with pytest.raises(SamjaxError, match=r'optimizer.cooldown is \(7, 3\): set it to \(first, last\)'):
         optimizer.schedule(with_options(cooldown=(7, 3)))
 
 

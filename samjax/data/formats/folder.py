@@ -16,16 +16,17 @@ import csv
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
-from samjax.data.formats.label_image import read_values, rle_of_all, rle_per_value
+from samjax.data.formats.label_image import read_mask
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
-from samjax.errors import InvalidExample, SamjaxError
+from samjax.errors import InvalidExample, SamjaxError, one_line
+from samjax.images.file import MAX_PIXELS
 from samjax.images.open import image_size
 from samjax.storage import digest
 from samjax.storage.walk import list_files
@@ -58,27 +59,38 @@ class ImageWithMasks(NamedTuple):
     location: str  # of the image
     masks: tuple[str, ...]
     mask_kind: str = 'auto'  # see `ReadOptions`
+    max_pixels: int = MAX_PIXELS  # of a mask file, see `ImageOptions`
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
         try:
             image = Path(self.folder, self.location).read_bytes()
         except OSError as error:
-            raise InvalidExample('unreadable image', str(error)) from error
+            raise InvalidExample('unreadable image', one_line(error)) from error
         if not self.masks:
             return AnnotatedImage(image, image_size(image), [])
-        to_rles = rle_per_value if len(self.masks) == 1 else rle_of_all
-        size, masks, skipped_masks = None, [], Causes()
+        size, masks, skipped_masks, warnings, read_as = None, [], Causes(), Causes(), Counter()
         for file in self.masks:
-            values_HW = read_values(os.path.join(self.folder, file))
-            size = size or values_HW.shape
-            if values_HW.shape != size:
-                detail = f'{file} has (height, width) {values_HW.shape}, {self.masks[0]} has {size}'
+            path = os.path.join(self.folder, file)
+            picture = read_mask(path, self.mask_kind, len(self.masks) > 1, self.max_pixels)
+            size = size or picture.size
+            if picture.size != size:
+                detail = f'{file} has (height, width) {picture.size}, {self.masks[0]} has {size}'
                 raise InvalidExample('wrong size', detail)
-            rles = to_rles(values_HW)
-            masks += rles
-            skipped_masks.add('no pixels', file, count=not rles)
-        return AnnotatedImage(image, size, masks, skipped_masks)
+            masks += picture.rles
+            read_as[f'{self._mask_folder(file)}: {picture.read_as}'] += 1
+            for cause in picture.skipped_masks:
+                skipped_masks.add(cause, file)
+            for cause in picture.warnings:
+                warnings.add(cause, file)
+        return AnnotatedImage(image, size, masks, skipped_masks, warnings, dict(read_as))
+
+    def _mask_folder(self, file: str) -> str:
+        """Where the paths of image and mask part: 'masks' for images/a/x.jpg and masks/a/x.png, '*/masks' below."""
+        *image, _ = Path(self.location).parts
+        *mask, _ = Path(file).parts
+        common = os.path.commonprefix([image, mask])
+        return os.path.join(*['*'] * bool(common), *mask[len(common) : len(common) + 1]) if mask else '.'
 
 
 class Group(NamedTuple):
@@ -115,7 +127,8 @@ def open_index(path: Path, options: ReadOptions = DEFAULT) -> DatasetIndex | Non
         items += _matched(path, group)
     if not items:
         return None
-    items = [item._replace(mask_kind=options.mask_kind) if isinstance(item, ImageWithMasks) else item for item in items]
+    decisions = {'mask_kind': options.mask_kind, 'max_pixels': options.image.max_pixels}
+    items = [item._replace(**decisions) if isinstance(item, ImageWithMasks) else item for item in items]
     masks = {file for item in items if isinstance(item, ImageWithMasks) for file in item.masks}
     # A location that is a row of a table, or a broken link, counts by its name.
     read = sorted({*tables, *masks, *(item.location for item in items)})

@@ -19,7 +19,7 @@ from samjax.data.formats.dataset_index import Shard
 from samjax.data.records import record
 from samjax.errors import InvalidExample, SamjaxError, printable
 from samjax.images.open import ImageOptions
-from samjax.storage import atomic
+from samjax.storage import atomic, os_errors
 
 PROGRESS_INTERVAL = 1.0  # s between notes of a shard's progress
 
@@ -81,8 +81,8 @@ class ShardTask(NamedTuple):
         except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError if the disk is full
             part.unlink(missing_ok=True)
             raise SamjaxError(
-                f'{part.parent} cannot be written ({str(error).splitlines()[0]}): free some space or choose another '
-                'disk (data.cache, or --out), and run the same command again to go on'
+                f'{part.parent} cannot be written ({str(error).splitlines()[0]}): {os_errors.remedy(error)} or choose '
+                'another disk (data.cache, or --out), and run the same command again to go on'
             ) from error
         Path(f'{self.stem}.progress').unlink(missing_ok=True)
         return result

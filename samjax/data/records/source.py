@@ -44,6 +44,9 @@ def open_records(
     else:
         report = PreparationReport.read(folder)
         report.check(max_invalid_fraction)
+    for lines, what in ((report.skipped_masks.lines(), 'masks left out'), (report.warnings.lines(), 'look')):
+        if lines:
+            logging.getLogger(__name__).warning('%s: %s: %s', path, what, '; '.join(lines))
     if report.dropped:
         logging.getLogger(__name__).warning(
             '%s: %d of %d images left out (%s), see %s',

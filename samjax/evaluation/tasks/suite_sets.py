@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from samjax.errors import SamjaxError, check_option, one_line
+
 
 class SuiteSet(NamedTuple):
     """A data set of the suite."""
@@ -34,7 +36,16 @@ class SuiteConfig(NamedTuple):
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> SuiteConfig:
-        return cls(config.root, config.max_masks, {name: SuiteSet(**entry) for name, entry in config.sets.items()})
+        """Raises SamjaxError if `config` has other options than `get_config`, or `max_masks` is negative."""
+        try:
+            root, max_masks, entries = config['root'], config['max_masks'], dict(config['sets'].items())
+            sets = {name: SuiteSet(**entry) for name, entry in entries.items()}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise SamjaxError(
+                f'the recipe of the suite is not like samjax/evaluation/tasks/suite_sets.py: {one_line(error)}'
+            ) from None
+        check_option('suite.max_masks', max_masks, lambda n: n >= 0, '0, which is all, or more')
+        return cls(root, max_masks, sets)
 
 
 # name, title, source, split, images and masks that the paper sampled, its mIoU of SAM minus RITM at one click

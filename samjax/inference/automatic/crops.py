@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, one_line
 
 
 class Crop(NamedTuple):
@@ -79,3 +80,36 @@ def build_point_grids(points_per_side: int, layers: int, downscale: float) -> li
             f'{sides.index(min(sides))} of {layers} layers: take more points, a smaller factor or fewer layers'
         )
     return [point_grid(side) for side in sides]
+
+
+def check_point_grids(point_grids: Iterable, layers: int) -> list[np.ndarray]:
+    """Grids that a user gave, for layers 0 .. `layers`, as arrays, float64 (N, 2).
+
+    Raises:
+        SamjaxError: a grid is empty or has another shape, a point is no fraction, or there are not `layers` + 1 grids.
+    """
+    try:
+        grids = [np.asarray(grid, np.float64) for grid in point_grids]
+    except (TypeError, ValueError, RuntimeError) as error:  # no list, lists of unequal lengths, tensors on a GPU
+        raise SamjaxError(
+            f'point_grids cannot be made numpy arrays, {one_line(error)}: give a list with a grid (N, 2) for each layer'
+        ) from None
+    for layer, grid in enumerate(grids):
+        if not grid.size:
+            raise SamjaxError(f'point grid {layer} is empty: give each layer at least one point, or use fewer layers')
+        if grid.ndim != 2 or grid.shape[1] != 2:
+            raise SamjaxError(
+                f'point grid {layer} has shape {grid.shape}: give a list with a grid (N, 2), x and y, for each layer'
+            )
+        is_fraction_N = ((grid >= 0) & (grid <= 1)).all(1)
+        if not is_fraction_N.all():
+            x, y = grid[~is_fraction_N][0]
+            raise SamjaxError(
+                f'point grid {layer} has the point {x:.6g},{y:.6g}: give fractions of the width and height of the '
+                f'crop, between 0 and 1'
+            )
+    if len(grids) != layers + 1:
+        raise SamjaxError(
+            f'there are {len(grids)} point grids for the image and {layers} layers of crops: give {layers + 1}'
+        )
+    return grids

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from samjax.errors import SamjaxError
-from samjax.inference.automatic.crops import Crop, build_point_grids, crop_boxes
+from samjax.inference.automatic.crops import Crop, build_point_grids, check_point_grids, crop_boxes
 from samjax.inference.automatic.propose import (
     SELECTED_BATCH,
     AmgThresholds,
@@ -33,6 +35,9 @@ from samjax.masks.regions import clean
 from samjax.structs import MULTIMASK
 
 OUTPUT_MODES = ('binary_mask', 'uncompressed_rle', 'coco_rle')
+# Fields of `AmgConfig` with other rules than the rest.
+WHOLE_NUMBERS = 'points_per_side', 'points_per_batch', 'crop_n_layers'
+AT_LEAST_1 = 'points_per_side', 'points_per_batch', 'crop_n_points_downscale_factor'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +47,10 @@ class AmgConfig:
     Fractions, ratios and IoUs are between 0 and 1.
 
     Raises:
-        SamjaxError: a number is out of its range.
+        SamjaxError: a number is out of its range, or is none.
     """
 
-    points_per_side: int = 32  # points along each side of the image
+    points_per_side: int | None = 32  # points along each side of the image; None: `point_grids` has them
     points_per_batch: int = 64  # points at once; memory grows with it
     pred_iou_thresh: float = 0.88  # masks must have a larger predicted IoU; 0: any
     stability_score_thresh: float = 0.95  # least IoU of the masks at +offset and -offset; 0: any
@@ -61,13 +66,17 @@ class AmgConfig:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 1 if field.type == 'int' else 0
-            if field.name in ('crop_n_layers', 'min_mask_region_area'):
-                least = 0
+            name, value = field.name, getattr(self, field.name)
+            if field.type == 'bool' or (name == 'points_per_side' and value is None):
+                continue
+            kind, text = (numbers.Integral, 'a whole number') if name in WHOLE_NUMBERS else (numbers.Real, 'a number')
+            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+                raise SamjaxError(f'{name} is {value!r}: give {text}')
+            least = 1 if name in AT_LEAST_1 else 0
             if value < least:
-                raise SamjaxError(f'{field.name} is {value}: give at least {least}')
-            if value > 1 and field.name.endswith(('_thresh', '_ratio', '_fraction')):
-                raise SamjaxError(f'{field.name} is {value}: give a fraction between 0 and 1')
+                raise SamjaxError(f'{name} is {value}: give at least {least}')
+            if value > 1 and name.endswith(('_thresh', '_ratio', '_fraction')):
+                raise SamjaxError(f'{name} is {value}: give a fraction between 0 and 1')
 
 
 PRESETS = {
@@ -115,27 +124,32 @@ class AutomaticMaskGenerator:
         self,
         predictor: Predictor,
         config: AmgConfig = PRESETS['original'],
-        point_grids: Sequence[np.ndarray] | None = None,
+        point_grids: Sequence | None = None,
         output_mode: str = 'binary_mask',
     ):
-        """point_grids: for each layer of crops, points (N, 2) as fractions of a crop, instead of regular grids.
+        """point_grids: for each layer of crops, points (N, 2) as fractions of a crop, arrays or lists, instead of
+        regular grids; `config.points_per_side` is then None, or left at its default.
 
         output_mode: of a record's `segmentation`: 'binary_mask', 'uncompressed_rle' or 'coco_rle'.
 
         Raises:
-            SamjaxError: a layer of crops has no points, there are not as many point grids as layers, or the output mode
-                is unknown.
+            SamjaxError: there are no points or two kinds of them, a layer of crops has none, a point grid is not as
+                above, there are not as many as layers, or the output mode is unknown.
         """
         if output_mode not in OUTPUT_MODES:
             raise SamjaxError(f'output_mode {output_mode!r} is not one of {", ".join(OUTPUT_MODES)}.')
-        if point_grids is None:
+        if point_grids is not None:
+            if config.points_per_side not in (None, AmgConfig.points_per_side):
+                raise SamjaxError(
+                    f'points_per_side {config.points_per_side} and point_grids are both given: set '
+                    f'points_per_side=None to take the grids'
+                )
+            point_grids = check_point_grids(point_grids, config.crop_n_layers)
+        elif config.points_per_side is None:
+            raise SamjaxError('points_per_side is None and there are no point_grids: give one of them')
+        else:
             point_grids = build_point_grids(
                 config.points_per_side, config.crop_n_layers, config.crop_n_points_downscale_factor
-            )
-        if len(point_grids) != config.crop_n_layers + 1:
-            raise SamjaxError(
-                f'there are {len(point_grids)} point grids for the image and {config.crop_n_layers} layers of crops: '
-                f'give {config.crop_n_layers + 1}'
             )
         self.predictor, self.config, self.output_mode = predictor, config, output_mode
         self._point_grids = point_grids
