@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+MAX_REASON = 300  # characters
+
 
 class SamjaxError(ValueError):
     """Something the user can fix; the message is one sentence that names the thing and the remedy."""
@@ -53,3 +55,9 @@ def is_whole(value: object) -> bool:
 def one_line(error: Exception) -> str:
     """The message of an error on one line."""
     return ' '.join(str(error).split())
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, shortened: some repeat the content of a file; its type if it says nothing."""
+    text = str(error) or type(error).__name__
+    return text if len(text) <= MAX_REASON else f'{text[:MAX_REASON]} ..'

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from samjax.errors import InvalidExample, SamjaxError, printable
+from samjax.errors import InvalidExample, SamjaxError, printable, reason
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,9 @@ def test_errors_are_the_same_after_a_process_sent_them():
     assert str(error) == 'x y'
     error = pickle.loads(pickle.dumps(InvalidExample('cause', 'x\0')))
     assert (error.cause, error.detail) == ('cause', r'x\x00')
+
+
+def test_reasons_of_libraries():
+    assert reason(ValueError('bad checksum')) == 'bad checksum'
+    assert reason(AssertionError()) == 'AssertionError'
+    assert reason(ValueError('x' * 1000)) == 'x' * 300 + ' ..'

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from samjax import config as options
 from samjax.checkpoints import orbax_io
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, reason
 from samjax.model import config as model_config
 from samjax.model.params import abstract_state
 from samjax.storage import atomic, local_path
@@ -76,11 +76,13 @@ def read_config(workdir: str) -> ConfigDict:
         _refuse_other(path, 'config.json of a run: name the --workdir of a training run')
     try:
         config = options.from_saved(saved)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SamjaxError(f'{path / "config.json"} is damaged ({error}): {RESTORE}') from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise SamjaxError(f'{path / "config.json"} is damaged ({reason(error)}): {RESTORE}') from None
     known = options.flatten(as_json(options.get_config()))
     if unknown := sorted(options.flatten(as_json(config)).keys() - known.keys()):
-        raise SamjaxError(f'{path / "config.json"} has options that do not exist, such as {unknown[0]!r}: {RESTORE}')
+        raise SamjaxError(
+            f'{path / "config.json"} has options that do not exist, such as {unknown[0][:80]!r}: {RESTORE}'
+        )
     return config
 
 
@@ -105,7 +107,7 @@ def _read_json(path: pathlib.Path) -> dict | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
-        raise SamjaxError(f'{path} is damaged ({error}): {RESTORE}') from None
+        raise SamjaxError(f'{path} is damaged ({reason(error)}): {RESTORE}') from None
     is_of_run = isinstance(saved, dict) and 'seed' in saved and isinstance(saved.get('model'), dict)
     return saved if is_of_run else None
 

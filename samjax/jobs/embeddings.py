@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, reason
 from samjax.images.open import DEFAULT, ImageOptions
 from samjax.inference.predictor import Embedding
 from samjax.jobs.image_collection import LoadedImage, find_images
@@ -52,8 +52,9 @@ def read(path: Path) -> Embedding:
             embed_hwC, model = _array(archive, 'embed_hwC'), str(_array(archive, 'model'))
             sizes = {name: tuple(map(int, _array(archive, name))) for name in SIZES}
     except Exception as error:  # zipfile and numpy raise nearly anything on damaged files
-        reason = str(error)[:200]
-        raise SamjaxError(f'{path} is no complete .npz of `samjax embed` ({reason}): embed the image again') from None
+        raise SamjaxError(
+            f'{path} is no complete .npz of `samjax embed` ({reason(error)}): embed the image again'
+        ) from None
     if embed_hwC.dtype not in DTYPES or embed_hwC.ndim != 3 or any(len(s) != 2 or min(s) < 1 for s in sizes.values()):
         raise SamjaxError(
             f'{path} holds {embed_hwC.dtype} {embed_hwC.shape} and sizes {sizes}, not what `samjax embed` writes: '

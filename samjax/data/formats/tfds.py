@@ -17,7 +17,7 @@ from tensorflow_datasets.core.constants import get_default_data_dir
 
 from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import SHARD_SIZE, AnnotatedImage, DatasetIndex
-from samjax.errors import InvalidExample, SamjaxError
+from samjax.errors import InvalidExample, SamjaxError, reason
 from samjax.images.open import image_size
 from samjax.masks.rle import encode_labels
 from samjax.storage import digest
@@ -102,7 +102,7 @@ class Record(NamedTuple):
         except InvalidExample:
             raise
         except Exception as error:  # ArrayRecord, protobuf and pillow raise nearly anything on damaged data
-            raise InvalidExample('unreadable record', ' '.join(str(error).split())) from error
+            raise InvalidExample('unreadable record', reason(error)) from error
 
 
 class TfdsFormat(NamedTuple):
@@ -283,8 +283,7 @@ def _info(path: str, name: str, folder: Path) -> tfds.core.DatasetInfo:
     try:
         info = tfds.builder_from_directory(folder).info
     except Exception as error:  # nearly anything, if a JSON is damaged
-        reason = ' '.join(str(error).split())
-        raise SamjaxError(f'{path}: {folder} cannot be read ({reason}): prepare the data set again') from error
+        raise SamjaxError(f'{path}: {folder} cannot be read ({reason(error)}): prepare the data set again') from error
     formats = [known.value for known in info.available_file_formats()]
     if FORMAT not in formats:
         raise SamjaxError(
@@ -309,9 +308,8 @@ def _digest(prepared: PreparedSplit, files: list[os.PathLike]) -> str:
         try:
             os.stat(file)
         except OSError as error:
-            reason = error.strerror
             raise SamjaxError(
-                f'{prepared.path}: {file} cannot be read ({reason}): prepare the data set again'
+                f'{prepared.path}: {file} cannot be read ({error.strerror}): prepare the data set again'
             ) from error
     folder = Path(prepared.folder)
     named = [(f'{prepared.split}/{Path(file).name}', file) for file in files]

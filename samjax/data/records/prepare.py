@@ -22,7 +22,7 @@ from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records.builder import ObjectMasks, dataset_folder
 from samjax.data.records.shard_writer import ShardResult, ShardTask
 from samjax.distributed.workers import initialize_worker
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, reason
 from samjax.storage import atomic
 from samjax.storage.lock import wait_for_lock
 from samjax.storage.progress import Progress
@@ -94,8 +94,9 @@ class PreparationReport(NamedTuple):
             report = cls(**fields)
             report._check_fields()
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            reason = f'{folder / REPORT} is not what `samjax data prepare` writes ({error})'
-            raise SamjaxError(f'{reason}: {PREPARE_AGAIN}') from error
+            raise SamjaxError(
+                f'{folder / REPORT} is not what `samjax data prepare` writes ({reason(error)}): {PREPARE_AGAIN}'
+            ) from error
         return report
 
     def _check_fields(self) -> None:

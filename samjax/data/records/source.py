@@ -16,7 +16,7 @@ from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records import record
 from samjax.data.records.builder import SPLIT, dataset_folder
 from samjax.data.records.prepare import PREPARE_AGAIN, REPORT, PreparationReport, prepare
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, reason
 from samjax.images.encoded_image import EncodedImage
 
 
@@ -71,8 +71,7 @@ def open_split(folder: str | os.PathLike) -> Sequence[dict]:
         records = builder.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
         count, is_ours = len(records), builder.info.features.get_tensor_info() == record.features().get_tensor_info()
     except Exception as error:  # TFDS, protobuf and ArrayRecord raise nearly anything on damaged files
-        reason = type(error).__name__ + f': {error}' * bool(str(error))
-        raise SamjaxError(f'{folder} cannot be read ({reason}): {PREPARE_AGAIN}') from error
+        raise SamjaxError(f'{folder} cannot be read ({reason(error)}): {PREPARE_AGAIN}') from error
     if not is_ours:
         raise SamjaxError(f'{folder} has other features than `samjax data prepare` writes: {PREPARE_AGAIN}')
     expected = PreparationReport.read(Path(folder)).num_kept
@@ -107,7 +106,9 @@ class RecordSource:
         try:
             content = self._records[index]
         except Exception as error:  # ArrayRecord raises what its C++ reports
-            raise SamjaxError(f'record {index} of {self.folder} cannot be read ({error}): {PREPARE_AGAIN}') from error
+            raise SamjaxError(
+                f'record {index} of {self.folder} cannot be read ({reason(error)}): {PREPARE_AGAIN}'
+            ) from error
         annotations = content['annotations']
         rles = [
             {'size': size.tolist(), 'counts': counts}
