@@ -224,9 +224,10 @@ def _of_prepared(folder: Path, location: str) -> Iterator[_Item]:
         names = (folder / NAMES).read_text().split('\n')[:-1]
     except (OSError, UnicodeError) as error:
         raise SamjaxError(f'{folder / NAMES} cannot be read ({error}): {PREPARE_AGAIN}') from None
-    if len(names) != len(_records(str(folder))):
+    if (count := len(set(names))) != len(names) or count != len(_records(str(folder))):
         raise SamjaxError(
-            f'{folder / NAMES} has {len(names)} names, and there are {report.num_kept} records: {PREPARE_AGAIN}'
+            f'{folder / NAMES} has {count} different names in {len(names)} lines, and there are {report.num_kept} '
+            f'records: {PREPARE_AGAIN}'
         )
     state = report.fingerprint
     for index, name in enumerate(names):

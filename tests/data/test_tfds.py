@@ -409,6 +409,17 @@ def test_missing_file(five):
     assert f'{file} cannot be read (No such file or directory): prepare the data set again' in message
 
 
+def test_description_that_counts_other_records(five):
+    """Fewer would be left out without a word."""
+    info = five / 'dataset_info.json'
+    text = info.read_text()
+    assert text.count('"3"') == 1
+    for count in ('2', '4'):
+        info.write_text(text.replace('"3"', f'"{count}"'))
+        message = refusal('tfds:oxford_iiit_pet')
+        assert f'-00000-of-00002 has 3 records, and dataset_info.json says {count}: prepare the data' in message
+
+
 def test_unreadable_record():
     colours = pet(segmentation_mask=encoded(PIXELS))
     prepare('oxford_iiit_pet', [[pet(), pet(segmentation_mask=b'no image'), colours, pet()]])

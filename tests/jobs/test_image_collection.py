@@ -111,8 +111,12 @@ def test_prepared_set_gives_its_images(tmp_path):
 @pytest.mark.parametrize(
     ('names', 'message'),
     [
-        (b'x\n', 'images.txt has 1 names, and there are 2 records: remove the folder, and prepare'),
-        (b'x\ny\nz\n', 'has 3 names, and there are 2 records'),
+        (
+            b'x\n',
+            'images.txt has 1 different names in 1 lines, and there are 2 records: remove the folder, and prepare',
+        ),
+        (b'x\ny\nz\n', 'has 3 different names in 3 lines, and there are 2 records'),
+        (b'xx\nxx\n', 'has 1 different names in 2 lines, and there are 2 records'),
         (b'x\n\xff\n', 'images.txt cannot be read .*: remove the folder'),
     ],
 )

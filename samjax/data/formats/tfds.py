@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tensorflow_datasets.core.constants import get_default_data_dir
 
@@ -36,7 +38,7 @@ def open_index(path: str) -> DatasetIndex:
 
     Raises:
         SamjaxError: the path is not of this form, DATASETS lacks the name, or the split is not there as ArrayRecord
-            with all its files and the features that DATASETS needs.
+            with all its files and records and the features that DATASETS needs.
     """
     name, version, split = _parse(path)
     folder = _folder(path, name, version)
@@ -46,6 +48,7 @@ def open_index(path: str) -> DatasetIndex:
         raise SamjaxError(f'{path}: {folder} has no split {split!r}: name one of those that it has, {known}')
     prepared = PreparedSplit(path, name, str(folder), split)
     files = info.splits[split].filepaths
+    _check_counts(path, files, info.splits[split].shard_lengths)
     count = info.splits[split].num_examples
     shards = [RecordRange(prepared, first, min(first + SHARD_SIZE, count)) for first in range(0, count, SHARD_SIZE)]
     return DatasetIndex(f'{name} of tensorflow-datasets', shards, _digest(prepared, files))
@@ -295,6 +298,20 @@ def _info(path: str, name: str, folder: Path) -> tfds.core.DatasetInfo:
         if not _has(info.features, feature):
             raise SamjaxError(f'{path}: {folder} has no feature {feature}: prepare a later version of {name}')
     return info
+
+
+def _check_counts(path: str, files: Sequence[os.PathLike], counts: Sequence[int]) -> None:
+    """Raises SamjaxError if the description of a split counts other records than a file has."""
+    for file, count in zip(files, counts, strict=True):
+        try:
+            with contextlib.closing(ArrayRecordReader(str(file))) as reader:
+                actual = reader.num_records()
+        except Exception:  # what is damaged is reported record by record, what is missing by `_digest`
+            continue
+        if actual != count:
+            raise SamjaxError(
+                f'{path}: {file} has {actual} records, and dataset_info.json says {count}: prepare the data set again'
+            )
 
 
 def _has(features: tfds.features.FeatureConnector, feature: str) -> bool:
