@@ -296,7 +296,7 @@ def in_8_bits(n):
 
 
 def in_16_bits(n):
-    return np.uint16(1000 * n)
+    return np.uint16(26_000 + n)  # as in Cityscapes
 
 
 def in_colour(n):
@@ -472,7 +472,9 @@ def test_read_back_equal(name, seed, tmp_path, monkeypatch):
             assert_masks(examples[name].rles, sample)
     report = PreparationReport.read(Path(source.folder))
     assert (report.num_images, report.num_kept) == (len(samples), len(with_masks))
-    assert (report.invalid, report.warnings) == ({}, {})
+    assert report.invalid == {}
+    # Numbers of small objects that touch may look interpolated; they are read as they are.
+    assert all('in between along the edges' in warning for warning in report.warnings)
     assert report.skipped_masks.counts.keys() <= {'no pixels'}  # the empty mask of a row of a table
     assert_images([source.folder], with_masks)
     if written.images:

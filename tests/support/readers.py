@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import scipy.io
+import tensorflow_datasets as tfds
+import tfds_sets
 from damage import Reader, Reading
 from PIL import Image
 from pycocotools import mask as coco
@@ -23,6 +25,7 @@ from samples import mask as rectangle
 
 from samjax.checkpoints import run
 from samjax.convert import convert, files, weights
+from samjax.data.formats import tfds as tfds_format
 from samjax.data.formats.detect import open_index
 from samjax.data.records import record
 from samjax.data.records.prepare import prepare
@@ -40,6 +43,7 @@ from samjax.model.config import SIZES
 HEIGHT, WIDTH = 12, 20
 A = rectangle(1, 2, 5, 9, HEIGHT, WIDTH)
 B = rectangle(6, 0, 12, 20, HEIGHT, WIDTH)
+IMAGE = random_image(0, HEIGHT, WIDTH)
 ORIENTED = Image.Exif()
 ORIENTED[0x0112] = 6
 
@@ -289,6 +293,31 @@ def _collection(path: Path) -> Reading:
     return Reading(tuple(found), tuple(counted))
 
 
+# ---- tensorflow-datasets ---------------------------------------------------------------------------
+
+
+def write_tfds(pattern: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        image, mask = (encoded(Image.fromarray(pixels), '.png') for pixels in (np.asarray(IMAGE), 2 - A))
+        pet = {'image': image, 'label': 0, 'species': 0, 'file_name': 'x.jpg', 'segmentation_mask': mask}
+        pet['head_bbox'] = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('TFDS_DATA_DIR', str(folder))
+            tfds_sets.prepare('oxford_iiit_pet', [[pet, pet]])
+        [file] = folder.rglob(pattern)
+        return file
+
+    return write
+
+
+def read_tfds(folder: Path) -> Reading:
+    tfds_format._data_source.cache_clear()  # files that are open do not change
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TFDS_DATA_DIR', str(folder))
+        items = read_items('tfds:oxford_iiit_pet')
+    return Reading(tuple(items.examples), tuple(items.counted))
+
+
 # ---- images ----------------------------------------------------------------------------------------
 
 
@@ -415,6 +444,9 @@ READERS = {
     'report.json': Reader(write_prepared('report.json'), read_prepared),
     'dataset_info.json': Reader(write_prepared('dataset_info.json'), read_prepared),
     'features.json': Reader(write_prepared('features.json'), read_prepared),
+    'ArrayRecord of TFDS': Reader(write_tfds('*array_record*'), read_tfds),
+    'dataset_info.json of TFDS': Reader(write_tfds('dataset_info.json'), read_tfds),
+    'features.json of TFDS': Reader(write_tfds('features.json'), read_tfds),
     'images.txt': Reader(write_prepared('images.txt'), read_collection),
     'JPEG': Reader(write_image('.jpg', exif=ORIENTED), read_single),
     'JPEG, progressive CMYK': Reader(write_image('.jpg', 'CMYK', progressive=True), read_single),
