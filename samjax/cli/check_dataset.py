@@ -31,7 +31,8 @@ def check(path: str, cache: str, sheet: pathlib.Path, options: ReadOptions) -> I
     """
     source = open_records(path, cache, max_invalid_fraction=1.0, options=options)
     report = PreparationReport.read(pathlib.Path(source.folder))
-    yield f'{path}: {report.layout}'
+    counts = '; '.join(f'{name}: {count} images' for name, count in report.images_by_layout.items())
+    yield f'{path}: {report.layout}' + (f' ({counts})' if counts else '')
     without, invalid = len(report.no_masks), report.num_invalid
     yield f'images: {report.num_images}; {report.num_kept} can be used, {without} have no mask, {invalid} are invalid'
     yield from _measures(source, report)
@@ -53,6 +54,7 @@ def notes(report: PreparationReport) -> Iterator[str]:
         yield f'mask files read as {interpretation}: {count}'
     if report.num_scaled:
         yield f'images of more than 8 bits per channel, scaled by bit_depth_range: {report.num_scaled}'
+    yield from (f'not used: {line}' for line in report.ignored.lines())
     yield from (f'masks left out: {line}' for line in report.skipped_masks.lines())
     yield from (f'warning: {line}' for line in report.warnings.lines())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command of `argv`, by default of the process's command line; exit codes: see `samjax.cli.common`."""
+    with contextlib.suppress(AttributeError):  # a notebook's
+        sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be any bytes
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog='samjax', description='Segment Anything in JAX.', epilog='`samjax COMMAND --help` lists the options.'

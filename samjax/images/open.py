@@ -16,6 +16,8 @@ from samjax.images.encoded_image import SYMMETRY, apply_symmetry
 from samjax.images.file import MAX_PIXELS, check_png, num_images, open_file
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
+SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif')  # of their files
+JPEG_SUFFIXES = SUFFIXES[:4]
 EIGHT_BIT = ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')  # modes
 ORIENTATION = 0x0112  # EXIF's tag
 # Tags of TIFF
@@ -148,9 +150,19 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
         InvalidExample: it is no image.
     """
+    return _size_and_orientation(data)[0]
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """As `image_size`, of the image as EXIF rotates it."""
+    size, orientation = _size_and_orientation(data)
+    return size[::-1] if SYMMETRY.get(orientation, 0) & 4 else size
+
+
+def _size_and_orientation(data: bytes) -> tuple[tuple[int, int], int | None]:
     try:
         with open_file(io.BytesIO(data), FORMATS, max_pixels=2**62) as image:
-            return image.height, image.width
+            return (image.height, image.width), image.getexif().get(ORIENTATION)
     except Exception as error:  # as above
         raise InvalidExample('unreadable image', why_unreadable(error, data)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import tarfile
 from collections import Counter
@@ -12,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from samjax.data.formats.detect import mask_files
 from samjax.data.formats.tar import ByteRange, list_members
 from samjax.data.records.prepare import NAMES, PREPARE_AGAIN, PreparationReport
 from samjax.data.records.source import open_split, prepared_folder
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.encoded_image import STORED_FORMATS
-from samjax.images.open import DEFAULT, ImageOptions, open_image, upright_rgb
+from samjax.images.open import DEFAULT, SUFFIXES, ImageOptions, open_image, upright_rgb
 from samjax.storage import digest
 from samjax.storage.walk import has_suffix, list_files
 
-IMAGE = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 TAR = '.tar'
 SUFFIX = {'JPEG': '.jpg', 'MPO': '.jpg', 'PNG': '.png', 'WEBP': '.webp', 'BMP': '.bmp', 'TIFF': '.tif', 'GIF': '.gif'}
 
@@ -60,6 +61,8 @@ class ImageCollection(Sequence):
 def find_images(inputs: Sequence[str], options: ImageOptions = DEFAULT) -> ImageCollection:
     """The images of image files, of folders and tar files, and of folders that `samjax data prepare` wrote.
 
+    Below a folder, masks of other images there are left out, with a warning.
+
     Names are paths below the folder or inside the tar file.  If two inputs share one, all names begin with the name of
     the folder or tar file.  A name that is still taken, or that is also a folder of another, gets _2, _3, ..
 
@@ -75,7 +78,7 @@ def find_images(inputs: Sequence[str], options: ImageOptions = DEFAULT) -> Image
         root = path.resolve() if is_root else path.parent.resolve()
         of_input = {(root, item.path): item for item in _items(path)}
         if not of_input:
-            kinds = ' '.join(IMAGE)
+            kinds = ' '.join(SUFFIXES)
             raise SamjaxError(f'{text} holds no image: name a file that ends in {kinds}, or a folder or .tar of such')
         items |= of_input
     states = [string for item in items.values() for string in (item.path, item.state)]
@@ -89,7 +92,7 @@ def find_images(inputs: Sequence[str], options: ImageOptions = DEFAULT) -> Image
 def _clean(path: str) -> str:
     """A relative path without suffix, hidden parts or '..'."""
     stem, suffix = os.path.splitext(path)
-    parts = [part.lstrip('.') for part in (stem if suffix.lower() in IMAGE else path).split('/')]
+    parts = [part.lstrip('.') for part in (stem if suffix.lower() in SUFFIXES else path).split('/')]
     return '/'.join(part for part in parts if part) or 'image'
 
 
@@ -156,8 +159,8 @@ class _Record(NamedTuple):
             record = _records(self.folder)[self.index]
         except Exception as error:  # ArrayRecord raises what its C++ says
             raise InvalidExample('unreadable record', str(error)) from error
-        if record['name'] != self.path.encode():
-            detail = f'record {self.index} is {record["name"].decode()!r}: prepare the data set again'
+        if record['name'] != os.fsencode(self.path):
+            detail = f'record {self.index} is {os.fsdecode(record["name"])!r}: prepare the data set again'
             raise InvalidExample(f'other name than in {NAMES}', detail)
         return _load(name, record['image'], options, int(record['orientation']))
 
@@ -183,18 +186,31 @@ def _items(path: Path) -> Iterator[_Item]:
         yield from _of_file(str(path), path.name, prefix='')
         return
     folder = prepared_folder(path)
-    if folder is not None and (folder / 'dataset_info.json').is_file():
+    if folder is not None:
         yield from _of_prepared(folder, str(path))
         return
-    for file in list_files(path, has_suffix((*IMAGE, TAR))):
-        below = Path(file).relative_to(path).as_posix()
-        yield from _of_file(file, below, f'{below}/')
+    errors, masks = [], mask_files(path)
+    left_out = []
+    for file in list_files(path, has_suffix((*SUFFIXES, TAR)), on_error=errors.append):
+        below = os.path.relpath(file, path)
+        if os.path.abspath(file) in masks:
+            left_out.append(file)
+        else:
+            yield from _of_file(file, below, f'{below}/')
+    for error in errors:
+        yield _Invalid(os.path.relpath(error.filename, path), error.filename, '', 'unreadable folder', error.strerror)
+    if left_out:
+        logging.getLogger(__name__).warning(
+            '%s: %d files, such as %s, are masks of the images beside them and are left out: name their folder, or the '
+            'files, to take them too',
+            path, len(left_out), left_out[0],
+        )  # fmt: skip
 
 
 def _of_file(file: str, path: str, prefix: str) -> Iterator[_Item]:
     """An image, or those of a tar file, whose paths begin with `prefix`; nothing if it is neither."""
     suffix = os.path.splitext(file)[1].lower()
-    if suffix not in (*IMAGE, TAR):
+    if suffix not in (*SUFFIXES, TAR):
         return
     try:
         stat = os.stat(file)
@@ -212,7 +228,7 @@ def _of_tar(file: str, path: str, prefix: str, state: str) -> Iterator[_Item]:
     try:
         for name, content in list_members(file):
             is_hidden = any(part.startswith('.') and part != '..' for part in name.split('/'))
-            if not is_hidden and os.path.splitext(name)[1].lower() in IMAGE:
+            if not is_hidden and os.path.splitext(name)[1].lower() in SUFFIXES:
                 yield _File(f'{prefix}{name}', f'{file}/{name}', f'{content.size}\0{state}', content)
     except (tarfile.TarError, EOFError, OSError) as error:
         yield _Invalid(path, file, state, 'damaged tar', str(error))
@@ -221,9 +237,9 @@ def _of_tar(file: str, path: str, prefix: str, state: str) -> Iterator[_Item]:
 def _of_prepared(folder: Path, location: str) -> Iterator[_Item]:
     report = PreparationReport.read(folder)
     try:
-        names = (folder / NAMES).read_text().split('\n')[:-1]
-    except (OSError, UnicodeError) as error:
-        raise SamjaxError(f'{folder / NAMES} cannot be read ({error}): {PREPARE_AGAIN}') from None
+        names = os.fsdecode((folder / NAMES).read_bytes()).split('\n')[:-1]
+    except OSError as error:
+        raise SamjaxError(f'{folder / NAMES} cannot be read ({error.strerror}): {PREPARE_AGAIN}') from None
     if (count := len(set(names))) != len(names) or count != len(_records(str(folder))):
         raise SamjaxError(
             f'{folder / NAMES} has {count} different names in {len(names)} lines, and there are {report.num_kept} '

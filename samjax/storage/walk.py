@@ -15,6 +15,10 @@ def _refuse(error: OSError) -> None:
     ) from error
 
 
+def ignore_error(error: OSError) -> None:
+    """For `list_files`: folders that cannot be read are left out."""
+
+
 def list_files(
     root: Path,
     wanted: Callable[[str], bool],

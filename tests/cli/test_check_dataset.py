@@ -23,7 +23,7 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
     annotations = [
         {'id': 1, 'image_id': 1, 'segmentation': polygon(5, 5, 15, 25)},
         {'id': 2, 'image_id': 1, 'segmentation': polygon(6, 6, 7, 7)},  # 1 px
-        {'id': 2, 'image_id': 1, 'segmentation': polygon(6, 6, 9, 9)},  # the id of another
+        {'id': 2, 'image_id': 1, 'segmentation': polygon(5, 5, 15, 25)},  # the first again
         {'id': 3, 'image_id': 1, 'segmentation': polygon(50, 50, 60, 60)},  # outside
         {'id': 4, 'image_id': 1, 'segmentation': [[1, 2, 3]]},
         {'id': 5, 'image_id': 1, 'segmentation': polygon(0, 0, 20, 20), 'iscrowd': 1},
@@ -35,7 +35,7 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
     (folder / 'set.json').write_text(json.dumps({'images': images, 'annotations': annotations}))
     lines, sheet_HW3 = check(folder, tmp_path, capsys)
     assert lines[:3] == [
-        f'{folder}: COCO instances',
+        f'{folder}: COCO instances (coco: 3 images)',
         'images: 5; 1 can be used, 1 have no mask, 3 are invalid',
         'masks: 3; least, median and most per image: 3, 3, 3',
     ]
@@ -44,8 +44,9 @@ def test_everything_wrong_with_a_coco_file_is_reported(tmp_path, capsys):
         'never sampled in training with default options: 1 of 3 masks: 1 cover more than 90 % of the image '
         '(data.max_area_fraction)'
     ) in lines
-    for cause in ('duplicate id', 'no pixels', 'invalid polygon', 'crowd'):
-        assert any(line.startswith(f'masks left out: 1 {cause}') for line in lines)
+    skipped = {'duplicate mask': 2, 'no pixels': 3, 'invalid polygon': 4, 'crowd': 5}
+    for cause, number in skipped.items():
+        assert any(line.startswith(f'masks left out: 1 {cause}, such as a.jpg: annotation {number}') for line in lines)
     assert lines[lines.index('unreadable image: 1') + 1].startswith(
         '  c.jpg: it is no JPEG, PNG, WebP, BMP, TIFF or GIF file'
     )
@@ -89,3 +90,47 @@ def test_sample_of_coco_panoptic(tmp_path, capsys, real_data):
     with pytest.raises(SystemExit, match=None) as stop:
         main(['data', 'check', str(folder), '--cache', str(tmp_path / 'cache')])
     assert 'has 2 JSON files of COCO: name one of them, such as' in stop.value.code
+
+
+def run_check(tmp_path, capsys, path, *flags):
+    main(['data', 'check', str(path), '--cache', str(tmp_path / 'cache'), '--sheet', str(tmp_path / 's.png'), *flags])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_layout_and_why(tmp_path, capsys):
+    """Three pairs of SA-1B, an image with a mask, a camera's JSON: most decide, an option overrules."""
+    path = tmp_path / 'data'
+    for name in 'abc':
+        write(path, name)
+    for folder in ('images', 'masks'):
+        (path / folder).mkdir()
+    random_image(1, 30, 40).save(path / 'images/x.png')
+    Image.fromarray(mask(2, 3, 9, 20, 30, 40) * 255).save(path / 'masks/x.png')
+    (path / 'camera.json').write_text('{"iso": 200}')
+    lines = run_check(tmp_path, capsys, path)
+    assert lines[0] == f'{path}: SA-1B (sa1b: 3 images; folder: 1 images)'
+    assert 'not used: 1 JSON file(s), such as camera.json' in lines
+    assert 'not used: 2 image(s), such as images/x.png' in lines
+    assert not any(line.startswith('warning') for line in lines)
+    lines = run_check(tmp_path, capsys, path, '--layout', 'folder')
+    assert lines[0] == f'{path}: images and masks (folder: 1 images)'
+    assert 'option: layout = folder' in lines
+    for flags, sentence in (
+        (('--layout', 'voc'), "error: the layout 'voc' is not known: set it to one of sa1b, coco, labelme, folder"),
+        (('--layout', 'coco'), f"error: {path} holds nothing of the layout 'coco'"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            run_check(tmp_path, capsys, path, *flags)
+        assert str(error.value).startswith(sentence)
+
+
+def test_folders_that_are_named(tmp_path, capsys):
+    path = tmp_path / 'data'
+    for folder in ('photos', 'silhouettes'):
+        (path / folder).mkdir(parents=True)
+    random_image(1, 30, 40).save(path / 'photos/x.png')
+    Image.fromarray(mask(2, 3, 9, 20, 30, 40) * 255).save(path / 'silhouettes/x.png')
+    lines = run_check(tmp_path, capsys, path, '--images', 'photos', '--masks', 'silhouettes')
+    assert lines[0] == f'{path}: images and masks (folder: 1 images)'
+    assert 'images: 1; 1 can be used, 0 have no mask, 0 are invalid' in lines
+    assert 'option: images = photos' in lines

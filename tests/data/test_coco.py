@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +15,9 @@ from pycocotools import mask as rle
 
 from samjax.data.formats import coco, coco_json
 from samjax.data.formats.dataset_index import InvalidItem
+from samjax.data.records.record import make_record
 from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.open import ImageOptions
 
 HEIGHT, WIDTH = 6, 8
 
@@ -118,13 +121,15 @@ def test_polygons_of_one_annotation_are_one_mask(tmp_path):
     np.testing.assert_array_equal(decoded(loaded(tmp_path, [RECTANGLE, CORNER])), [BOTH_HW])
 
 
-def test_rle_goes_through_as_it_is(tmp_path):
-    damaged = {'size': [6, 8], 'counts': 'not checked here'}
-    annotated = loaded(tmp_path, RUNS, COMPRESSED, damaged)
-    assert annotated.masks == [RUNS, COMPRESSED, damaged]
-    assert annotated.skipped_masks.counts == {}
-    np.testing.assert_array_equal(rle.decode(COMPRESSED), RECTANGLE_HW)
-    np.testing.assert_array_equal(rle.decode(as_bytes(RUNS)), RECTANGLE_HW)
+def test_rle_of_every_kind_is_read_and_a_damaged_one_costs_one_mask(tmp_path):
+    other = {'size': [6, 8], 'counts': [0, 48]}
+    annotated = loaded(
+        tmp_path, RUNS, {'size': [6, 8], 'counts': 'not RLE'}, other, {'size': [8, 6], 'counts': [0, 48]}
+    )
+    np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW, np.ones((6, 8))])
+    assert annotated.skipped_masks.counts == {'damaged RLE': 2}
+    assert annotated.skipped_masks['damaged RLE'].example.startswith('annotation 1: ')
+    np.testing.assert_array_equal(decoded(loaded(tmp_path, COMPRESSED)), [RECTANGLE_HW])
 
 
 def test_polygons_as_pycocotools_has_them(tmp_path):
@@ -142,7 +147,6 @@ def test_polygons_as_pycocotools_has_them(tmp_path):
         [1, 1, 5, 1],
         [1, 1, 5, 1, 5, 4, 1],
         [1, 1, 5, 1, 5, 'four'],
-        [1, 1, 5, 1, 5, '4'],
         [1, 1, 5, 1, 5, None],
         [1, 1, 5, 1, 5, True],
         [1, 1, 5, 1, 5, float('nan')],
@@ -159,6 +163,8 @@ def test_invalid_polygon_is_left_out(polygon, tmp_path):
     annotated = loaded(tmp_path, [polygon], [polygon, RECTANGLE])
     np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
     assert annotated.skipped_masks.counts == {'invalid polygon': 1}
+    assert annotated.warnings.counts == {'polygon left out of a mask': 1}
+    assert annotated.warnings['polygon left out of a mask'].example.startswith('annotation 1: ')
 
 
 @pytest.mark.parametrize(
@@ -203,14 +209,15 @@ def test_huge_coordinates_cover_what_they_enclose(tmp_path):
     annotated = loaded(tmp_path, [around], [above])
     np.testing.assert_array_equal(decoded(annotated), [np.ones((HEIGHT, WIDTH))])
     assert annotated.skipped_masks.counts == {'no pixels': 1}
+    assert annotated.warnings.counts == {'polygon far outside its image, which was cut': 1}
 
 
 def test_endless_outline_takes_neither_time_nor_memory():
     far_and_back = np.random.default_rng(0).uniform(-1e12, 1e12, 400_000).tolist()
     start = time.monotonic()
     tracemalloc.start()
-    with pytest.raises(coco._SkippedMask, match='invalid polygon'):
-        coco._mask([far_and_back], False, 3000, 4000)
+    with pytest.raises(InvalidExample, match='invalid polygon'):
+        coco_json.read_segmentation([far_and_back], 3000, 4000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.monotonic() - start < 10
@@ -221,8 +228,8 @@ def test_long_outline_of_a_real_mask_is_kept():
     """A comb with a tooth every other column of a large image."""
     height, width = 1500, 2000
     teeth = [corner for x in range(0, width, 2) for corner in (x, 1, x, height, x + 1, height, x + 1, 1)]
-    mask = coco._mask([[*teeth, width, 1, width, 0, 0, 0]], False, height, width)
-    assert rle.area(mask) == pytest.approx(height * width / 2, rel=0.01)
+    mask = coco_json.read_segmentation([[*teeth, width, 1, width, 0, 0, 0]], height, width)
+    assert mask.area == rle.area(mask.rle) == pytest.approx(height * width / 2, rel=0.01)
 
 
 @pytest.mark.parametrize('segmentation', [[RECTANGLE], COMPRESSED, RUNS, None])
@@ -397,6 +404,70 @@ def test_file_name_of_lvis(url, name, tmp_path):
     assert item.load().image == data
 
 
+@pytest.mark.parametrize(
+    ('file_name', 'image_at'),
+    [
+        ('images/Capture_d%C3%A9cran%201.png', 'Capture_d\xe9cran 1.png'),
+        ('Capture_d%C3%A9cran%201.png', 'Capture_d\xe9cran 1.png'),
+        ('caf\xe9.png', 'cafe\u0301.png'),
+        ('cafe\u0301/a.png', 'caf\xe9/a.png'),
+        ('%C3%A9/a.png', 'deep/e\u0301/a.png'),
+        ('100%.png', '100%.png'),
+        ('a%20b.png', 'a%20b.png'),
+        ('/images/a.png', 'images/a.png'),
+        ('https://host/bucket/images/a%20b.png?key=1', 'images/a b.png'),
+        ('C:\\data\\images\\a.png', 'images/a.png'),
+    ],
+)
+def test_file_names_in_other_spellings(file_name, image_at, tmp_path):
+    data = write_image(tmp_path / 'set' / image_at)
+    write_image(tmp_path / 'set/other.png')
+    file = write(tmp_path / 'set/x.json', [entry(1, file_name), entry(2, 'other.png')], [])
+    assert items(file)[0].load().image == data
+
+
+@pytest.mark.parametrize(
+    ('file_name', 'image_at', 'hint'),
+    [
+        ('a.PNG', 'a.png', 'a.png is there, with other letter case'),
+        ('\xc9t\xe9.png', 'e\u0301t\xe9.png', r'e\u0301t\xe9.png is there, with other letter case'),
+        ('a.jpg', 'images/a.png', 'images/a.png is there, with another suffix'),
+        ('a', 'a.png', 'a.png is there, with another suffix'),
+        ('A.jpg', 'a.png', 'a.png is there, with other letter case and another suffix'),
+    ],
+)
+def test_similar_file_is_only_pointed_out(file_name, image_at, hint, tmp_path):
+    write_image(tmp_path / 'set' / image_at)
+    (item,) = items(write(tmp_path / 'set/x.json', [entry(1, file_name)], []))
+    assert item.cause == 'no image'
+    assert hint in item.detail
+
+
+def test_file_names_whose_bytes_are_not_utf8(tmp_path):
+    """One is missing and lies beside them, one is named in the JSON as os.listdir names it."""
+    (tmp_path / 'set').mkdir()
+    data = write_image(tmp_path / 'a.png')
+    for name in (b'caf\xe9.png', b'b\xff.PNG'):
+        (tmp_path / 'set' / os.fsdecode(name)).write_bytes(data)
+    images = [entry(1, 'caf\udce9.png'), entry(2, 'b\xff.png'), entry(3, 'caf%E9.png')]
+    annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
+    first, missing, decoded_name = items(write(tmp_path / 'set/x.json', images, [annotation]))
+    record = make_record(first, ImageOptions()).content
+    assert (record['name'], first.location) == (r'caf\udce9', r'caf\udce9.png')
+    assert missing.cause == 'no image'
+    assert decoded_name.load().image == data
+    assert coco.open_index(tmp_path / 'set/x.json').digest
+
+
+def test_broken_link_is_one_bad_image(tmp_path):
+    write_image(tmp_path / 'a.png')
+    (tmp_path / 'b.png').symlink_to('/nowhere/b.png')
+    a, b = items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, 'b.png')], []))
+    assert a.load().image
+    with pytest.raises(InvalidExample, match='it is a link to /nowhere/b.png, which is not there'):
+        b.load()
+
+
 def test_lvis_finds_the_file_by_its_basename(tmp_path):
     data = write_image(tmp_path / 'images/a.png')
     image = {'id': 1, 'coco_url': 'http://images.cocodataset.org/val2017/a.png'}
@@ -405,17 +476,30 @@ def test_lvis_finds_the_file_by_its_basename(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'sides',
-    [{}, {'height': 6}, {'height': 0, 'width': 8}, {'height': -6, 'width': 8}, {'height': '6', 'width': 8}]
-    + [{'height': 6.0, 'width': 8}, {'height': True, 'width': 8}, {'height': 10**9, 'width': 10**9}],
+    ('sides', 'stated'),
+    [({'height': height, 'width': 8}, True) for height in (6, 6.0, '6', '6.0')]
+    + [({'height': height, 'width': 8}, False) for height in (0, -6, True, 6.5, 'six', None, 10**12)]
+    + [({}, False), ({'height': 6}, False)],
 )
-def test_size_comes_from_the_image_if_the_json_has_none(sides, tmp_path):
+def test_size_comes_from_the_image_if_the_json_has_none_and_that_is_said(sides, stated, tmp_path):
     write_image(tmp_path / 'a.png')
     annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
     (item,) = items(write(tmp_path / 'x.json', [{'id': 1, 'file_name': 'a.png', **sides}], [annotation]))
     annotated = item.load()
     assert annotated.size == (HEIGHT, WIDTH)
     np.testing.assert_array_equal(decoded(annotated), [RECTANGLE_HW])
+    warning = 'no valid height and width in the JSON, those of the image file are taken'
+    assert annotated.warnings.counts == ({} if stated else {warning: 1})
+
+
+@pytest.mark.parametrize('sides', [{'height': 8, 'width': 6}, {'height': 60, 'width': 80}, {'height': '6', 'width': 6}])
+def test_swapped_and_wrong_sizes_are_counted_by_name(sides, tmp_path):
+    write_image(tmp_path / 'a.png')
+    annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
+    (item,) = items(write(tmp_path / 'x.json', [{'id': 1, 'file_name': 'a.png', **sides}], [annotation]))
+    with pytest.raises(InvalidExample) as raised:
+        make_record(item, ImageOptions())
+    assert raised.value.cause == 'wrong size'
 
 
 def test_image_is_not_decoded_if_the_json_has_its_size(tmp_path):
@@ -448,10 +532,30 @@ def test_second_of_one_id_is_invalid(tmp_path):
     assert cause_of(second) == 'duplicate id'
 
 
-@pytest.mark.parametrize('again', ['a.png', './a.png', 'a.jpg'])
-def test_second_of_one_name_is_invalid(again, tmp_path):
+def test_files_that_differ_in_their_suffix_are_images_of_their_own(tmp_path):
     for name in ('a.png', 'a.jpg'):
         write_image(tmp_path / name)
+    annotations = [{'id': n, 'image_id': n, 'segmentation': [RECTANGLE]} for n in (1, 2)]
+    first, second = items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, 'a.jpg')], annotations))
+    assert (first.name, second.name) == ('a', 'a.jpg')
+    assert len(first.load().masks) == len(second.load().masks) == 1
+
+
+@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+def test_image_without_size_is_rotated_as_exif_says(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new('RGB', (WIDTH, HEIGHT)).save(tmp_path / 'a.jpg', exif=exif)
+    annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
+    (item,) = items(write(tmp_path / 'x.json', [{'id': 1, 'file_name': 'a.jpg'}], [annotation]))
+    size = (HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT)
+    content = make_record(item, ImageOptions()).content
+    assert (content['height'], content['width'], content['orientation']) == (*size, orientation)
+
+
+@pytest.mark.parametrize('again', ['a.png', './a.png'])
+def test_second_of_one_name_is_invalid(again, tmp_path):
+    write_image(tmp_path / 'a.png')
     file = write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, again), entry(3, 'a.png')], [])
     assert [cause for _, cause in invalid(file)] == ['duplicate name'] * 2
     assert len({item.name for item in items(file)}) == 3
@@ -459,17 +563,17 @@ def test_second_of_one_name_is_invalid(again, tmp_path):
 
 def test_unknown_image_ids_are_named_once_each(tmp_path):
     write_image(tmp_path / 'a.png')
-    numbers = [1, 5, 5, 6, None, '1', [1], 5]
+    numbers = [1, 5, 5.0, 6, None, '1', [1], '5']
     annotations = [{'id': n, 'image_id': number, 'segmentation': [RECTANGLE]} for n, number in enumerate(numbers)]
     file = write(tmp_path / 'x.json', [entry(1, 'a.png')], [*annotations, 'nonsense', {'id': 0, 'image_id': 5}])
     valid, *unknown = items(file)
-    assert len(valid.load().masks) == 1
+    assert len(valid.annotations) == 2
     assert [(item.name, item.cause) for item in unknown] == [
         ('image 5', 'unknown image id'),
         ('image 6', 'unknown image id'),
         ('image None', 'unknown image id'),
     ]
-    assert [item.detail.split()[0] for item in unknown] == ['4', '1', '4']
+    assert [item.detail.split()[0] for item in unknown] == ['4', '1', '3']
 
 
 def test_unknown_image_id_has_a_name_of_its_own(tmp_path):
@@ -490,32 +594,74 @@ def test_images_without_id_are_not_those_of_annotations_without(tmp_path):
     assert invalid(file) == [('images[0]', 'missing key'), ('image None', 'unknown image id')]
 
 
-def test_second_of_one_annotation_id_is_left_out(tmp_path):
+OWN_IDS = {
+    'restart per image': [1, 2, 1, 2],
+    'all 0': [0, 0, 0, 0],
+    'text': ['x', 'x', 'x', 'y'],
+    'null': [None, None, None, None],
+    'mixed': [1, '1', 1.0, True],
+}
+
+
+@pytest.mark.parametrize('numbers', OWN_IDS.values(), ids=OWN_IDS)
+def test_ids_of_annotations_may_repeat(numbers, tmp_path):
     for name in 'ab':
         write_image(tmp_path / f'{name}.png')
+    content = [(1, RECTANGLE), (1, CORNER), (2, CORNER), (2, RECTANGLE)]
     annotations = [
         {'id': number, 'image_id': image, 'segmentation': [polygon]}
-        for number, image, polygon in [
-            (1, 1, RECTANGLE),
-            (1, 1, CORNER),
-            (1, 2, CORNER),
-            ('x', 1, CORNER),
-            ('x', 1, CORNER),
-        ]
+        for number, (image, polygon) in zip(numbers, content, strict=True)
     ]
-    annotations += [{'image_id': 2, 'segmentation': [RECTANGLE]}] * 2  # none at all
-    a, b = (
-        item.load() for item in items(write(tmp_path / 'x.json', [entry(1, 'a.png'), entry(2, 'b.png')], annotations))
-    )
-    np.testing.assert_array_equal([mask_HW.sum() for mask_HW in decoded(a)], [12, 6])
-    assert a.skipped_masks.counts == {'duplicate id': 2}
-    np.testing.assert_array_equal(decoded(b), [RECTANGLE_HW] * 2)
-    assert b.skipped_masks.counts == {'duplicate id': 1}
+    images = [entry(1, 'a.png'), entry(2, 'b.png')]
+    a, b = (item.load() for item in items(write(tmp_path / 'x.json', images, annotations)))
+    assert [mask_HW.sum() for mask_HW in decoded(a)] == [12, 6]
+    assert [mask_HW.sum() for mask_HW in decoded(b)] == [6, 12]
+    assert a.skipped_masks == b.skipped_masks == {}
+
+
+def test_same_mask_in_the_same_image_counts_once(tmp_path):
+    """However it is written: the rectangle is here as polygon and as both kinds of RLE."""
+    write_image(tmp_path / 'a.png')
+    write_image(tmp_path / 'b.png')
+    masks = [(1, [RECTANGLE]), (1, RUNS), (1, [CORNER]), (2, [RECTANGLE]), (1, COMPRESSED)]
+    annotations = [{'id': 7 + n, 'image_id': image, 'segmentation': mask} for n, (image, mask) in enumerate(masks)]
+    del annotations[1]['id']
+    images = [entry(1, 'a.png'), entry(2, 'b.png')]
+    a, b = (item.load() for item in items(write(tmp_path / 'x.json', images, annotations)))
+    assert [mask_HW.sum() for mask_HW in decoded(a)] == [12, 6]
+    assert a.skipped_masks == {'duplicate mask': (2, 'annotations[1]')}
+    assert (len(b.masks), b.skipped_masks) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ('of_image', 'of_annotation'), [(1, '1'), ('1', 1), (1.0, '0001'), ('ab', ' ab '), ('01', 1.0)]
+)
+def test_ids_match_whatever_their_type(of_image, of_annotation, tmp_path):
+    write_image(tmp_path / 'a.png')
+    annotation = {'id': 1, 'image_id': of_annotation, 'segmentation': [RECTANGLE]}
+    (item,) = items(write(tmp_path / 'x.json', [entry(of_image, 'a.png')], [annotation]))
+    assert len(item.load().masks) == 1
+
+
+CROWDS = [(value, True) for value in (1, True, '1', 'true', 'True', 1.0)]
+CROWDS += [(value, False) for value in (0, False, '0', 'false', ' FALSE', 0.0, None)]
+CROWDS += [(value, None) for value in (2, -1, 'maybe', '', [], {}, 0.5)]
+
+
+@pytest.mark.parametrize(('iscrowd', 'crowd'), CROWDS)
+def test_iscrowd_in_every_form(iscrowd, crowd, tmp_path):
+    write_image(tmp_path / 'a.png')
+    annotations = [{'id': 3, 'image_id': 1, 'iscrowd': iscrowd, 'segmentation': [RECTANGLE]}]
+    (item,) = items(write(tmp_path / 'x.json', [entry(1, 'a.png')], annotations))
+    annotated = item.load()
+    assert len(annotated.masks) == (crowd is False)
+    expected = {True: {'crowd': 1}, False: {}, None: {'unclear iscrowd': 1}}
+    assert annotated.skipped_masks.counts == expected[crowd]
 
 
 @pytest.mark.parametrize(
     'image',
-    [{'file_name': 'a.png'}, {'id': '1', 'file_name': 'a.png'}, {'id': 1.0, 'file_name': 'a.png'}]
+    [{'file_name': 'a.png'}, {'id': '', 'file_name': 'a.png'}, {'id': 1.5, 'file_name': 'a.png'}]
     + [
         {'id': 1},
         {'id': 1, 'file_name': ''},
@@ -640,7 +786,7 @@ def test_other_colour_pngs_are_read(mode, tmp_path):
     np.testing.assert_array_equal(decoded(item.load()), [np.equal(SEGMENTS_HW, n) for n in (7, 9, 70000)])
 
 
-@pytest.mark.parametrize('segments', [[{'iscrowd': 0}], [{'id': '7'}], ['nonsense'], None, {}])
+@pytest.mark.parametrize('segments', [[{'iscrowd': 0}], [{'id': 'seven'}], [{'id': 7.5}], ['nonsense'], None, {}])
 def test_segments_without_id_miss_a_key(segments, tmp_path):
     file = write_panoptic(tmp_path, segments)
     write_segments(tmp_path / 'annotations/a.png')
@@ -649,6 +795,32 @@ def test_segments_without_id_miss_a_key(segments, tmp_path):
 
 def test_panoptic_annotation_without_file_name_misses_a_key(tmp_path):
     assert invalid(write_panoptic(tmp_path, [segment(7)], file_name=None)) == [('a', 'missing key')]
+
+
+@pytest.mark.parametrize('numbers', [('7', '9', '70000'), (7.0, 9.0, 70000.0), (' 07', '9.0', 70000)])
+def test_ids_of_segments_may_be_text_or_float(numbers, tmp_path):
+    file = write_panoptic(tmp_path, list(map(segment, numbers)), file_name='%61.png', image_id='01')
+    write_segments(tmp_path / 'annotations/a.png')
+    (item,) = items(file)
+    np.testing.assert_array_equal(decoded(item.load()), [np.equal(SEGMENTS_HW, n) for n in (7, 9, 70000)])
+
+
+def test_segments_with_text_flags(tmp_path):
+    file = write_panoptic(tmp_path, [segment(7, 'true'), segment(9, 'false'), segment(70000, 'some')])
+    write_segments(tmp_path / 'annotations/a.png')
+    (item,) = items(file)
+    annotated = item.load()
+    np.testing.assert_array_equal(decoded(annotated), [np.equal(SEGMENTS_HW, 9)])
+    assert annotated.skipped_masks == {'crowd': (1, 'segment 7'), 'unclear iscrowd': (1, "segment 70000: 'some'")}
+
+
+@pytest.mark.parametrize('channels', [(), (3,)])
+def test_16_bit_segments_are_wrong(channels, tmp_path):
+    """pillow would cut the colours to 8 bits."""
+    file = write_panoptic(tmp_path, [segment(7)])
+    cv2.imwrite(str(tmp_path / 'annotations/a.png'), np.full((HEIGHT, WIDTH, *channels), 7 * 256, np.uint16))
+    (item,) = items(file)
+    assert cause_of(item) == 'wrong segments'
 
 
 def test_duplicate_segments_are_left_out(tmp_path):

@@ -255,10 +255,9 @@ def test_invalid_items_have_a_cause(tmp_path):
 
 
 def test_suffixes_of_images(tmp_path):
-    for number, suffix in enumerate(['jpg', 'jpeg', 'png', 'webp', 'bmp', 'tif', 'tiff', 'JPG', 'Png']):
+    for number, suffix in enumerate(['jpg', 'jpeg', 'png', 'webp', 'bmp', 'tif', 'gif', 'JPG', 'Png']):
         put_all(tmp_path, f'images/{number}.{suffix}', f'masks/{number}.png')
     (tmp_path / 'images/notes.txt').touch()
-    put(tmp_path / 'images/9.gif')
     assert list(matched(tmp_path)) == ['0', '1', '2', '3', '4', '5', '6', '7', '8']
     assert invalid(tmp_path) == []
 
@@ -307,6 +306,202 @@ def test_other_images_do_not_belong_to_the_data_set(tmp_path):
     assert len(items(tmp_path)) == 1
 
 
+# ---- names that differ -----------------------------------------------------------------------------------------------
+
+NFC, NFD = '\u00e9', 'e\u0301'  # é as one character and as two
+
+
+@pytest.mark.parametrize(('image', 'mask'), [(NFC, NFD), (NFD, NFC)])
+def test_unicode_form_does_not_matter(tmp_path, image, mask):
+    put_all(tmp_path, f'images/{image}/{image}.jpg', f'masks/{mask}/{mask}_1.png', 'images/b.jpg')
+    put_all(tmp_path, f'one/{image}.jpg', f'one/{mask}.png', f'two/{image}.png', f'two/{mask}_mask.png')
+    assert matched(tmp_path) == {
+        f'{image}/{image}': [f'masks/{mask}/{mask}_1.png'],
+        f'one/{image}': [f'one/{mask}.png'],
+        f'two/{image}': [f'two/{mask}_mask.png'],
+    }
+    assert (invalid(tmp_path), folder.open_index(tmp_path).warnings) == ([], {})
+
+
+def test_both_unicode_forms_are_two_names(tmp_path):
+    put_all(tmp_path, *(f'{side}/{name}.png' for side in ('images', 'masks') for name in (NFC, NFD)))
+    assert matched(tmp_path) == {name: [f'masks/{name}.png'] for name in (NFC, NFD)}
+
+
+def test_letter_case_is_a_warning(tmp_path):
+    put_all(tmp_path, 'images/Image_1.JPG', 'masks/image_1.png', 'images/B.jpg', 'masks/b_0.PNG', 'masks/b_1.png')
+    put_all(tmp_path, 'images/c.jpg', 'masks/c.png', 'one/IMG_1.JPG', 'one/img_1.png')
+    assert matched(tmp_path) == {
+        'Image_1': ['masks/image_1.png'],
+        'B': ['masks/b_0.PNG', 'masks/b_1.png'],
+        'c': ['masks/c.png'],
+        'one/IMG_1': ['one/img_1.png'],
+    }
+    [(cause, (count, example))] = folder.open_index(tmp_path).warnings.items()
+    assert (cause, count) == ('mask name(s) that differ from the image in letter case', 4)
+    assert example in ('masks/b_0.PNG', 'masks/image_1.png')
+
+
+def test_letter_case_that_decides(tmp_path):
+    put_all(tmp_path, 'images/x.jpg', 'images/X.jpg', 'masks/x.png', 'masks/X.png', 'images/y.jpg', 'images/Y.jpg')
+    put_all(tmp_path, 'masks/z.png')
+    assert matched(tmp_path) == {'x': ['masks/x.png'], 'X': ['masks/X.png']}
+    put_all(tmp_path, 'images/aB.jpg', 'images/Ab.jpg', 'masks/ab.png')  # may belong to either
+    assert ('no image', 'masks/ab.png', 'masks/ab.png') in invalid(tmp_path)
+
+
+# ---- layouts of well-known tools and data sets -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('masks', ['gts', 'GT', 'ann_dir'])
+def test_more_names_of_folders(tmp_path, masks):
+    put_all(tmp_path, 'imgs/x.jpg', f'{masks}/x.png')
+    assert matched(tmp_path) == {'x': [f'{masks}/x.png']}
+
+
+def test_mmseg(tmp_path):
+    put_all(tmp_path, 'img_dir/train/x.jpg', 'ann_dir/train/x.png', 'img_dir/val/y.jpg', 'ann_dir/val/y.png')
+    assert matched(tmp_path) == {'train/x': ['ann_dir/train/x.png'], 'val/y': ['ann_dir/val/y.png']}
+    assert invalid(tmp_path) == []
+
+
+def test_ade20k(tmp_path):
+    put_all(tmp_path, 'images/training/ADE_1.jpg', 'annotations/training/ADE_1.png')
+    assert matched(tmp_path) == {'training/ADE_1': ['annotations/training/ADE_1.png']}
+
+
+def test_ade20k_with_parts(tmp_path):
+    put_all(tmp_path, 'a/ADE_1.jpg', 'a/ADE_1_seg.png', 'a/ADE_1_parts_1.png', 'a/ADE_1_parts_2.png')
+    assert matched(tmp_path) == {'a/ADE_1': ['a/ADE_1_seg.png']}
+    assert (bare(tmp_path), invalid(tmp_path)) == ([], [])
+
+
+def test_cityscapes(tmp_path):
+    forms = ('color', 'instanceIds', 'labelIds', 'labelTrainIds')
+    for name in ('train/aachen/aachen_000000_000019', 'train/aachen/aachen_000001_000019', 'val/ulm/ulm_000000_000019'):
+        put_all(tmp_path, f'leftImg8bit/{name}_leftImg8bit.png')
+        put_all(tmp_path, *(f'gtFine/{name}_gtFine_{form}.png' for form in forms))
+        put_all(tmp_path, *(f'gtCoarse/{name}_gtCoarse_{form}.png' for form in forms[:3]))
+    assert matched(tmp_path) == {
+        f'{name}_leftImg8bit': [f'gtFine/{name}_gtFine_instanceIds.png']
+        for name in (
+            'train/aachen/aachen_000000_000019',
+            'train/aachen/aachen_000001_000019',
+            'val/ulm/ulm_000000_000019',
+        )
+    }
+    assert (bare(tmp_path), invalid(tmp_path)) == ([], [])
+    assert folder.open_index(tmp_path).ignored.counts == {folder.OTHER_FORM: 3 * (3 + 3)}
+    expected = folder.mask_files(tmp_path)
+    assert len(expected) == 3 * 7
+
+
+def test_values_of_cityscapes(tmp_path):
+    """Below 1000 a class without objects, from there on class * 1000 + number: each value is one mask."""
+    put_all(tmp_path, 'leftImg8bit/a/a_leftImg8bit.png')
+    values_HW = [[0, 7, 26000], [24000, 24001, 24001]]
+    put(tmp_path / 'gtFine/a/a_gtFine_instanceIds.png', values_HW, np.uint16)
+    expected = [[[int(value == other) for value in row] for row in values_HW] for other in (7, 24000, 24001, 26000)]
+    assert decoded(load(tmp_path)) == expected
+
+
+def test_best_form_that_is_there(tmp_path):
+    put_all(tmp_path, 'images/a.jpg', 'annotations/a.png', 'annotations/a_labelTrainIds.png')
+    put_all(tmp_path, 'images/b.jpg', 'annotations/b_labelTrainIds.png', 'images/c.jpg')
+    put_all(tmp_path, 'annotations/c_color.png', 'annotations/c_labelIds.png')
+    assert matched(tmp_path) == {
+        'a': ['annotations/a.png'],
+        'b': ['annotations/b_labelTrainIds.png'],
+        'c': ['annotations/c_labelIds.png'],
+    }
+
+
+def test_nnunet(tmp_path):
+    put_all(tmp_path, 'imagesTr/case_1_0000.png', 'labelsTr/case_1.png', 'imagesTr/case_2_0000.png')
+    put_all(tmp_path, 'labelsTr/case_2.png', 'imagesTs/case_3_0000.png', 'labelsTs/case_3.png')
+    assert matched(tmp_path) == {
+        'case_1': ['labelsTr/case_1.png'],
+        'case_2': ['labelsTr/case_2.png'],
+        'case_3': ['labelsTs/case_3.png'],
+    }
+    assert invalid(tmp_path) == []
+
+
+def test_several_channels_of_nnunet(tmp_path):
+    put_all(tmp_path, 'imagesTr/a_0000.png', 'labelsTr/a.png')
+    put_all(tmp_path, *(f'imagesTr/b_000{channel}.png' for channel in range(3)), 'labelsTr/b.png')
+    assert matched(tmp_path) == {'a': ['labelsTr/a.png']}
+    assert invalid(tmp_path) == [('several channels', 'b', 'imagesTr/b_0000.png')]
+
+
+def test_masks_of_a_few_images_do_not_decide(tmp_path):
+    """An early attempt in masks/ and the whole set in gts/."""
+    for number in range(12):
+        put_all(tmp_path, f'images/{number}.jpg', f'gts/{number}.png')
+    put_all(tmp_path, 'masks/3.png')
+    assert matched(tmp_path) == {str(number): [f'gts/{number}.png'] for number in range(12)}
+    assert folder.open_index(tmp_path).ignored.counts == {folder.OTHER_FORM: 1}
+
+
+# ---- folders that are named ------------------------------------------------------------------------------------------
+
+
+def named(path, images, masks):
+    """As `matched`, of folders that are named."""
+    index = folder.open_index(path, ReadOptions(images=images, masks=masks))
+    found = [item for shard in index.shards for item in shard.items()]
+    return {item.name: list(item.masks) for item in found if not isinstance(item, InvalidItem)}
+
+
+def test_named_folders(tmp_path):
+    put_all(
+        tmp_path, 'photos/a/x.jpg', 'silhouettes/a/x.png', 'photos/b/x.jpg', 'silhouettes/b/x_1.png', 'images/z.png'
+    )
+    put_all(tmp_path, 'masks/z.png')
+    expected = {'a/x': ['silhouettes/a/x.png'], 'b/x': ['silhouettes/b/x_1.png']}
+    assert named(tmp_path, 'photos', 'silhouettes') == expected
+    assert named(tmp_path, 'photos/', './silhouettes') == expected
+    assert named(tmp_path / 'images', '../photos', '../silhouettes').keys() == expected.keys()
+
+
+def test_named_folders_elsewhere(tmp_path):
+    put_all(tmp_path, 'photos/x.jpg', 'elsewhere/x.png', 'data/notes.png')
+    masks = str(tmp_path / 'elsewhere')
+    assert named(tmp_path, 'photos', masks) == {'x': ['elsewhere/x.png']}
+    found = named(tmp_path / 'data', str(tmp_path / 'photos'), masks)
+    assert found == {'x': [str(tmp_path / 'elsewhere/x.png')]}
+    index = folder.open_index(tmp_path / 'data', ReadOptions(images=str(tmp_path / 'photos'), masks=masks))
+    (item,) = index.shards[0].items()
+    assert decoded(item.load()) == [BINARY]
+
+
+def test_named_folders_within_each_other(tmp_path):
+    put_all(tmp_path, 'all/x.jpg', 'all/truth/x.png', 'all/more/y.jpg', 'all/truth/more/y.png')
+    assert named(tmp_path, 'all', 'all/truth') == {'x': ['all/truth/x.png'], 'more/y': ['all/truth/more/y.png']}
+    put_all(tmp_path, 'b/x.png', 'b/photos/x.jpg')
+    assert named(tmp_path, 'b/photos', 'b') == {'x': ['b/x.png']}
+
+
+def test_named_folder_with_both(tmp_path):
+    put_all(tmp_path, 'both/x.jpg', 'both/x_mask.png')
+    assert named(tmp_path, 'both', 'both') == {'both/x': ['both/x_mask.png']}
+
+
+def test_named_folder_that_is_not_there(tmp_path):
+    put_all(tmp_path, 'photos/x.jpg')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(SamjaxError, match='/gts is no folder: masks must name one, relative to '):
+        named(tmp_path, 'photos', 'gts')
+    with pytest.raises(SamjaxError, match='/empty holds no image file: masks must name a folder that does'):
+        named(tmp_path, 'photos', 'empty')
+
+
+def test_digest_of_named_folders(tmp_path):
+    put_all(tmp_path, 'photos/x.jpg', 'a/x.png', 'b/x.png')
+    digests = {folder.open_index(tmp_path, ReadOptions(images='photos', masks=masks)).digest for masks in 'ab'}
+    assert len(digests) == 2
+
+
 # ---- links, rights, changes ------------------------------------------------------------------------------------------
 
 
@@ -335,8 +530,9 @@ def test_folder_that_cannot_be_read(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, 'scandir', no_masks)
-    with pytest.raises(SamjaxError, match='/masks cannot be read .Permission denied.'):
-        folder.open_index(tmp_path)
+    assert folder.open_index(tmp_path) is None  # `detect` names the folder
+    put_all(tmp_path, 'b/images/x.png', 'b/gt/x.png')
+    assert matched(tmp_path) == {'b/x': ['b/gt/x.png']}
 
 
 def test_digest(tmp_path):
@@ -435,11 +631,30 @@ def test_table_of_something_else(tmp_path):
     assert matched(tmp_path) == {'x': ['masks/x.png']}
 
 
-def test_table_that_cannot_be_read(tmp_path, monkeypatch):
-    put_all(tmp_path, '1.jpg', 'm.png')
-    (tmp_path / 'metadata.csv').write_text(f'file_name,mask\n1.jpg,{"m" * 200_000}.png\n')
-    with pytest.raises(SamjaxError, match='metadata.csv cannot be read .field larger'):
-        folder.open_index(tmp_path)
+@pytest.mark.parametrize('spoil', ['too long', 'link'])
+def test_table_that_cannot_be_read_is_counted(tmp_path, spoil):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png')
+    if spoil == 'link':
+        (tmp_path / 'metadata.csv').symlink_to('/nowhere.csv')
+    else:
+        (tmp_path / 'metadata.csv').write_text(f'file_name,mask\n1.jpg,{"m" * 200_000}.png\n')
+    assert matched(tmp_path) == {'x': ['masks/x.png']}
+    [(cause, (count, example))] = folder.open_index(tmp_path).ignored.items()
+    assert (cause, count) == ('table(s) that cannot be read', 1)
+    assert example.startswith('metadata.csv (')
+
+
+def test_table_of_fewer_images_than_the_folders_have(tmp_path):
+    put_all(tmp_path, 'images/x.png', 'masks/x.png', 'images/y.png', 'masks/y.png', '1.jpg', 'm.png')
+    put_jsonl(tmp_path / 'metadata.jsonl', {'file_name': '1.jpg', 'mask': 'm.png'})
+    assert matched(tmp_path) == {'x': ['masks/x.png'], 'y': ['masks/y.png']}
+    assert folder.open_index(tmp_path).ignored == {'table(s) of fewer images': (1, 'metadata.jsonl')}
+
+
+def test_table_in_another_unicode_form(tmp_path):
+    put_all(tmp_path, f'{NFD}.jpg', 'm.png')
+    put_jsonl(tmp_path / 'metadata.jsonl', {'file_name': f'{NFC}.jpg', 'mask': 'm.png'})
+    assert matched(tmp_path) == {NFD: ['m.png']}
 
 
 def test_digest_of_a_table(tmp_path):

@@ -301,13 +301,13 @@ def refusal(folder):
 def test_report_with_damaged_fields(small, change):
     report = json.loads((small / 'report.json').read_text())
     (small / 'report.json').write_text(json.dumps(report | change))
-    assert 'report.json is not what `samjax data prepare` writes (' in refusal(small)
+    assert 'report.json is not what this version of `samjax data prepare` writes (' in refusal(small)
 
 
 @pytest.mark.parametrize('data', [b'', b'{', b'[]', b'\xff', b'{"path": 1}', b'[' * 100_000])
 def test_report_that_is_none(small, data):
     (small / 'report.json').write_bytes(data)
-    assert 'report.json is not what `samjax data prepare` writes (' in refusal(small)
+    assert 'report.json is not what this version of `samjax data prepare` writes (' in refusal(small)
 
 
 def test_report_of_other_records(small):

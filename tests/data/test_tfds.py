@@ -177,7 +177,7 @@ def test_masks_of_a_set(name):
     assert annotated.image == (image['content'] if isinstance(image, dict) else image)
     assert annotated.size == (3, 4)
     assert_masks(annotated, masks)
-    assert annotated.skipped_masks.counts == ({'crowd': 1} if name == 'coco/2017_panoptic' else {})
+    assert annotated.skipped_masks.counts == ({'crowd': 1, 'no pixels': 1} if name == 'coco/2017_panoptic' else {})
 
 
 def test_scores_of_segment_anything():

@@ -8,12 +8,17 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from samjax.data.formats.causes import Causes
+from samjax.data.formats.detect import open_index
+from samjax.data.records.record import make_record
 from samjax.errors import SamjaxError
 from samjax.evaluation.metrics.average_precision import average_precision, average_recall, read_boxes, read_ground_truth
+from samjax.images.open import ImageOptions
 
 SIDE = 40  # px of the images of the examples
 FREQUENCIES = 'rcffc'
@@ -355,6 +360,13 @@ def test_lvis_has_no_crowds(truth):
     assert lvis_ap(truth, lvis_image(1), [part], [annotation(2, SECOND, iscrowd=1)]) == pytest.approx(0.5)
 
 
+def test_lvis_objects_to_ignore_are_no_crowds(truth):
+    part, whole = detection(rectangle(22, 22, 3, 3), 0.9), detection(SECOND, 0.9)
+    ignored = [annotation(2, SECOND, category_id=2, ignore=1)]
+    assert lvis_ap(truth, lvis_image(1), [{**whole, 'category_id': 2}], ignored) == pytest.approx(1)
+    assert lvis_ap(truth, lvis_image(1), [{**part, 'category_id': 2}], ignored) == pytest.approx(0.5)
+
+
 def test_lvis_ap_of_frequencies(truth):
     annotations = [annotation(1, FIRST), annotation(2, SECOND, category_id=2), annotation(3, ELSEWHERE, category_id=3)]
     ground_truth = truth([lvis_image(1)], annotations, 'rrc')
@@ -430,32 +442,30 @@ def lvis_with(**changes):
 
 BAD_TRUTHS = [
     ([], 'is not a JSON object: give the annotations'),
-    ({}, 'has no list of images and annotations and categories: give the annotations'),
-    (without(truth_with(), 'categories'), 'has no list of categories: '),
+    ({}, 'has no list of images and annotations: give the annotations'),
     ({**truth_with(), 'annotations': {}}, 'has no list of annotations: '),
-    (truth_with([without(image(2), 'height')]), r'1 of 2 images of .* lack a valid id, height, width, first \[1\] '),
-    (truth_with([image(2, height=0)]), '1 of 2 images of .* lack a valid id, height, width, '),
-    (truth_with([image('2')]), '1 of 2 images of .* lack a valid id, height, width, '),
-    (truth_with([7]), '1 of 2 images of .* lack a valid id, height, width, .* with 7: '),
-    (truth_with([image(1)]), 'has several images with the id 1: '),
-    (truth_with(categories=[{'id': 1}, {}]), r'1 of 2 categories of .* lack a valid id, first \[1\] with {}: '),
-    (truth_with(categories=[{'id': 1}, {'id': 1}]), 'has several categories with the id 1: '),
-    (truth_with([], [without(annotation(2, FIRST), 'area')]), r'1 of 2 annotations of .* lack one of .*, first \[1\]'),
-    (truth_with([], [without(annotation(2, FIRST), 'image_id')]), r'1 of 2 annotations of .* lack one of image_id, '),
-    (truth_with([], [annotation(2, FIRST, 5)]), '1 of 2 annotations of .* are of images that it lacks.* image_id 5: '),
-    (truth_with([], [annotation(2, FIRST, 1, 9)]), '1 of 2 .* are of categories that it lacks.* category_id 9: '),
-    (truth_with([], [annotation(2, FIRST, area=math.nan)]), '1 of 2 .* have no finite area.* with area nan: '),
-    (truth_with([], [annotation(2, FIRST, area=10**400)]), '1 of 2 .* have no finite area'),
-    (truth_with([], [annotation(2, FIRST, segmentation=[])]), r'annotations\[1\] of .* has a segmentation that cannot'),
-    (truth_with([], [annotation(2, FIRST, segmentation=[[1, 'a']])]), r'annotations\[1\] of .* cannot be read'),
-    (truth_with([], [annotation(2, FIRST, segmentation='abc')]), r'annotations\[1\] of .* cannot be read'),
     (
-        truth_with([], [annotation(2, rectangle(0, 0, 3, 3, 50))]),
-        r'its size is \[50, 50\], the image has \[40, 40\] px',
+        truth_with([without(image(2), 'height')]),
+        '1 of 2 images of .* lack a valid height and width, .* first image 2: ',
     ),
-    (truth_with([], [annotation(2, FIRST, segmentation={**FIRST, 'counts': '09'})]), 'its runs do not add up'),
-    (truth_with([], [annotation(2, FIRST, segmentation={**FIRST, 'counts': '\x00'})]), 'characters that are not RLE'),
-    (lvis_with(images=[image(1)]), '1 of 1 images of .* lack a valid id, height, width, neg_category_ids, not_exha'),
+    (truth_with([image(2, height=0)]), '1 of 2 images of .* lack a valid height and width, '),
+    (truth_with([image(1.5)]), r'1 of 2 images of .* lack a valid id, first \[1\] '),
+    (truth_with([image(None)]), '1 of 2 images of .* lack a valid id, '),
+    (truth_with([7]), '1 of 2 images of .* lack a valid id, .* with 7: '),
+    (truth_with([image('1', width=9)]), 'has several images with the id 1: '),
+    (truth_with(categories=[{'id': 1}, {}]), r'1 of 2 categories of .* lack a valid id, first \[1\] with {}: '),
+    (
+        {**truth_with(), 'annotations': [{'id': 5, 'image_id': 1, 'segments_info': []}]},
+        'is panoptic, without a segmentation for each object: ',
+    ),
+    (
+        {
+            **truth_with(),
+            'annotations': [annotation(4, FIRST, image_id=5), {**annotation(5, FIRST), 'segmentation': []}],
+        },
+        'none of its 2 annotations can be used .1 unknown image id, such as annotation 4 of image 5; 1 no mask, ',
+    ),
+    (lvis_with(images=[image(1)]), '1 of 1 images of .* lack a valid id, neg_category_ids, not_exhaustive'),
     (lvis_with(images=[{**lvis_image(1), 'neg_category_ids': [[]]}]), '1 of 1 images of .* lack a valid id, '),
     (lvis_with(categories=[{'id': 1}]), '1 of 1 categories of .* lack a valid id, frequency, '),
     (lvis_with(categories=[{'id': 1, 'frequency': 'x'}]), '1 of 1 categories of .* lack a valid id, frequency, '),
@@ -482,9 +492,239 @@ def test_what_is_no_json_is_refused(tmp_path, read):
             read(path)
 
 
+UNUSABLE = [
+    (annotation(2, FIRST, 5), 'unknown image id', 'annotation 2 of image 5'),
+    (without(annotation(2, FIRST), 'image_id'), 'unknown image id', 'annotation 2 of image None'),
+    (7, 'not a JSON object', 'annotations[1]'),
+    (annotation(2, FIRST, iscrowd='some'), 'unclear iscrowd', "annotation 2 of image 1: 'some'"),
+    (without(annotation(2, FIRST), 'segmentation'), 'no mask', 'annotation 2 of image 1: its segmentation is None'),
+    (annotation(2, FIRST, segmentation='abc'), 'no mask', "annotation 2 of image 1: its segmentation is 'abc'"),
+    (
+        annotation(2, FIRST, segmentation=[[1, 'a']]),
+        'invalid polygon',
+        'annotation 2 of image 1: a polygon has 2 numbers, ',
+    ),
+    (
+        annotation(None, FIRST, segmentation=[1, 1, 5, 1, 5, 4]),
+        'invalid polygon',
+        'annotations[1] of image 1: its segm',
+    ),
+    (
+        annotation(2, rectangle(0, 0, 3, 3, 50)),
+        'damaged RLE',
+        'annotation 2 of image 1: its size is [50, 50], the image',
+    ),
+    (annotation(2, FIRST, segmentation={**FIRST, 'counts': '09'}), 'damaged RLE', 'annotation 2 of image 1: its runs '),
+    (
+        annotation(2, FIRST, segmentation={**FIRST, 'counts': '\x00'}),
+        'damaged RLE',
+        'annotation 2 of image 1: the counts',
+    ),
+    (annotation(2, FIRST), 'duplicate mask', 'annotation 2 of image 1'),
+]
+
+
+@pytest.mark.parametrize(('bad', 'cause', 'example'), UNUSABLE)
+def test_a_bad_annotation_is_left_out_counted_and_said(truth, bad, cause, example):
+    ground_truth = truth([image(1)], [annotation(1, FIRST), bad])
+    assert len(ground_truth.objects) == 1
+    [(count, first)] = ground_truth.skipped.values()
+    assert (list(ground_truth.skipped), count, first[: len(example)]) == ([cause], 1, example)
+    assert ground_truth.remarks().startswith(f'Annotations left out: 1 {cause}, such as {example}')
+    assert average_recall(ground_truth, [detection(FIRST)])['all'] == 1
+
+
+UNUSUAL = [
+    ({'area': None}, 'object without valid area, that of its mask is taken', 100),
+    ({'area': math.nan}, 'object without valid area, that of its mask is taken', 100),
+    ({'area': 10**400}, 'object without valid area, that of its mask is taken', 100),
+    ({'area': -5}, 'object without valid area, that of its mask is taken', 100),
+    ({'area': 0}, 'object without valid area, that of its mask is taken', 100),
+    ({'area': '7.5'}, None, 7.5),
+    ({'category_id': 9}, 'object of an unknown category, which counts for AR only', 100),
+    ({'category_id': None}, 'object of an unknown category, which counts for AR only', 100),
+    (
+        {'segmentation': {'size': [SIDE, SIDE], 'counts': [SIDE * SIDE]}},
+        'object without pixels, which is never found',
+        100,
+    ),
+]
+
+
+@pytest.mark.parametrize(('change', 'cause', 'area'), UNUSUAL)
+def test_what_is_replaced_is_counted_and_said(truth, change, cause, area):
+    ground_truth = truth([image(1)], [annotation(1, FIRST), annotation(2, SECOND, **change)])
+    assert [item['area'] for item in ground_truth.objects] == [80, area]
+    assert ground_truth.warnings.counts == ({cause: 1} if cause else {})
+    assert ground_truth.remarks() == '' if cause is None else 'In the annotations: 1 object' in ground_truth.remarks()
+
+
+def test_objects_without_pixels_are_not_duplicates_of_each_other(truth):
+    empty = {'size': [SIDE, SIDE], 'counts': [SIDE * SIDE]}
+    ground_truth = truth([image(1)], [annotation(n, FIRST, segmentation=empty) for n in (1, 2)])
+    assert (len(ground_truth.objects), ground_truth.skipped) == (2, {})
+
+
+def test_objects_of_unknown_categories_count_for_recall_only(truth):
+    ground_truth = truth([image(1)], [annotation(1, FIRST), annotation(2, SECOND, category_id=9)])
+    assert average_recall(ground_truth, [detection(FIRST)])['all'] == 0.5
+    assert average_precision(ground_truth, [detection(FIRST)])['AP'] == pytest.approx(1)
+
+
+def test_the_same_mask_of_another_category_or_a_crowd_is_another_object(truth):
+    more = [annotation(2, FIRST, category_id=2), annotation(3, FIRST, iscrowd=1), annotation(4, FIRST, image_id=2)]
+    ground_truth = truth([image(1), image(2)], [annotation(1, FIRST), *more])
+    assert (len(ground_truth.objects), ground_truth.skipped) == (4, {})
+
+
+def test_ids_of_annotations_may_repeat(truth):
+    annotations = [annotation(n, rectangle(9 * n, 0, 8, 8), image_id) for image_id in (1, 2, 3) for n in (1, 2, 3)]
+    ground_truth = truth([image(1), image(2), image(3)], annotations)
+    assert (len(ground_truth.objects), ground_truth.skipped) == (9, {})
+
+
+def test_lists_that_repeat_or_lack_entries(tmp_path):
+    """An image that is listed twice, a category with the id of another, no list of categories."""
+    content = truth_with([image(1)], categories=[{'id': 1, 'name': 'a'}, {'id': '1', 'name': 'b'}])
+    ground_truth = read_ground_truth(write(tmp_path / 'truth.json', content))
+    assert ground_truth.categories == {1: {'id': 1, 'name': 'a'}}
+    assert ground_truth.warnings == {
+        'entry of images that is there several times': (1, ''),
+        'category with the id of another': (1, 'category 1'),
+    }
+    for categories in ({}, {'categories': None}):
+        content = {**without(truth_with(), 'categories'), **categories}
+        ground_truth = read_ground_truth(write(tmp_path / 'truth.json', content))
+        assert list(ground_truth.categories) == [1]
+        assert list(ground_truth.warnings) == ['file without a list of categories, those of its annotations are taken']
+        assert average_precision(ground_truth, [detection(FIRST)])['AP'] == pytest.approx(1)
+
+
+@pytest.mark.parametrize('as_written', [str, float, 'id_{}'.format], ids=['text', 'float', 'name'])
+def test_scores_do_not_depend_on_how_ids_are_written(tmp_path, as_written):
+    content, detections = random_set(11)
+    plain = read_ground_truth(write(tmp_path / 'plain.json', content))
+    expected = {**average_precision(plain, detections), 'AR': average_recall(plain, detections)['all']}
+
+    def rewritten(items, *keys):
+        return [{**item, **{key: as_written(item[key]) for key in keys}} for item in items]
+
+    content |= {
+        'images': rewritten(content['images'], 'id'),
+        'categories': rewritten(content['categories'], 'id'),
+        'annotations': rewritten(content['annotations'], 'image_id', 'category_id'),
+    }
+    if as_written(1) == 'id_1':  # as the others are, the integers do
+        detections = rewritten(detections, 'image_id', 'category_id')
+    written = read_ground_truth(write(tmp_path / 'written.json', content))
+    scores = {**average_precision(written, detections), 'AR': average_recall(written, detections)['all']}
+    assert scores == pytest.approx(expected, abs=1e-12)
+
+
+def test_images_and_categories_with_ids_of_both_types(tmp_path):
+    annotations = [annotation(1, FIRST, 'a'), annotation(2, SECOND, 1, 'b'), annotation(3, FIRST, '01')]
+    content = {**truth_with(), 'images': [image('a'), image('1')], 'categories': [{'id': 'b'}, {'id': 1}]}
+    ground_truth = read_ground_truth(write(tmp_path / 'truth.json', {**content, 'annotations': annotations}))
+    assert list(ground_truth.images) == ['a', 1]
+    detections = [detection(FIRST, 0.9, 'a'), detection(SECOND, 0.9, 1, 'b'), detection(FIRST, 0.9, '1', '1')]
+    assert average_recall(ground_truth, detections)['all'] == 1
+    assert average_precision(ground_truth, detections)['AP'] == pytest.approx(1)
+    assert average_precision(ground_truth, detections[1:])['AP'] == pytest.approx((51 / 101 + 1) / 2)
+
+
 def test_coco_and_lvis_are_told_apart(truth):
     assert not truth([image(1)], []).is_lvis
     assert truth([lvis_image(1)], [], 'rcf').is_lvis
+
+
+# ---- the reader of training ------------------------------------------------------------------------
+
+SQUARE = [2, 2, 6, 2, 6, 6, 2, 6]
+SQUARE_RLE = encode(np.pad(np.ones((4, 4), bool), ((2, SIDE - 6), (2, SIDE - 6))))
+DISK = [20, 8, 30, 14, 28, 25, 15, 27, 9, 18]
+
+# segmentation, and what is left of it for both readers: a mask, or a cause
+SEGMENTATIONS = [
+    ([SQUARE], 'mask'),
+    ([SQUARE, DISK], 'mask'),
+    ([list(map(float, DISK))], 'mask'),
+    ([list(map(str, DISK))], 'mask'),
+    ([SQUARE, [1, 2]], 'mask'),
+    ([[*SQUARE[:-1], -1e6]], 'mask'),
+    (SQUARE_RLE, 'mask'),
+    ({'size': [str(SIDE), float(SIDE)], 'counts': SQUARE_RLE['counts']}, 'mask'),
+    ({'size': [SIDE, SIDE], 'counts': [100, 50, SIDE * SIDE - 150]}, 'mask'),
+    ({'size': [SIDE, SIDE], 'counts': ['100', 50.0, SIDE * SIDE - 150]}, 'mask'),
+    ({'size': [SIDE, SIDE], 'counts': [100.5, 50.5, SIDE * SIDE - 151]}, 'damaged RLE'),
+    ({'size': [SIDE, SIDE + 1], 'counts': SQUARE_RLE['counts']}, 'damaged RLE'),
+    ({'size': [SIDE, SIDE], 'counts': [100, 50]}, 'damaged RLE'),
+    ({'size': [SIDE, SIDE], 'counts': 'nonsense'}, 'damaged RLE'),
+    ({'size': [SIDE, SIDE]}, 'no mask'),
+    ({'counts': SQUARE_RLE['counts']}, 'no mask'),
+    ({'size': [SIDE, SIDE], 'counts': None}, 'no mask'),
+    (SQUARE, 'invalid polygon'),
+    ([SQUARE[:4]], 'invalid polygon'),
+    ([SQUARE[:7]], 'invalid polygon'),
+    ([[*SQUARE[:-1], math.nan]], 'invalid polygon'),
+    ([[*SQUARE[:-1], None]], 'invalid polygon'),
+    ([[*SQUARE[:-1], 'x']], 'invalid polygon'),
+    ([[[2, 2], [6, 2], [6, 6]]], 'invalid polygon'),
+    ([SQUARE_RLE], 'invalid polygon'),
+    (None, 'no mask'),
+    ([], 'no mask'),
+    ({}, 'no mask'),
+    ('[[2, 2, 6, 2, 6, 6]]', 'no mask'),
+    (5, 'no mask'),
+]
+
+
+def both_readers(folder, images, annotations):
+    """Masks by image as training reads them from the records, and as evaluation does, each with what was left out."""
+    for entry in images:
+        Image.new('RGB', (SIDE, SIDE)).save(folder / entry['file_name'])
+    path = write(folder / 'truth.json', {**content([], annotations), 'images': images})
+    train, skipped = {}, Causes()
+    for shard in open_index(str(path)).shards:
+        for item in shard.items():
+            made = make_record(item, ImageOptions())
+            train[item.image_id] = [mask['counts'] for mask in made.content['annotations']]
+            skipped.add_all(made.skipped_masks)
+    truth = read_ground_truth(path)
+    evaluated = {key: [] for key in truth.images}
+    for item in truth.objects:
+        evaluated[item['image_id']].append(item['segmentation']['counts'])
+    return (train, skipped.counts), (evaluated, truth.skipped.counts)
+
+
+@pytest.mark.parametrize(('segmentation', 'outcome'), SEGMENTATIONS)
+def test_training_and_evaluation_read_the_same_masks(tmp_path, segmentation, outcome):
+    annotations = [annotation(1, SECOND), annotation(2, SECOND, segmentation=segmentation)]
+    train, evaluated = both_readers(tmp_path, [image(1, file_name='a.png')], annotations)
+    assert train == evaluated
+    masks, skipped = train
+    assert (len(masks[1]), skipped) == ((2, {}) if outcome == 'mask' else (1, {outcome: 1}))
+
+
+IDS = [(1, 2), (1.0, '2'), ('0001', '0002'), ('a', 'b'), ('a', 2)]
+
+
+@pytest.mark.parametrize('ids', IDS)
+@pytest.mark.parametrize(('iscrowd', 'expected'), [('0', 3), ('false', 3), (None, 3), (0.0, 3), (3, 2), ('yes', 2)])
+@pytest.mark.parametrize('size', [SIDE, float(SIDE), str(SIDE), None, 0])
+def test_training_and_evaluation_read_the_same_fields(tmp_path, ids, iscrowd, expected, size):
+    first, second = ids
+    images = [{'id': key, 'file_name': f'{n}.png', 'height': size, 'width': size} for n, key in enumerate(ids)]
+    annotations = [
+        annotation(0, FIRST, second, iscrowd=iscrowd),
+        annotation(0, SECOND, f' {first}'),
+        annotation(0, FIRST, first),
+        annotation(0, SECOND, first),
+    ]
+    train, evaluated = both_readers(tmp_path, images, annotations)
+    assert train == evaluated
+    masks, skipped = train
+    assert sum(map(len, masks.values())) == expected
+    assert skipped == {'duplicate mask': 1} | ({'unclear iscrowd': 1} if expected == 2 else {})
 
 
 # ---- boxes of a detector ---------------------------------------------------------------------------
@@ -519,6 +759,11 @@ def test_boxes_are_corners_in_the_order_of_the_file(boxes):
     np.testing.assert_array_equal(box_file.images[2].boxes_N4, [[0.5, 0, 3.5, 4]])
     assert box_file.images[1].boxes_N4.dtype == np.float32
     assert (box_file.clipped, box_file.dropped) == (0, 0)
+
+
+def test_ids_of_boxes_match_whatever_their_type(boxes):
+    box_file = boxes([box(1, 2, 3, 4, image_id='1', category_id='2'), box(5, 6, 7, 8, image_id=2.0, category_id='03')])
+    assert [of_image.category_N.tolist() for of_image in box_file.images.values()] == [[2], [3]]
 
 
 def test_boxes_are_clipped_to_their_image_and_dropped_without_area(boxes):

@@ -102,6 +102,32 @@ def test_interrupted_task_continues(tmp_path, params, truth, task):
     assert len(encoded) == 3 if task is proposals else 1 <= len(encoded) <= 3
 
 
+def test_json_of_another_program_has_the_same_scores(tmp_path, params, truth):
+    """Ids as text and floats, an image listed twice, sizes and areas that are missing, a bad mask, which is said."""
+    options = EvalOptions(boxes=str(truth / 'boxes.json'))
+    expected = instances(tiny_eval_model(params, 1, truth / 'truth.json'), options, tmp_path / 'plain')
+    assert expected.tables[0].note.endswith('0 empty. ')
+    content = json.loads((truth / 'truth.json').read_text())
+    for image in content['images']:
+        del image['height']
+        image['id'] = str(image['id'])
+    for annotation in content['annotations']:
+        annotation |= {'id': 0, 'image_id': float(annotation['image_id']), 'iscrowd': 'false'}
+        del annotation['area']
+    content['images'].insert(1, content['images'][3])
+    content['annotations'].append({**content['annotations'][0], 'segmentation': [[1, 2]]})
+    (truth / 'other.json').write_text(json.dumps(content))
+    result = instances(tiny_eval_model(params, 1, truth / 'other.json'), options, tmp_path / 'other')
+    np.testing.assert_equal(result.scores, expected.scores)
+    note = result.tables[0].note
+    assert (
+        'Annotations left out: 1 invalid polygon, such as annotation 0 of image 11.0: a polygon has 2 numbers' in note
+    )
+    assert '5 image without valid height and width, those of its file are taken, such as image 10' in note
+    assert '6 object without valid area, that of its mask is taken' in note
+    assert '1 entry of images that is there several times' in note
+
+
 def test_missing_files_are_named(tmp_path, params, truth):
     model = tiny_eval_model(params, 1, truth / 'truth.json')
     with pytest.raises(SamjaxError, match='--task instances needs --boxes=FILE'):
@@ -112,7 +138,7 @@ def test_missing_files_are_named(tmp_path, params, truth):
     ):
         proposals(model, EvalOptions(), tmp_path / 'x')
     random_image(2, 9, 9).save(truth / '2.png')
-    with pytest.raises(SamjaxError, match='2.png has 9 x 9 px, the JSON says 40 x 30'):
+    with pytest.raises(SamjaxError, match='2.png cannot be used .wrong size: .* for 40 x 30, .* 9 x 9 px'):
         proposals(model, EvalOptions(), tmp_path / 'x')
     with pytest.raises(SamjaxError, match='scenes'):
         proposals(tiny_eval_model(params), EvalOptions(), tmp_path / 'x')

@@ -13,6 +13,7 @@ from samples import add, encoded, jpeg, random_image, smooth, write
 from samjax.data.formats.detect import open_index
 from samjax.data.records.prepare import prepare
 from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.open import SUFFIXES
 from samjax.jobs.image_collection import find_images
 
 
@@ -117,7 +118,6 @@ def test_prepared_set_gives_its_images(tmp_path):
         ),
         (b'x\ny\nz\n', 'has 3 different names in 3 lines, and there are 2 records'),
         (b'xx\nxx\n', 'has 1 different names in 2 lines, and there are 2 records'),
-        (b'x\n\xff\n', 'images.txt cannot be read .*: remove the folder'),
     ],
 )
 def test_list_of_names_must_fit_the_records(tmp_path, names, message):
@@ -226,3 +226,97 @@ def test_nothing_to_find_is_one_sentence(tmp_path):
     for path in (tmp_path, tmp_path / 'x.json'):
         with pytest.raises(SamjaxError, match=f'^{path} holds no image: name a file that ends in .jpg'):
             collect(path)
+
+
+# ---- data sets -------------------------------------------------------------------------------------------------------
+
+
+def mask_picture(file):
+    return save(Image.fromarray(np.eye(24, 40, dtype=np.uint8) * 255), file)
+
+
+def test_masks_of_the_images_beside_them_are_left_out(tmp_path, caplog):
+    for name in ('a', 'b'):
+        save(random_image(1), tmp_path / f'set/images/{name}.jpg')
+        mask_picture(tmp_path / f'set/masks/{name}.png')
+    assert collect(tmp_path / 'set').names == ['images/a', 'images/b']
+    [line] = caplog.messages
+    assert line.startswith(f'{tmp_path}/set: 2 files, such as {tmp_path}/set/masks/a.png, are masks of the images')
+    assert 'name their folder, or the files' in line
+    caplog.clear()
+    assert collect(tmp_path / 'set/images').names == ['a', 'b']
+    assert collect(tmp_path / 'set/masks').names == ['a', 'b']
+    assert collect(tmp_path / 'set/images', tmp_path / 'set/masks').names == [
+        'images/a', 'images/b', 'masks/a', 'masks/b',
+    ]  # fmt: skip
+    assert collect(tmp_path / 'set', tmp_path / 'set/masks/a.png').names == ['images/a', 'images/b', 'a']
+
+
+@pytest.mark.parametrize(
+    ('images', 'masks'),
+    [
+        (['x.jpg', 'y.jpg'], ['x_mask.png', 'y_mask_0.png', 'y_mask_1.png']),
+        (['x.jpg', 'y.jpg', 'z.jpg'], ['x.png', 'y.png']),
+        (['leftImg8bit/a/a_leftImg8bit.png'], ['gtFine/a/a_gtFine_color.png', 'gtFine/a/a_gtFine_instanceIds.png']),
+        (['JPEGImages/x.jpg', 'JPEGImages/y.jpg'], ['SegmentationClass/x.png', 'SegmentationObject/x.png']),
+        (['imagesTr/x_0000.png'], ['labelsTr/x.png']),
+    ],
+)
+def test_masks_of_each_layout_are_left_out(images, masks, tmp_path):
+    for file in images:
+        save(random_image(1), tmp_path / file)
+    for file in masks:
+        mask_picture(tmp_path / file)
+    images_in_order = sorted(collect(tmp_path).names)
+    assert images_in_order == sorted(os.path.splitext(file)[0] for file in images)
+
+
+def test_folder_with_a_report_json_of_someone_else(tmp_path):
+    save(random_image(1), tmp_path / 'x.png')
+    (tmp_path / 'report.json').write_text('{"author": "someone", "images": 2}')
+    (tmp_path / 'dataset_info.json').write_text('{"name": "of someone"}')
+    (tmp_path / 'report.jsonl').write_text('[]')
+    assert collect(tmp_path).names == ['x']
+
+
+def test_every_reader_has_the_same_suffixes(tmp_path):
+    for number, suffix in enumerate(SUFFIXES):
+        save(random_image(1), tmp_path / f'{number}{suffix}', format=None if suffix != '.jfif' else 'JPEG')
+    assert len(collect(tmp_path)) == len(SUFFIXES)
+    assert all(image.image_HW3.shape == (24, 40, 3) for image in collect(tmp_path))
+
+
+def test_animation_is_refused(tmp_path):
+    save(random_image(1), tmp_path / 'x.gif', save_all=True, append_images=[random_image(2)])
+    with pytest.raises(InvalidExample, match='it holds 2 images'):
+        collect(tmp_path)[0]
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    save(random_image(1), tmp_path / 'x.png')
+    save(random_image(1), tmp_path / 'private/y.png')
+    scandir = os.scandir
+
+    def refuse(path='.'):
+        if str(path).endswith('private'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    images = collect(tmp_path)
+    assert images.names == ['x', 'private']
+    with pytest.raises(InvalidExample) as error:
+        images[1]
+    assert (error.value.cause, error.value.detail) == ('unreadable folder', 'Permission denied')
+    assert images.location(1) == f'{tmp_path}/private'
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    name = os.fsdecode(b'\xff')
+    write(tmp_path / 'set', name)
+    write(tmp_path / 'set', 'two\nlines')
+    prepare(open_index(str(tmp_path / 'set')), 'set', tmp_path / 'out', max_invalid_fraction=0.0, num_workers=1)
+    assert collect(tmp_path / 'set').names == ['two\nlines', name]
+    images = collect(tmp_path / 'out')
+    assert images.names == ['two lines', name]
+    assert images[1].data == (tmp_path / 'set' / f'{name}.jpg').read_bytes()

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from samjax.errors import SamjaxError
-from samjax.storage.walk import has_suffix, list_files
+from samjax.storage.walk import has_suffix, ignore_error, list_files
 
 
 def make(root, *files):
@@ -56,3 +56,18 @@ def test_folders_that_cannot_be_read(tmp_path):
         list(list_files(absent, lambda name: True))
     assert list(list_files(absent, lambda name: True, on_error=errors.append)) == []
     assert [error.filename for error in errors] == [str(absent)]
+    assert list(list_files(absent, lambda name: True, on_error=ignore_error)) == []
+
+
+def test_broken_links_are_files_and_folders_are_not(tmp_path):
+    make(tmp_path, 'x.png/1.png')
+    (tmp_path / 'gone.png').symlink_to('/nowhere.png')
+    (tmp_path / 'self.png').symlink_to(tmp_path / 'self.png')
+    files = list_files(tmp_path, has_suffix(('.png',)))
+    assert relative(tmp_path, files) == ['gone.png', 'self.png', 'x.png/1.png']
+
+
+def test_names_of_any_bytes(tmp_path):
+    name = os.fsdecode(b'\xff.png')
+    make(tmp_path, name)
+    assert relative(tmp_path, list_files(tmp_path, has_suffix(('.png',)))) == [name]

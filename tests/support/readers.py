@@ -73,7 +73,7 @@ def read_items(path: Path | str) -> Items:
                 num_invalid += 1
                 continue
             features.serialize_example(made.content)
-            item.name.encode()
+            os.fsencode(item.name)
             counted += [*made.skipped_masks.lines(), *made.warnings.lines()]
             masks = made.content['annotations']
             pixels_HW3 = EncodedImage.from_bytes(made.content['image'], made.content['orientation']).pixels()

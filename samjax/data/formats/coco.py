@@ -6,28 +6,26 @@ import collections
 import json
 import os
 import pathlib
-import re
-import urllib.parse
+import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from pycocotools import mask as coco
 
 from samjax.data.formats import coco_json
 from samjax.data.formats.causes import Causes
-from samjax.data.formats.coco_json import integer
+from samjax.data.formats.coco_json import flag, identifier, integer
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
+from samjax.data.formats.file_names import Located, as_path, locate, search, storable
 from samjax.errors import InvalidExample, SamjaxError
-from samjax.images.open import image_size
+from samjax.images.open import ImageOptions, image_size, open_image, upright_size
 from samjax.masks import rle
 from samjax.storage import digest
-from samjax.storage.walk import list_files
 
-MAX_OUTLINE = 4_000_000  # px; pycocotools takes 80 bytes for each, far more than any annotated outline has
 LISTS = ('images', 'annotations')
 REMEDY = "data.path must name a complete file in COCO's format, with images and annotations"
+SEARCHED = 'below the folder of the JSON, nor where it leads from there'
+ANY_SIZE = ImageOptions(max_pixels=2**31 - 1)  # a PNG of segments has the size of its image, which is checked
 
 
 def is_coco(path: pathlib.Path) -> bool:
@@ -54,23 +52,53 @@ def open_index(path: pathlib.Path) -> DatasetIndex:
     if wrong := coco_json.wrong_form(content, LISTS):
         raise SamjaxError(f'{path} {wrong}: {REMEDY}')
     entries = _entries(content['images'], path.name)
-    panoptic = any(isinstance(a, Mapping) and 'segments_info' in a for a in content['annotations'])
-    groups = _by_image(content['annotations'], panoptic)
+    panoptic = coco_json.is_panoptic(content['annotations'])
+    groups = _by_image(content['annotations'])
 
     folder = path.parent
     file_names = [entry.file_name for entry in entries if isinstance(entry, _Entry)]
     pngs = {}
     if panoptic:
-        first = [_file_name(group.annotations[0]) for group in groups.values()]
+        first = [_file_name(annotations[0][1]) for annotations in groups.values()]
         pngs = _locate(filter(None, first), [path.with_suffix(''), folder, folder.parent], folder)
-    taken = {files[0] for files in pngs.values() if len(files) == 1}
+    taken = {located.files[0] for located in pngs.values() if len(located.files) == 1}
     images = _locate(file_names, [folder, folder.parent], folder, taken)
 
     items = list(_items(entries, groups, images, pngs if panoptic else None, folder))
     items += _unknown(groups, content['images'], {item.name for item in items}, path.name)
     layout = 'COCO panoptic' if panoptic else 'COCO instances'
-    unique = [(name, files[0]) for located in (images, pngs) for name, files in located.items() if len(files) == 1]
+    unique = [(name, file) for located in (images, pngs) for name, (files, _) in located.items() for file in files[:1]]
     return DatasetIndex(layout, in_shards(items), digest.of_files(path, [('', path), *unique]))
+
+
+def sizes_from_files(path: pathlib.Path) -> dict[int | str, tuple[int, int]]:
+    """(height, width) in px, as EXIF rotates them, of the valid images of a JSON that states none, by id.
+
+    Raises:
+        SamjaxError: see `open_index`.
+    """
+    sizes = {}
+    for shard in open_index(path).shards:
+        for item in shard.items():
+            if not isinstance(item, InvalidItem) and item.size is None:
+                try:
+                    sizes[item.image_id] = _read_image(item.path, None)[1]
+                except InvalidExample:
+                    continue
+    return sizes
+
+
+class Annotation(NamedTuple):
+    """A mask of an image as in the JSON."""
+
+    position: int  # in the list
+    id: object
+    segmentation: object
+    iscrowd: object
+
+    @property
+    def label(self) -> str:
+        return coco_json.label(self.id, self.position)
 
 
 class Instances(NamedTuple):
@@ -79,21 +107,37 @@ class Instances(NamedTuple):
     name: str
     location: str
     path: str
-    size: tuple[int, int] | None  # height and width in px; None if the JSON states none
-    masks: tuple[tuple[object, bool], ...]  # segmentation as in the JSON, whether it is a crowd
-    duplicates: int  # masks with the id of another one
+    image_id: int | str
+    size: tuple[int, int] | None  # height and width in px; None if the JSON states none that is possible
+    annotations: tuple[Annotation, ...]
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
         image, size = _read_image(self.path, self.size)
-        masks, skipped = [], Causes()
-        skipped.add('duplicate id', '', self.duplicates)
-        for number, (segmentation, crowd) in enumerate(self.masks):
+        masks, skipped, warnings, seen = [], Causes(), _size_warnings(self.size), set()
+        for annotation in self.annotations:
+            label, crowd = annotation.label, flag(annotation.iscrowd)
+            if crowd is None:
+                skipped.add('unclear iscrowd', f'{label}: {reprlib.repr(annotation.iscrowd)}')
+                continue
+            if crowd:
+                skipped.add('crowd', label)
+                continue
             try:
-                masks.append(_mask(segmentation, crowd, *size))
-            except _SkippedMask as error:
-                skipped.add(error.cause, f'annotation {number}')
-        return AnnotatedImage(image, size, masks, skipped)
+                mask, area, changes = coco_json.read_segmentation(annotation.segmentation, *size)
+            except InvalidExample as error:
+                skipped.add(error.cause, f'{label}: {error.detail}')
+                continue
+            if not area:
+                skipped.add('no pixels', label)
+            elif mask['counts'] in seen:
+                skipped.add('duplicate mask', label)
+            else:
+                masks.append(mask)
+                seen.add(mask['counts'])
+                for cause, detail in changes:
+                    warnings.add(cause, f'{label}: {detail}' if detail else label)
+        return AnnotatedImage(image, size, masks, skipped, warnings)
 
 
 class Panoptic(NamedTuple):
@@ -102,10 +146,11 @@ class Panoptic(NamedTuple):
     name: str
     location: str
     path: str
-    size: tuple[int, int] | None  # height and width in px; None if the JSON states none
+    image_id: int | str
+    size: tuple[int, int] | None  # height and width in px; None if the JSON states none that is possible
     png: str
-    segments: tuple[tuple[int, bool], ...]  # id, whether it is a crowd
-    duplicates: int  # segments with the id of another one
+    segments: tuple[tuple[int, object], ...]  # id, iscrowd as in the JSON
+    duplicates: tuple[int, ...]  # further segments with the id of another one
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
@@ -115,15 +160,19 @@ class Panoptic(NamedTuple):
             detail = f'{len(unlisted)} segments of the PNG are not in segments_info, such as {unlisted[0]}'
             raise InvalidExample('wrong segments', detail)
         masks, skipped = [], Causes()
-        skipped.add('duplicate id', '', self.duplicates)
-        for segment, crowd in self.segments:
-            if crowd:
+        for segment in self.duplicates:
+            skipped.add('duplicate id', f'segment {segment}')
+        for segment, iscrowd in self.segments:
+            crowd = flag(iscrowd)
+            if crowd is None:
+                skipped.add('unclear iscrowd', f'segment {segment}: {reprlib.repr(iscrowd)}')
+            elif crowd:
                 skipped.add('crowd', f'segment {segment}')
             elif segment not in rles:
                 skipped.add('no pixels', f'segment {segment}')
             else:
                 masks.append(rles[segment])
-        return AnnotatedImage(image, size, masks, skipped)
+        return AnnotatedImage(image, size, masks, skipped, _size_warnings(self.size))
 
 
 # ---- the JSON --------------------------------------------------------------------------------------
@@ -132,63 +181,54 @@ class Panoptic(NamedTuple):
 class _Entry(NamedTuple):
     """A valid entry of `images`."""
 
-    id: int
+    id: int | str
     name: str
     file_name: str
     size: tuple[int, int] | None
 
 
-class _Group(NamedTuple):
-    """The annotations of one image."""
-
-    annotations: list[Mapping]
-    duplicates: list[Mapping]  # skipped, because another annotation has the same id
+_Group = list[tuple[int, Mapping]]  # annotations with their positions in the JSON
 
 
 def _entries(images: list, location: str) -> list[_Entry | InvalidItem]:
-    """The entries of `images` in their order; of several with the same id or name only the first is valid."""
-    ids, names, entries = set(), set(), []
-    for number, image in enumerate(images):
-        entry = f'images[{number}]'
-        file_name, image_id = _file_name(image), integer(image, 'id')
+    """The entries of `images` in their order; of several with the same id or file only the first is valid."""
+    ids, names, file_names, entries = set(), set(), set(), []
+    for position, image in enumerate(images):
+        entry = f'images[{position}]'
+        file_name, image_id = _file_name(image), _id(image)
         if file_name is None or image_id is None:
-            detail = f'{entry} has no {"integer id" if image_id is None else "file_name"}'
+            detail = f'{entry} has no {"id" if image_id is None else "file_name"} that can be read'
             entries.append(InvalidItem(entry, location, 'missing key', detail))
             continue
-        name = os.path.splitext(file_name)[0]
+        name = storable(os.path.splitext(file_name)[0])
+        name = storable(file_name) if name in names else name  # a.png beside a.jpg
         if image_id in ids:
             detail = f'{entry} has the id {image_id} of an entry before it'
             entries.append(InvalidItem(f'{name} ({entry})', location, 'duplicate id', detail))
-        elif name in names:
-            detail = f'{entry} has the name of an entry before it'
+        elif file_name in file_names or name in names:
+            detail = f'{entry} has the file_name of an entry before it'
             entries.append(InvalidItem(f'{name} ({entry})', location, 'duplicate name', detail))
         else:
             entries.append(_Entry(image_id, name, file_name, coco_json.image_size(image)))
         ids.add(image_id)
         names.add(name)
+        file_names.add(file_name)
     return entries
 
 
-def _by_image(annotations: list, panoptic: bool) -> dict[int | None, _Group]:
-    """Annotations by image id, None for those that have none."""
-    groups = collections.defaultdict(lambda: _Group([], []))
-    seen = set()
-    for annotation in annotations:
-        image_id = integer(annotation, 'image_id')
-        # COCO's panoptic annotations have no id: an image has only one.
-        own_id = image_id if panoptic or not isinstance(annotation, Mapping) else annotation.get('id')
-        is_duplicate = isinstance(own_id, (int, str)) and own_id in seen
-        (groups[image_id].duplicates if is_duplicate else groups[image_id].annotations).append(annotation)
-        if isinstance(own_id, (int, str)):
-            seen.add(own_id)
+def _by_image(annotations: list) -> dict[int | str | None, _Group]:
+    """Annotations by image id, None for those that have none.  Their own ids do not matter: many files repeat them."""
+    groups = collections.defaultdict(list)
+    for position, annotation in enumerate(annotations):
+        groups[_id(annotation, 'image_id')].append((position, annotation))
     return dict(groups)
 
 
 def _items(
     entries: list[_Entry | InvalidItem],
-    groups: Mapping[int | None, _Group],
-    images: Mapping[str, list[str]],
-    pngs: Mapping[str, list[str]] | None,
+    groups: Mapping[int | str | None, _Group],
+    images: Mapping[str, Located],
+    pngs: Mapping[str, Located] | None,
     folder: pathlib.Path,
 ) -> Iterator[Item]:
     """An item for each entry.
@@ -199,64 +239,67 @@ def _items(
         if isinstance(entry, InvalidItem):
             yield entry
             continue
-        files = images[entry.file_name]
-        if len(files) != 1:
-            yield InvalidItem(entry.name, entry.file_name, 'no image', _why_missing(entry.file_name, files))
+        located = images[entry.file_name]
+        if len(located.files) != 1:
+            detail = located.why_missing(entry.file_name, SEARCHED)
+            yield InvalidItem(entry.name, storable(entry.file_name), 'no image', detail)
             continue
-        common = entry.name, _location(files[0], folder), files[0], entry.size
-        group = groups[entry.id] if entry.id in groups else _Group([], [])
-        if pngs is None or not group.annotations:
-            yield Instances(*common, tuple(map(_segmentation, group.annotations)), len(group.duplicates))
+        (file,) = located.files
+        common = entry.name, storable(_location(file, folder)), file, entry.id, entry.size
+        group = groups.get(entry.id, [])
+        if pngs is None or not group:
+            yield Instances(*common, tuple(_annotation(position, annotation) for position, annotation in group))
         else:
-            yield _panoptic(common, group, pngs)
+            yield _panoptic(common, [annotation for _, annotation in group], pngs)
 
 
-def _segmentation(annotation: Mapping) -> tuple[object, bool]:
-    return annotation.get('segmentation'), bool(annotation.get('iscrowd'))
+def _annotation(position: int, annotation: Mapping) -> Annotation:
+    return Annotation(position, *map(annotation.get, ('id', 'segmentation', 'iscrowd')))
 
 
-def _panoptic(common: tuple, group: _Group, pngs: Mapping[str, list[str]]) -> Panoptic | InvalidItem:
+def _panoptic(common: tuple, annotations: list[Mapping], pngs: Mapping[str, Located]) -> Panoptic | InvalidItem:
+    """COCO has one annotation for each image: segments of others are left out as duplicates."""
     name, location = common[:2]
-    (annotation,) = group.annotations
+    annotation, *others = annotations
     file_name, segments = _file_name(annotation), _segments(annotation)
     if file_name is None or any(integer(segment, 'id') is None for segment in segments):
         detail = f'the annotation has {"no file_name" if file_name is None else "segments without an integer id"}'
         return InvalidItem(name, location, 'missing key', detail)
-    files = pngs[file_name]
-    if len(files) != 1:
-        return InvalidItem(name, location, 'no PNG', _why_missing(file_name, files))
-    crowd = {}
+    located = pngs[file_name]
+    if len(located.files) != 1:
+        return InvalidItem(name, location, 'no PNG', located.why_missing(file_name, SEARCHED))
+    iscrowd, duplicates = {}, []
     for segment in segments:
-        crowd.setdefault(segment['id'], bool(segment.get('iscrowd')))
-    duplicates = len(segments) - len(crowd) + sum(len(_segments(annotation)) for annotation in group.duplicates)
-    return Panoptic(*common, files[0], tuple(crowd.items()), duplicates)
+        if integer(segment, 'id') in iscrowd:
+            duplicates.append(integer(segment, 'id'))
+        else:
+            iscrowd[integer(segment, 'id')] = segment.get('iscrowd')
+    duplicates += [integer(segment, 'id') for other in others for segment in _segments(other)]
+    return Panoptic(*common, located.files[0], tuple(iscrowd.items()), tuple(duplicates))
 
 
 def _unknown(
-    groups: Mapping[int | None, _Group], images: list, names: Collection[str], location: str
+    groups: Mapping[int | str | None, _Group], images: list, names: Collection[str], location: str
 ) -> Iterator[InvalidItem]:
     """An item for each image id that annotations have and `images` lacks."""
-    known = {integer(image, 'id') for image in images} - {None}
+    known = set(map(_id, images)) - {None}
     for image_id, group in groups.items():
         if image_id not in known:
-            name, count = f'image {image_id}', len(group.annotations) + len(group.duplicates)
-            problem = 'no integer image_id' if image_id is None else f'the image_id {image_id}, which no image has'
+            name = storable(f'image {image_id}')
+            problem = 'no image_id' if image_id is None else f'the image_id {image_id}, which no image has'
             name = f'{name} of the annotations' if name in names else name
-            yield InvalidItem(name, location, 'unknown image id', f'{count} annotations have {problem}')
+            yield InvalidItem(name, location, 'unknown image id', f'{len(group)} annotations have {problem}')
+
+
+def _id(entry, key: str = 'id') -> int | str | None:
+    return identifier(entry.get(key)) if isinstance(entry, dict) else None
 
 
 def _file_name(content) -> str | None:
-    """File name as a POSIX path; LVIS has it as the last two parts of `coco_url`."""
+    """File name as a POSIX path; LVIS has it as `coco_url`."""
     if not isinstance(content, Mapping):
         return None
-    file_name = content.get('file_name')
-    if not file_name and isinstance(content.get('coco_url'), str):
-        path = urllib.parse.unquote(re.sub(r'^\w+://[^/]*/|[?#].*', '', content['coco_url']))
-        file_name = '/'.join(path.split('/')[-2:])
-    if not isinstance(file_name, str) or re.search(r'[\ud800-\udfff]', file_name):  # half a character
-        return None
-    path = pathlib.PurePosixPath(file_name.replace('\\', '/'))  # Windows wrote it
-    return None if path.name in ('', '..') else str(path)
+    return as_path(content.get('file_name') or content.get('coco_url'))
 
 
 def _segments(annotation) -> list:
@@ -269,55 +312,15 @@ def _segments(annotation) -> list:
 
 
 def _locate(
-    file_names: Iterable[str],
-    bases: list[pathlib.Path],
-    folder: pathlib.Path,
-    taken: Collection[str] = (),
-) -> dict[str, list[str]]:
-    """Files that each name may mean: none if it is missing, several if that is ambiguous.
-
-    Files of `taken` are left out: an image may have the name of the PNG of its segments.
-    """
-    located = {name: _first_file(name, bases, taken) for name in file_names}
-    _search(located, folder, taken)
+    file_names: Iterable[str], bases: list[pathlib.Path], folder: pathlib.Path, taken: Collection[str] = ()
+) -> dict[str, Located]:
+    """Files of `taken` are left out: an image may have the name of the PNG of its segments."""
+    located = locate(file_names, bases, [folder], taken)
     below = os.path.join(folder, '')
-    any_below = any(os.path.normpath(file).startswith(below) for files in located.values() for file in files)
+    any_below = any(os.path.normpath(file).startswith(below) for files, _ in located.values() for file in files)
     if folder.name == 'annotations' or not any_below:
-        _search(located, folder.parent, taken)
+        located |= search(located, folder.parent, taken)
     return located
-
-
-def _first_file(name: str, bases: list[pathlib.Path], taken: Collection[str]) -> list[str]:
-    files = (os.path.join(base, name) for base in bases)
-    return [file for file in files if file not in taken and os.path.isfile(file)][:1]
-
-
-def _search(located: dict[str, list[str]], root: pathlib.Path, taken: Collection[str]) -> None:
-    """Adds files below `root` for names without any: those that end in the whole name, else in its unique last part."""
-    last_parts = collections.Counter(map(os.path.basename, located))
-    missing = [name for name, files in located.items() if not files]
-    by_last_part = _files_named(root, set(map(os.path.basename, missing)))
-    for name in missing:
-        last_part = os.path.basename(name)
-        files = [file for file in by_last_part[last_part] if file not in taken]
-        end = '/'.join(part for part in name.split('/') if part not in ('', '..'))
-        whole = [file for file in files if file.endswith(f'/{end}')]
-        located[name] = whole or (files if last_parts[last_part] == 1 else [])
-
-
-def _files_named(root: pathlib.Path, names: set[str]) -> dict[str, list[str]]:
-    """Files below `root` by each of the names, in a fixed order; folders that cannot be read are left out."""
-    files = {name: [] for name in names}
-    for file in list_files(root, names.__contains__, on_error=lambda error: None) if names else ():
-        files[os.path.basename(file)].append(file)
-    return files
-
-
-def _why_missing(file_name: str, files: list[str]) -> str:
-    """Why a name means no file: `files` are none, or several."""
-    if files:
-        return f'{file_name} may be {files[0]} or {files[1]}'
-    return f'{file_name} is not below the folder of the JSON, nor where it leads from there'
 
 
 def _location(file: str, folder: pathlib.Path) -> str:
@@ -329,77 +332,43 @@ def _location(file: str, folder: pathlib.Path) -> str:
 # ---- image and masks -------------------------------------------------------------------------------
 
 
-class _SkippedMask(Exception):
-    """An annotation that is no mask to train on: `cause` is counted."""
-
-    def __init__(self, cause: str):
-        super().__init__(cause)
-        self.cause = cause
-
-
 def _read_image(path: str, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
     """Bytes of the file, and height and width in px: as stated, else from the image.  Raises InvalidExample."""
+    data = _read_bytes(path, 'unreadable image')
+    return data, upright_size(data) if size is None else size
+
+
+def _read_bytes(path: str, cause: str) -> bytes:
     try:
-        data = pathlib.Path(path).read_bytes()
+        return pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise InvalidExample('unreadable image', str(error)) from error
-    return data, image_size(data) if size is None else size
+        broken = os.path.islink(path) and not os.path.exists(path)
+        reason = f'it is a link to {os.readlink(path)}, which is not there' if broken else error.strerror
+        raise InvalidExample(cause, storable(reason)) from error
+
+
+def _size_warnings(size: tuple[int, int] | None) -> Causes:
+    warnings = Causes()
+    warnings.add('no valid height and width in the JSON, those of the image file are taken', '', size is None)
+    return warnings
 
 
 def _read_segments(path: str, size: tuple[int, int]) -> np.ndarray:
     """Segment of each pixel, int32 [H, W], 0 for none.  Raises InvalidExample."""
+    data = _read_bytes(path, 'unreadable PNG')
     try:
-        with Image.open(path) as image:
-            mode = image.mode
-            rgb_HW3 = np.asarray(image.convert('RGB') if mode in ('RGB', 'RGBA', 'P') else None)
-    except Exception as error:  # pillow raises nearly anything on damaged files
-        raise InvalidExample('unreadable PNG', str(error)) from error
-    if rgb_HW3.ndim != 3:
-        raise InvalidExample('wrong segments', f'the PNG of the segments has pixels of type {mode}, not RGB')
-    if rgb_HW3.shape[:2] != size:
-        expected, actual = (' x '.join(map(str, sides)) for sides in (size, rgb_HW3.shape[:2]))
-        raise InvalidExample('wrong size', f'the image has {expected} px, the PNG of its segments {actual}')
-    return rgb_HW3 @ np.array([1, 256, 256**2], np.int32)  # uint8 @ int32 is int32
-
-
-def _mask(segmentation, crowd: bool, height: int, width: int) -> dict:
-    """COCO RLE of an annotation; one that the JSON has is not checked here.  Raises _SkippedMask."""
-    if crowd:
-        raise _SkippedMask('crowd')
-    if isinstance(segmentation, Mapping):
-        size, counts = segmentation.get('size'), segmentation.get('counts')
-        if not isinstance(size, list) or not isinstance(counts, (str, list)):
-            raise _SkippedMask('no mask')
-        return {'size': size, 'counts': counts}
-    if not isinstance(segmentation, list) or not segmentation:
-        raise _SkippedMask('no mask')
-    polygons = [_polygon(part, height, width) for part in segmentation]
-    valid = [polygon for polygon in polygons if polygon is not None]
-    if not valid:
-        raise _SkippedMask('invalid polygon')
-    merged = coco_json.polygons_to_rle(valid, height, width)
-    if not coco.area(merged):
-        raise _SkippedMask('no pixels')
-    return merged
-
-
-def _polygon(part, height: int, width: int) -> np.ndarray | None:
-    """A polygon x, y, x, y, .. in px, None if `part` is not one.
-
-    pycocotools steps along the outline, so corners far outside the image could take it unlimited time and memory;
-    they are moved nearer, which changes no mask of a sensible polygon.
-    """
-    if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
-        return None
-    if not all(type(number) in (int, float) for number in part):
-        return None
-    try:
-        corners_N2 = np.array(part, np.float64).reshape(-1, 2)
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-    if not np.isfinite(corners_N2).all():
-        return None
-    sides_2 = np.array([width, height])
-    corners_N2 = np.clip(corners_N2, -2 * sides_2, 3 * sides_2)
-    outline = np.abs(corners_N2 - np.roll(corners_N2, 1, 0)).max(1).sum()
-    return corners_N2.ravel() if outline <= MAX_OUTLINE else None
+        png_size = image_size(data)
+        if png_size != size:
+            expected, actual = (' x '.join(map(str, sides)) for sides in (size, png_size))
+            raise InvalidExample('wrong size', f'it has {actual} px, the image {expected}')
+        image = open_image(data, ANY_SIZE).image
+    except InvalidExample as error:
+        if error.cause == 'not 8 bits':
+            detail = 'the PNG of the segments has more than 8 bits per channel: save R + 256 G + 256^2 B as 8-bit RGB'
+            raise InvalidExample('wrong segments', detail) from error
+        cause = 'unreadable PNG' if error.cause == 'unreadable image' else error.cause
+        raise InvalidExample(cause, f'the PNG of the segments: {error.detail}') from error
+    if image.mode not in ('RGB', 'RGBA', 'P'):
+        raise InvalidExample('wrong segments', f'the PNG of the segments has pixels of type {image.mode}, not RGB')
+    image.info.pop('transparency', None)  # pillow would warn
+    return np.asarray(image.convert('RGB')) @ np.array([1, 256, 256**2], np.int32)  # uint8 @ int32 is int32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from samjax.data.formats.causes import Causes
@@ -76,6 +76,11 @@ class DatasetIndex(NamedTuple):
     layout: str  # the format, for messages, such as 'COCO instances'
     shards: list[Shard]
     digest: str  # changes when a file of the data set does
+    num_annotated: int = 0  # images with masks, as far as names and a sample of the files tell
+    files: Collection[str] = ()  # absolute paths of what is read or counted in `ignored`, if it was found in a folder
+    ignored: Causes = Causes()  # files below the path that are not read, by what they are
+    warnings: Causes = Causes()  # about the data set as a whole
+    images_by_layout: Mapping[str, int] = {}  # `num_annotated` of each layout that fits, the chosen one first
 
 
 def in_shards(items: Iterable[Item]) -> list[ListedShard]:

@@ -22,6 +22,14 @@ class ByteRange(NamedTuple):
             return file.read(self.size)
 
 
+def whole_file(path: str) -> ByteRange:
+    """All bytes of a file; of one that is not there, such as a link to nothing, none, and reading it raises OSError."""
+    try:
+        return ByteRange(path, 0, os.path.getsize(path))
+    except OSError:
+        return ByteRange(path, 0, 0)
+
+
 def list_members(path: str) -> Iterator[tuple[str, ByteRange]]:
     """Name and bytes of each regular file in an uncompressed tar file, in its order; reads only headers.
 

@@ -124,11 +124,15 @@ def _coco_panoptic(record: dict) -> AnnotatedImage:
         rgb_HW3 = np.asarray(image.convert('RGB'), np.int64)
     ids_HW = rgb_HW3 @ [1, 256, 256**2]
     rles = encode_labels(ids_HW)
-    segments = record['panoptic_objects']
+    segments, masks, skipped = record['panoptic_objects'], [], Causes()
     is_crowd = {int(id): bool(crowd) for id, crowd in zip(segments['id'], segments['is_crowd'], strict=True)}
-    masks = [rles[id] for id, crowd in is_crowd.items() if not crowd and id in rles]
-    skipped = Causes()
-    skipped.add('crowd', '', sum(is_crowd.values()))
+    for id, crowd in is_crowd.items():
+        if crowd:
+            skipped.add('crowd', f'segment {id}')
+        elif id not in rles:
+            skipped.add('no pixels', f'segment {id}')
+        else:
+            masks.append(rles[id])
     return AnnotatedImage(record['image'], ids_HW.shape, masks, skipped)
 
 

@@ -72,7 +72,7 @@ class ObjectMasks(tfds.core.GeneratorBasedBuilder):
         split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template)
         self.info.set_splits(tfds.core.splits.SplitDict([split]))
         for name, text in self._texts.items():
-            (folder / name).write_text(text)
+            (folder / name).write_bytes(os.fsencode(text))  # names of files may be any bytes
 
 
 def _link(source: Path, target: Path) -> None:

@@ -62,6 +62,8 @@ class PreparationReport(NamedTuple):
     no_masks: list[str]  # locations of images
     skipped_masks: Causes = Causes()
     warnings: Causes = Causes()  # what was read, and may not be what was meant
+    ignored: Causes = Causes()  # files at the path that are not read, by what they are
+    images_by_layout: dict[str, int] = {}  # see `DatasetIndex`
     read_as: dict[str, int] = {}  # how mask files were interpreted -> number of files
     num_scaled: int = 0  # images of more than 8 bits per channel that were scaled to 8
     options: dict[str, object] = {}  # how the data set was read, see `ReadOptions`, where that is not the default
@@ -82,31 +84,37 @@ class PreparationReport(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> PreparationReport:
-        """The report beside the records in `folder`.  Raises SamjaxError if it is damaged."""
+        """The report beside the records in `folder`.  Raises SamjaxError if it is missing or damaged."""
         try:
-            fields = json.loads((folder / REPORT).read_text())
-            fields = {OLD_FIELDS.get(name, name): value for name, value in fields.items()}
-            for name in ('skipped_masks', 'warnings'):
-                counts = fields.get(name, {}).items()
-                causes = {cause: value if isinstance(value, list) else (value, '') for cause, value in counts}
-                fields[name] = Causes()
-                fields[name].add_all(causes)
-            report = cls(**fields)
+            report = cls._from_json(json.loads((folder / REPORT).read_text()))
             report._check_fields()
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise SamjaxError(
-                f'{folder / REPORT} is not what `samjax data prepare` writes ({reason(error)}): {PREPARE_AGAIN}'
+                f'{folder / REPORT} is not what this version of `samjax data prepare` writes ({reason(error)}): '
+                f'{PREPARE_AGAIN}'
             ) from error
         return report
 
+    @classmethod
+    def _from_json(cls, fields: dict) -> PreparationReport:
+        fields = {OLD_FIELDS.get(name, name): value for name, value in fields.items()}
+        for name in ('skipped_masks', 'warnings', 'ignored'):
+            counts = fields.get(name, {}).items()
+            causes = {cause: value if isinstance(value, list) else (value, '') for cause, value in counts}
+            fields[name] = Causes()
+            fields[name].add_all(causes)
+        return cls(**fields)
+
     def _check_fields(self) -> None:
         """Raises ValueError, TypeError or AttributeError if a field has another type or the numbers do not add up."""
-        causes = [(cause, *value) for causes in (self.skipped_masks, self.warnings) for cause, value in causes.items()]
-        texts = [self.path, self.layout, self.digest, *self.invalid, *self.read_as, *self.options]
+        causes = [*self.skipped_masks.items(), *self.warnings.items(), *self.ignored.items()]
+        causes = [(cause, *value) for cause, value in causes]
+        texts = [self.path, self.layout, self.digest, *self.invalid]
+        texts += [*self.read_as, *self.images_by_layout, *self.options]
         texts += [location for locations in self.dropped.values() for location in [*locations]]
         texts += [text for cause, _, example in causes for text in (cause, example)]
         counts = [self.num_images, self.num_kept, self.num_masks, self.num_scaled, *self.read_as.values()]
-        counts += [count for _, count, _ in causes]
+        counts += [*self.images_by_layout.values(), *(count for _, count, _ in causes)]
         wrong = [text for text in texts if type(text) is not str]
         wrong += [count for count in counts if type(count) is not int or count < 0]
         wrong += [self.fraction] * (type(self.fraction) not in (int, float))
@@ -202,7 +210,11 @@ def _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers
     tasks = [ShardTask(shard, str(work / f'{n:05d}'), fraction, options.image) for n, shard in enumerate(index.shards)]
     total = sum(shard.weight for shard in index.shards)
     results: dict[str, ShardResult] = {}
-    empty = PreparationReport(path, index.layout, index.digest, fraction, 0, 0, 0, {}, [], options=options.changes)
+    empty = PreparationReport(
+        path, index.layout, index.digest, fraction, 0, 0, 0, {}, [],
+        warnings=index.warnings, ignored=index.ignored, images_by_layout=dict(index.images_by_layout),
+        options=options.changes,
+    )  # fmt: skip
     report = _report(empty, ())
     with _show_progress(f'preparing {path}', tasks):
         for task, result in _run(tasks, num_workers or os.cpu_count(), beam):
@@ -216,7 +228,8 @@ def _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers
             f'{path}: none of its {report.num_images} images can be used{reason}; '
             'training needs images that each have at least one mask'
         )
-    names = ''.join(f'{name}\n' for task in tasks for name in results[task.stem].names)
+    # A line is a name, so that the line number is the index of the record.
+    names = ''.join(f'{" ".join(name.splitlines())}\n' for task in tasks for name in results[task.stem].names)
     texts = {REPORT: json.dumps(report._asdict(), indent=1), NAMES: names}
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
         shards = [(task.records, results[task.stem]) for task in tasks]
@@ -226,7 +239,7 @@ def _prepare(index, path, out, work, max_invalid_fraction, fraction, num_workers
 
 def _report(empty: PreparationReport, results: Iterable[ShardResult]) -> PreparationReport:
     report = empty._replace(
-        invalid={}, no_masks=[], skipped_masks=Causes(), warnings=Causes(), read_as=collections.Counter()
+        invalid={}, no_masks=[], skipped_masks=Causes(), warnings=Causes(empty.warnings), read_as=collections.Counter()
     )
     num_images = num_kept = num_masks = num_scaled = 0
     for result in results:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def make_record(item: Item, options: ImageOptions) -> MadeRecord:
             skipped_masks.add('damaged RLE', f'mask {n}: {error}')
     record = {
         'image': _stored(annotated.image, opened),
-        'name': item.name,
+        'name': os.fsencode(item.name),  # may be any bytes
         'height': height,
         'width': width,
         'orientation': orientation,

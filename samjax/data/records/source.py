@@ -14,7 +14,7 @@ from samjax.data.example import Example
 from samjax.data.formats.detect import open_index
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records import record
-from samjax.data.records.builder import SPLIT, dataset_folder
+from samjax.data.records.builder import SPLIT, ObjectMasks, dataset_folder
 from samjax.data.records.prepare import PREPARE_AGAIN, REPORT, PreparationReport, prepare
 from samjax.errors import SamjaxError, reason
 from samjax.images.encoded_image import EncodedImage
@@ -44,9 +44,15 @@ def open_records(
     else:
         report = PreparationReport.read(folder)
         report.check(max_invalid_fraction)
-    for lines, what in ((report.skipped_masks.lines(), 'masks left out'), (report.warnings.lines(), 'look')):
-        if lines:
-            logging.getLogger(__name__).warning('%s: %s: %s', path, what, '; '.join(lines))
+        if options.changes not in ({}, report.options):
+            logging.getLogger(__name__).warning(
+                '%s: prepared with %s, which %s do not change',
+                path, _described(report.options) or 'the default options', _described(options.changes),
+            )  # fmt: skip
+    lines = [f'not used: {line}' for line in report.ignored.lines()]
+    lines += [f'masks left out: {line}' for line in report.skipped_masks.lines()]
+    for line in [*lines, *report.warnings.lines()]:
+        logging.getLogger(__name__).warning('%s: %s', path, line)
     if report.dropped:
         logging.getLogger(__name__).warning(
             '%s: %d of %d images left out (%s), see %s',
@@ -55,9 +61,17 @@ def open_records(
     return RecordSource(folder)
 
 
+def _described(options: dict[str, object]) -> str:
+    return ', '.join(f'{name}={value}' for name, value in options.items())
+
+
 def prepared_folder(path: Path) -> Path | None:
     """The folder of the TFDS data set that `samjax data prepare` wrote below `path`, None if there is none."""
-    return next((folder for folder in (path, dataset_folder(path)) if (folder / REPORT).is_file()), None)
+    return next((folder for folder in (path, dataset_folder(path)) if _is_prepared(folder)), None)
+
+
+def _is_prepared(folder: Path) -> bool:
+    return any(folder.glob(f'{ObjectMasks.name}-{SPLIT}.array_record*'))
 
 
 def open_split(folder: str | os.PathLike) -> Sequence[dict]:
@@ -115,4 +129,4 @@ class RecordSource:
             for size, counts in zip(annotations['size'], annotations['counts'], strict=True)
         ]
         image = EncodedImage.from_bytes(content['image'], int(content['orientation']))
-        return Example(content['name'].decode(), image, rles)
+        return Example(os.fsdecode(content['name']), image, rles)

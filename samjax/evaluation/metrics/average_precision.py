@@ -18,8 +18,11 @@ import numpy as np
 from pycocotools import mask as coco
 from pycocotools.cocoeval import COCOeval
 
+from samjax.data.formats import coco as coco_format
 from samjax.data.formats import coco_json
-from samjax.errors import SamjaxError
+from samjax.data.formats.causes import Causes
+from samjax.data.formats.coco_json import flag, identifier
+from samjax.errors import InvalidExample, SamjaxError
 
 SIZES = ('all', 'small', 'medium', 'large')  # COCO's: limits are 32^2 and 96^2 px of the `area` of annotations
 FREQUENCIES = {'frequent': 'f', 'common': 'c', 'rare': 'r'}  # LVIS: how many training images show a category
@@ -37,19 +40,28 @@ SAME_CATEGORIES = 'take the ids of the categories in the annotations, which do n
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruth:
-    """The annotated objects of a data set."""
+    """The annotated objects of a data set.  Ids are as `coco_json.identifier` reads them."""
 
     path: Path
     is_lvis: bool  # else COCO
-    images: dict[int, Mapping]  # entries of the JSON by their id
-    categories: dict[int, Mapping]
-    objects: list[Mapping]  # image_id, category_id, area in px, iscrowd, ignore, segmentation as compressed RLE
+    images: dict[int | str, Mapping]  # entries of the JSON by their id
+    categories: dict[int | str, Mapping]
+    objects: list[Mapping]  # image_id, category_id (None: unknown), area in px, iscrowd, ignore, segmentation as
+    # compressed RLE
+    skipped: Causes = dataclasses.field(default_factory=Causes)  # annotations of the file that are no objects
+    warnings: Causes = dataclasses.field(default_factory=Causes)  # what is read, and may not be what was meant
 
-    def only(self, image_ids: Collection[int]) -> GroundTruth:
+    def only(self, image_ids: Collection[int | str]) -> GroundTruth:
         """The ground truth of a subset of the images."""
         images = {key: image for key, image in self.images.items() if key in image_ids}
         objects = [annotation for annotation in self.objects if annotation['image_id'] in images]
         return dataclasses.replace(self, images=images, objects=objects)
+
+    def remarks(self) -> str:
+        """What a report must say about the annotations of the whole file; empty if all are as they should be."""
+        left_out = 'Annotations left out: ' + '; '.join(self.skipped.lines()) + '.' if self.skipped else ''
+        unusual = 'In the annotations: ' + '; '.join(self.warnings.lines()) + '.' if self.warnings else ''
+        return ' '.join(filter(None, (left_out, unusual)))
 
 
 class Boxes(NamedTuple):
@@ -57,13 +69,13 @@ class Boxes(NamedTuple):
 
     boxes_N4: np.ndarray  # float32 x0, y0, x1, y1 in px, inside the image and not empty
     score_N: np.ndarray  # float64
-    category_N: np.ndarray  # int64, ids of the ground truth
+    category_N: np.ndarray  # object, ids of the ground truth: int or str
 
 
 class BoxFile(NamedTuple):
     """A detector's boxes in all images."""
 
-    images: dict[int, Boxes]  # every image of the ground truth
+    images: dict[int | str, Boxes]  # every image of the ground truth
     clipped: int  # boxes that exceeded their image
     dropped: int  # boxes without area in their image
 
@@ -71,18 +83,36 @@ class BoxFile(NamedTuple):
 def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
     """Annotations of COCO, or of LVIS if images have `neg_category_ids` or categories `frequency`.
 
-    Raises SamjaxError if the file cannot be read, is no such JSON, or refers to images or categories that it lacks.
+    The masks are those that training reads, with crowds, and with masks that cover no pixel, which count as objects
+    that are never found, as in pycocotools.  Sizes of images that the JSON lacks are read from their files.  What is
+    left out or replaced is counted in `skipped` and `warnings`.
+
+    Raises SamjaxError if the file cannot be read, is no such JSON, has an image or category that cannot be used, or
+    has annotations of which none can be used.
     """
     path = Path(path)
     content = coco_json.read(path, GIVE_ANNOTATIONS)
-    if wrong := coco_json.wrong_form(content, ('images', 'annotations', 'categories')):
+    if wrong := coco_json.wrong_form(content, ('images', 'annotations')):
         raise SamjaxError(f'{path} {wrong}: {GIVE_ANNOTATIONS}')
-    is_lvis = _is_lvis(content['images'], content['categories'])
-    images = _images(path, content['images'], is_lvis)
-    categories = _categories(path, content['categories'], is_lvis)
-    return GroundTruth(
-        path, is_lvis, images, categories, _objects(path, content['annotations'], images, categories, is_lvis)
-    )
+    annotations = content['annotations']
+    if coco_json.is_panoptic(annotations):
+        raise SamjaxError(f'{path} is panoptic, without a segmentation for each object: {GIVE_ANNOTATIONS}')
+    skipped, warnings = Causes(), Causes()
+    categories = content.get('categories')
+    if not isinstance(categories, list):
+        ids = dict.fromkeys(entry.get('category_id') for entry in annotations if isinstance(entry, Mapping))
+        categories = [{'id': key} for key in ids if identifier(key) is not None]
+        warnings.add('file without a list of categories, those of its annotations are taken', '')
+    is_lvis = _is_lvis(content['images'], categories)
+    images = _images(path, content['images'], is_lvis, warnings)
+    categories = _categories(path, categories, is_lvis, warnings)
+    objects = _objects(annotations, images, categories, is_lvis, skipped, warnings)
+    if annotations and not objects:
+        reasons = '; '.join(skipped.lines())
+        raise SamjaxError(
+            f'{path}: none of its {len(annotations)} annotations can be used ({reasons}): {GIVE_ANNOTATIONS}'
+        )
+    return GroundTruth(path, is_lvis, images, categories, objects, skipped, warnings)
 
 
 def average_recall(
@@ -97,7 +127,7 @@ def average_recall(
     Raises SamjaxError for detections that do not fit the ground truth.
     Source: arXiv 2304.02643, section 7.3 and appendix D.3.
     """
-    _check(truth, detections)
+    detections = _checked(truth, detections)
     detections_by_image = _by(detections, 'image_id')
 
     def recall_A(objects):
@@ -116,6 +146,8 @@ def average_recall(
 def average_precision(truth: GroundTruth, detections: Sequence[Mapping]) -> dict[str, float]:
     """Mask AP on average over the categories that have objects, by the rules of COCO or LVIS (`is_lvis`).
 
+    Objects of unknown categories do not count.
+
     COCO: the best 100 detections of a category in an image count.  LVIS: the best 300 of an image; detections of
     categories that are neither annotated in the image nor listed as absent (`neg_category_ids`) are left out, and
     unmatched ones of categories in `not_exhaustive_category_ids` are ignored.
@@ -126,7 +158,7 @@ def average_precision(truth: GroundTruth, detections: Sequence[Mapping]) -> dict
     Raises SamjaxError for detections that do not fit the ground truth.
     Sources: pycocotools.cocoeval, lvis.eval.
     """
-    _check(truth, detections, with_category=True)
+    detections = _checked(truth, detections, with_category=True)
     precision_TRA = _precision(truth, detections)
 
     def mean(threshold=slice(None), size=0, categories=truth.categories):
@@ -150,7 +182,7 @@ def read_boxes(path: str | os.PathLike, truth: GroundTruth) -> BoxFile:
     entries = coco_json.read(path, GIVE_BOXES)
     if not isinstance(entries, list):
         raise SamjaxError(f'{path} is not a list: {GIVE_BOXES}')
-    _check_boxes(path, entries, truth)
+    entries = _checked_boxes(path, entries, truth)
     by_image, clipped, dropped = _by(entries, 'image_id'), 0, 0
     images = {}
     for key, image in truth.images.items():
@@ -162,7 +194,7 @@ def read_boxes(path: str | os.PathLike, truth: GroundTruth) -> BoxFile:
         dropped += np.count_nonzero(~kept_N)
         clipped += np.count_nonzero(kept_N & (np.abs(clipped_N4 - box_N4) > ROUNDING).any(1))
         score_N = np.array([detection['score'] for detection in detections], np.float64)
-        category_N = np.array([detection['category_id'] for detection in detections], np.int64)
+        category_N = np.array([detection['category_id'] for detection in detections], object)
         images[key] = Boxes(clipped_N4[kept_N], score_N[kept_N], category_N[kept_N])
     return BoxFile(images, clipped, dropped)
 
@@ -226,13 +258,18 @@ class _Matcher(COCOeval):
 
 
 def _match(
-    objects: Mapping[int, list],
-    detections: Mapping[int, list],
+    objects: Mapping[int | str, list],
+    detections: Mapping[int | str, list],
     max_detections: int,
-    not_exhaustive: Collection[int] = (),
+    not_exhaustive: Collection[int | str] = (),
     recall_only: bool = False,
 ) -> _Matched:
     """Objects and detections by image; not_exhaustive: images where unmatched detections are ignored."""
+    ids = sorted(objects.keys() | detections.keys(), key=lambda key: (isinstance(key, str), key))
+    index = {key: number for number, key in enumerate(ids)}  # COCOeval sorts them, so texts would not do
+    objects = {index[key]: of_image for key, of_image in objects.items()}
+    detections = {index[key]: of_image for key, of_image in detections.items()}
+    not_exhaustive = {index[key] for key in not_exhaustive if key in index}
     matcher = _Matcher(objects, detections, max_detections, not_exhaustive, recall_only)
     with contextlib.redirect_stdout(io.StringIO()):
         matcher.evaluate()
@@ -240,7 +277,7 @@ def _match(
     return _Matched(matcher.eval['precision'][:, :, 0, :, 0], matcher.eval['recall'][:, 0, :, 0])
 
 
-def _precision(truth: GroundTruth, detections: Sequence[Mapping]) -> dict[int, np.ndarray]:
+def _precision(truth: GroundTruth, detections: Sequence[Mapping]) -> dict[int | str, np.ndarray]:
     """[T, R, A] of each category that has objects."""
     not_exhaustive = collections.defaultdict(set)
     if truth.is_lvis:
@@ -269,7 +306,7 @@ def _federated(truth: GroundTruth, detections: Sequence[Mapping]) -> list[Mappin
     return kept
 
 
-def _by(items: Iterable[Mapping], key: str) -> dict[int, list]:
+def _by(items: Iterable[Mapping], key: str) -> dict[int | str | None, list]:
     """Items grouped by their value of a key."""
     groups = collections.defaultdict(list)
     for item in items:
@@ -277,7 +314,7 @@ def _by(items: Iterable[Mapping], key: str) -> dict[int, list]:
     return dict(groups)
 
 
-def _of_frequency(truth: GroundTruth, frequency: str) -> set[int]:
+def _of_frequency(truth: GroundTruth, frequency: str) -> set[int | str]:
     return {key for key, category in truth.categories.items() if category['frequency'] == frequency}
 
 
@@ -295,7 +332,9 @@ def _mean(values: np.ndarray) -> float:
 # ---- checks of detections --------------------------------------------------------------------------
 
 
-def _check(truth: GroundTruth, detections: Sequence[Mapping], with_category: bool = False) -> None:
+def _checked(truth: GroundTruth, detections: Sequence[Mapping], with_category: bool = False) -> Sequence[Mapping]:
+    """The detections, with ids as in the ground truth."""
+
     def refuse(bad, what, key, remedy):
         _refuse('detections', detections, bad, what, key, remedy)
 
@@ -307,15 +346,19 @@ def _check(truth: GroundTruth, detections: Sequence[Mapping], with_category: boo
 
     needed = ['image_id', 'score', 'segmentation', *(['category_id'] if with_category else [])]
     refuse(_lacks(needed), f'lack one of {", ".join(needed)}', '', "give results in COCO's form")
+    detections = _with_ids(detections)
     refuse(*_unknown_images(truth))
     refuse(_not_finite('score'), 'have no finite score', 'score', 'check the model for NaN')
     refuse(no_rle, 'have no compressed RLE', 'segmentation', 'encode masks by pycocotools.mask.encode')
     refuse(other_size, 'have an RLE of another size than their image', 'image_id', SAME_SIZE)
     if with_category:
         refuse(*_unknown_categories(truth))
+    return detections
 
 
-def _check_boxes(path: Path, entries: list, truth: GroundTruth) -> None:
+def _checked_boxes(path: Path, entries: list, truth: GroundTruth) -> Sequence[Mapping]:
+    """The entries, with ids as in the ground truth."""
+
     def refuse(bad, what, key, remedy):
         _refuse(f'boxes of {path}', entries, bad, what, key, remedy)
 
@@ -324,10 +367,24 @@ def _check_boxes(path: Path, entries: list, truth: GroundTruth) -> None:
 
     needed = ['image_id', 'category_id', 'bbox', 'score']
     refuse(_lacks(needed), f'lack one of {", ".join(needed)}', '', GIVE_BOXES)
+    entries = _with_ids(entries)
     refuse(*_unknown_images(truth))
     refuse(*_unknown_categories(truth))
     refuse(_not_finite('score'), 'have no finite score', 'score', GIVE_BOXES)
     refuse(no_box, 'are not four finite numbers', 'bbox', GIVE_BOXES)
+    return entries
+
+
+def _with_ids(detections: Sequence[Mapping]) -> Sequence[Mapping]:
+    """Detections whose ids are as `identifier` reads them; what it does not read stays, to be refused."""
+
+    def with_ids(detection):
+        ids = {key: detection[key] for key in ('image_id', 'category_id') if key in detection}
+        read = {key: identifier(value) for key, value in ids.items() if type(value) is not int}
+        read = {key: value for key, value in read.items() if value is not None}
+        return {**detection, **read} if read else detection
+
+    return list(map(with_ids, detections))
 
 
 def _unknown_images(truth: GroundTruth) -> tuple[Callable, str, str, str]:
@@ -355,8 +412,8 @@ def _lacks(needed: Iterable[str]) -> Callable:
     return lambda item: not isinstance(item, Mapping) or not needed <= item.keys()
 
 
-def _not_in(known: Mapping[int, Mapping], key: str) -> Callable:
-    return lambda item: not isinstance(item[key], (int, np.integer)) or item[key] not in known
+def _not_in(known: Mapping[int | str, Mapping], key: str) -> Callable:
+    return lambda item: identifier(item[key]) not in known
 
 
 def _not_finite(key: str) -> Callable:
@@ -389,69 +446,130 @@ def _is_lvis(images: list, categories: list) -> bool:
     return any(isinstance(entry, Mapping) and lvis_keys & entry.keys() for entry in [*images, *categories])
 
 
-def _images(path: Path, entries: list, is_lvis: bool) -> dict[int, Mapping]:
+def _images(path: Path, entries: list, is_lvis: bool, warnings: Causes) -> dict[int | str, Mapping]:
+    """Entries of `images` by id, with height and width in px as integers."""
     lists = ['neg_category_ids', 'not_exhaustive_category_ids'] if is_lvis else []
+    by_id = _by_id(path, 'images', entries, lists, lambda image: not all(_are_ids(image[key]) for key in lists))
+    if len(by_id) < len(entries):
+        first = {}
+        for entry in entries:
+            if first.setdefault(identifier(entry['id']), entry) != entry:
+                raise SamjaxError(
+                    f'{path} has several images with the id {identifier(entry["id"])}: {GIVE_ANNOTATIONS}'
+                )
+        warnings.add('entry of images that is there several times', '', len(entries) - len(by_id))
+    sizes = {key: coco_json.image_size(image) for key, image in by_id.items()}
+    unstated = [key for key, size in sizes.items() if size is None]
+    if unstated:
+        sizes |= coco_format.sizes_from_files(path)
+        warnings.add(
+            'image without valid height and width, those of its file are taken', f'image {unstated[0]}', len(unstated)
+        )
+    missing = [key for key in unstated if sizes[key] is None]
+    if missing:
+        raise SamjaxError(
+            f'{len(missing)} of {len(by_id)} images of {path} lack a valid height and width, and have no file to take '
+            f'them from, first image {missing[0]}: {GIVE_ANNOTATIONS}'
+        )
+    images = {}
+    for key, image in by_id.items():
+        height, width = sizes[key]
+        ids = {name: list(map(identifier, image[name])) for name in lists}
+        images[key] = {**image, **ids, 'id': key, 'height': height, 'width': width}
+    return images
 
-    def wrong(image):
-        return coco_json.image_size(image) is None or not all(_are_integers(image[key]) for key in lists)
 
-    return _by_id(path, 'images', entries, ['height', 'width', *lists], wrong)
+def _categories(path: Path, entries: list, is_lvis: bool, warnings: Causes) -> dict[int | str, Mapping]:
+    """Entries of `categories` by id."""
 
-
-def _categories(path: Path, entries: list, is_lvis: bool) -> dict[int, Mapping]:
     def wrong(category):
         return is_lvis and category['frequency'] not in FREQUENCIES.values()
 
-    return _by_id(path, 'categories', entries, ['frequency'] if is_lvis else [], wrong)
-
-
-def _by_id(path: Path, what: str, entries: list, needed: list[str], wrong: Callable) -> dict[int, Mapping]:
-    """Entries by their id, which must be unique; each must have the needed keys."""
-    lacks, needed = _lacks(['id', *needed]), ', '.join(['id', *needed])
-
-    def bad(entry):
-        return lacks(entry) or coco_json.integer(entry, 'id') is None or wrong(entry)
-
-    _refuse(f'{what} of {path}', entries, bad, f'lack a valid {needed}', '', GIVE_ANNOTATIONS)
-    by_id = {entry['id']: entry for entry in entries}
+    by_id = _by_id(path, 'categories', entries, ['frequency'] if is_lvis else [], wrong)
     if len(by_id) < len(entries):
-        (first, _), *_ = collections.Counter(entry['id'] for entry in entries).most_common(1)
-        raise SamjaxError(f'{path} has several {what} with the id {first}: {GIVE_ANNOTATIONS}')
+        counts = collections.Counter(identifier(entry['id']) for entry in entries)
+        warnings.add(
+            'category with the id of another', f'category {counts.most_common(1)[0][0]}', len(entries) - len(by_id)
+        )
     return by_id
 
 
-def _are_integers(values) -> bool:
-    return isinstance(values, list) and all(type(value) is int for value in values)
+def _by_id(path: Path, what: str, entries: list, needed: list[str], wrong: Callable) -> dict[int | str, Mapping]:
+    """Entries by their id, the first of each; each must have the needed keys."""
+    lacks, needed = _lacks(['id', *needed]), ', '.join(['id', *needed])
+
+    def bad(entry):
+        return lacks(entry) or identifier(entry['id']) is None or wrong(entry)
+
+    _refuse(f'{what} of {path}', entries, bad, f'lack a valid {needed}', '', GIVE_ANNOTATIONS)
+    by_id = {}
+    for entry in entries:
+        by_id.setdefault(identifier(entry['id']), entry)
+    return by_id
 
 
-def _objects(path: Path, annotations: list, images: Mapping, categories: Mapping, is_lvis: bool) -> list[Mapping]:
-    def refuse(bad, what, key=''):
-        _refuse(f'annotations of {path}', annotations, bad, what, key, GIVE_ANNOTATIONS)
+def _are_ids(values) -> bool:
+    return isinstance(values, list) and all(identifier(value) is not None for value in values)
 
-    needed = ['image_id', 'category_id', 'area', 'segmentation']
-    refuse(_lacks(needed), f'lack one of {", ".join(needed)}')
-    refuse(_not_in(images, 'image_id'), 'are of images that it lacks', 'image_id')
-    refuse(_not_in(categories, 'category_id'), 'are of categories that it lacks', 'category_id')
-    refuse(_not_finite('area'), 'have no finite area', 'area')
-    objects = []
-    for number, annotation in enumerate(annotations):
+
+def _objects(
+    annotations: list, images: Mapping, categories: Mapping, is_lvis: bool, skipped: Causes, warnings: Causes
+) -> list[Mapping]:
+    """Annotations that are objects; why others are none is added to `skipped`, what is unusual to `warnings`."""
+    objects, seen = [], set()
+    for position, annotation in enumerate(annotations):
         try:
-            segmentation = _rle(annotation['segmentation'], *_size(images[annotation['image_id']]))
-        except Exception as error:  # pycocotools raises nearly anything
-            where = f'annotations[{number}] of {path}'
-            raise SamjaxError(
-                f'{where} has a segmentation that cannot be read ({error}): {GIVE_ANNOTATIONS}'
-            ) from error
-        # LVIS has no crowds; its own code uses `ignore`, which COCOeval replaces by that of crowds.
-        crowd = bool(annotation.get('iscrowd')) and not is_lvis
-        ignore = bool(annotation.get('ignore')) if is_lvis else crowd
-        kept = {key: annotation[key] for key in needed[:3]}
-        objects.append({**kept, 'iscrowd': crowd, 'ignore': ignore, 'segmentation': segmentation})
+            item, pixels, remarks = _object(annotation, images, categories, is_lvis)
+            identity = (
+                *map(item.get, ('image_id', 'category_id', 'iscrowd', 'ignore')),
+                item['segmentation']['counts'],
+            )
+            if pixels and identity in seen:
+                raise InvalidExample('duplicate mask', '')
+        except InvalidExample as error:
+            skipped.add(error.cause, _example(annotation, position, error.detail))
+            continue
+        seen.add(identity)
+        objects.append(item)
+        for cause, detail in remarks:
+            warnings.add(cause, _example(annotation, position, detail))
     return objects
 
 
-def _rle(segmentation, height: int, width: int) -> dict:
-    """Compressed RLE of polygons, or of an RLE, which is checked."""
-    if isinstance(segmentation, list):
-        return coco_json.polygons_to_rle(segmentation, height, width)
-    return coco_json.checked_rle(segmentation['size'], segmentation['counts'], height, width)
+def _object(
+    annotation, images: Mapping, categories: Mapping, is_lvis: bool
+) -> tuple[Mapping, int, list[tuple[str, str]]]:
+    """An object, the pixels of its mask, and causes and details of what is unusual.  Raises InvalidExample."""
+    if not isinstance(annotation, dict):
+        raise InvalidExample('not a JSON object', '')
+    get = annotation.get
+    image_id, category_id = identifier(get('image_id')), identifier(get('category_id'))
+    if image_id not in images:
+        raise InvalidExample('unknown image id', '')
+    # LVIS has no crowds; its own code uses `ignore`, which COCOeval replaces by that of crowds.
+    key = 'ignore' if is_lvis else 'iscrowd'
+    ignore = flag(get(key))
+    if ignore is None:
+        raise InvalidExample(f'unclear {key}', reprlib.repr(get(key)))
+    image = images[image_id]
+    mask, pixels, changes = coco_json.read_segmentation(get('segmentation'), image['height'], image['width'])
+    remarks = list(changes)
+    if not pixels:
+        remarks.append(('object without pixels, which is never found', ''))
+    if category_id not in categories:
+        remarks.append(('object of an unknown category, which counts for AR only', reprlib.repr(get('category_id'))))
+        category_id = None
+    area = coco_json.number(get('area'))
+    if area is None or area < 0 or (pixels and not area):
+        remarks.append(('object without valid area, that of its mask is taken', reprlib.repr(get('area'))))
+        area = float(pixels)
+    known = {'image_id': image_id, 'category_id': category_id, 'area': area}
+    return {**known, 'iscrowd': ignore and not is_lvis, 'ignore': ignore, 'segmentation': mask}, pixels, remarks
+
+
+def _example(annotation, position: int, detail: str) -> str:
+    """Where something occurred in the list of annotations."""
+    if not isinstance(annotation, dict):
+        return f'annotations[{position}]'
+    example = f'{coco_json.label(annotation.get("id"), position)} of image {reprlib.repr(annotation.get("image_id"))}'
+    return f'{example}: {detail}' if detail else example

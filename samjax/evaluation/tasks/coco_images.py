@@ -26,16 +26,20 @@ class CocoImages:
     def __init__(self, path: str, truth: GroundTruth, max_images: int, seed: int, options: ImageOptions):
         dataset = coco.open_index(Path(path).expanduser())
         items = [item for shard in dataset.shards for item in shard.items()]
-        invalid = [item for item in items if isinstance(item, InvalidItem)]
-        if invalid:
+        by_id = {item.image_id: item for item in items if not isinstance(item, InvalidItem)}
+        missing = [key for key in truth.images if key not in by_id]
+        if missing:
+            # Annotations of unknown images are counted by `read_ground_truth`.
+            invalid = [item for item in items if isinstance(item, InvalidItem) and item.cause != 'unknown image id']
+            reason = f', such as {invalid[0].name} ({invalid[0].detail})' if invalid else ''
             raise SamjaxError(
-                f'{path}: {len(invalid)} of {len(items)} images cannot be used, such as {invalid[0].name} '
-                f'({invalid[0].detail}): put them beside the JSON, or take them out of it'
+                f'{path}: {len(missing)} of {len(truth.images)} images cannot be used{reason}: '
+                'put them beside the JSON, or take them out of it'
             )
-        ids = list(truth.images)  # in the order of the items
-        chosen = choose_subset(len(items), max_images, np.random.default_rng(seed))
-        self._items = [items[n] for n in chosen]
+        ids = list(truth.images)
+        chosen = choose_subset(len(ids), max_images, np.random.default_rng(seed))
         self.ids = [ids[n] for n in chosen]
+        self._items = [by_id[key] for key in self.ids]
         self.data = {'path': path, 'digest': dataset.digest}
         self._choice = [max_images, seed]
         self._options = options

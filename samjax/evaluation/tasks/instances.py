@@ -50,7 +50,8 @@ def instances(eval_model: EvalModel, options: EvalOptions, folder: Path) -> Eval
     rows = [['sam', *(100 * value for value in scores.values())]]
     rows += [[title, *(row.get(column) for column in scores)] for title, row in published.items()]
     note = (
-        f'{len(images)} images, {len(detections)} boxes; {boxes.clipped} clipped to their image, {boxes.dropped} empty.'
+        f'{len(images)} images, {len(detections)} boxes; {boxes.clipped} clipped to their image, '
+        f'{boxes.dropped} empty. {truth.remarks()}'
     )
     table = Table(f'Mask AP in %, by the rules of {rules}', ['', *scores], rows, note)
     return EvalResult({**images.data, 'boxes': boxes_digest}, scores, [table], [], [])

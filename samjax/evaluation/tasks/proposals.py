@@ -43,7 +43,7 @@ def proposals(eval_model: EvalModel, options: EvalOptions, folder: Path) -> Eval
     rows = [['sam', *(100 * value for value in scores.values())]]
     rows += [[title, *row[: len(scores)]] for title, row in PAPER.items()]
     note = f'{len(images)} images, {np.mean([len(of_image) for of_image in results]):.0f} masks of each; '
-    note += 'published: LVIS v1 val, 64 x 64 clicks.'
+    note += f'published: LVIS v1 val, 64 x 64 clicks. {truth.remarks()}'
     return EvalResult(images.data, scores, [Table('Mask AR@1000 in %', ['', *scores], rows, note)], [], [])
 
 
