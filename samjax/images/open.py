@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from samjax.errors import InvalidExample, SamjaxError, one_line
+from samjax.errors import InvalidExample, SamjaxError, reason
 from samjax.images.encoded_image import SYMMETRY, apply_symmetry
 from samjax.images.file import MAX_PIXELS, check_png, num_images, open_file
 
@@ -75,8 +75,8 @@ def read_image(path: str | Path, options: ImageOptions = DEFAULT) -> np.ndarray:
     except FileNotFoundError:
         raise SamjaxError(f'{path} does not exist: name an image file') from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SamjaxError(f'{path} cannot be read ({reason}): name another file') from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SamjaxError(f'{path} cannot be read ({why}): name another file') from None
     except InvalidExample as error:
         raise SamjaxError(f'{path} cannot be used, {error.cause} ({error.detail}): name another file') from None
 
@@ -218,7 +218,7 @@ def _deep_colours(data: bytes, deep: str) -> np.ndarray:
 def why_unreadable(error: Exception, data: bytes) -> str:
     """Why pillow could not read a file, without the addresses of Python objects: two runs report the same."""
     if not isinstance(error, Image.UnidentifiedImageError):
-        return one_line(error)
+        return reason(error)
     if not data:
         return 'it is empty'
     if data[:4] in TIFF_MARKS:

@@ -1,5 +1,6 @@
 """Random images and masks, written in every layout that can express them, are read back equal through every reader."""
 
+import base64
 import csv
 import io
 import json
@@ -410,6 +411,23 @@ def prepared(folder, samples):
     return Written(str(folder / 'out'), None)
 
 
+def labelme(folder, samples):
+    """Shapes of the type mask: a picture of the box around it."""
+    for sample in samples:
+        shapes = []
+        for mask_HW in sample.masks:
+            rows, columns = np.nonzero(mask_HW)
+            top, left, bottom, right = (f(side).item() for f in (np.min, np.max) for side in (rows, columns))
+            crop = base64.b64encode(png(255 * mask_HW[top : bottom + 1, left : right + 1])).decode()
+            shapes.append({'label': 'x', 'points': [[left, top], [right, bottom]], 'shape_type': 'mask', 'mask': crop})
+        height, width = sample.size
+        content = {'version': '5.5.0', 'shapes': shapes, 'imagePath': f'{sample.name}{sample.suffix}'}
+        content |= {'imageData': None, 'imageHeight': height, 'imageWidth': width}
+        write(folder / 'set' / content['imagePath'], sample.file)
+        write(folder / 'set' / f'{sample.name}.json', dump(content))
+    return Written(str(folder / 'set'), folder / 'set')
+
+
 class Layout(NamedTuple):
     """A way to store a set."""
 
@@ -426,6 +444,7 @@ LAYOUTS = {
     'COCO, RLE not compressed': Layout(coco_instances(uncompressed), any_masks),
     'COCO, polygons': Layout(coco_instances(polygons), rectangles),
     'COCO panoptic': Layout(coco_panoptic, disjoint),
+    'labelme': Layout(labelme, any_masks),
     'label maps': Layout(label_maps(in_8_bits), disjoint),
     'label maps of 16 bits': Layout(label_maps(in_16_bits), disjoint),
     'label maps in colour': Layout(label_maps(in_colour), disjoint),

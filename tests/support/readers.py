@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import functools
 import json
@@ -205,6 +206,22 @@ def write_panoptic_png(folder: Path) -> Path:
 
 def read_panoptic(folder: Path) -> Reading:
     return read_json(folder / 'panoptic.json', lambda annotation: len(annotation['segments_info']))
+
+
+def write_labelme(folder: Path) -> Path:
+    mask = base64.b64encode(encoded(Image.fromarray(255 * A[1:5, 2:9]), '.png')).decode()
+    shapes = [
+        {'label': 'x', 'points': [[2, 1], [8, 4]], 'shape_type': 'mask', 'mask': mask, 'group_id': None},
+        {'label': 'x', 'points': [[1.5, 1], [15, 2], [8, 11]], 'shape_type': 'polygon', 'group_id': 1},
+        {'label': 'x', 'points': [[10, 3], [13, 9]], 'shape_type': 'rectangle', 'group_id': 1},
+        {'label': 'x', 'points': [[5, 5], [7, 9]], 'shape_type': 'circle', 'group_id': 2},
+    ]
+    for name in 'xy':
+        random_image(0, HEIGHT, WIDTH).save(folder / f'{name}.png')
+        content = {'version': '5.5.0', 'flags': {}, 'shapes': shapes, 'imagePath': f'{name}.png'}
+        content |= {'imageData': None, 'imageHeight': HEIGHT, 'imageWidth': WIDTH}
+        (folder / f'{name}.json').write_text(json.dumps(content))
+    return folder / 'x.json'
 
 
 def write_mask(suffix: str, binary: bool = False, **options) -> Callable[[Path], Path]:
@@ -432,6 +449,7 @@ READERS = {
     'COCO panoptic': Reader(write_panoptic, read_panoptic),
     'COCO panoptic PNG': Reader(write_panoptic_png, read_panoptic, has_checksum=True),
     'COCO boxes': Reader(write_boxes, read_detections),
+    'labelme': Reader(write_labelme, read_pairs),
     'mask PNG': Reader(write_mask('.png'), read_pairs, has_checksum=True),
     'mask TIFF': Reader(write_mask('.tif'), read_pairs),
     'mask TIFF, deflate': Reader(write_mask('.tif', compression='tiff_adobe_deflate'), read_pairs),

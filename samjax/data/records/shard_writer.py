@@ -17,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import Shard
 from samjax.data.records import record
-from samjax.errors import InvalidExample, SamjaxError, printable
+from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.open import ImageOptions
 from samjax.storage import atomic, os_errors
 
@@ -98,18 +98,17 @@ class ShardTask(NamedTuple):
             if time.monotonic() > noted + PROGRESS_INTERVAL:
                 atomic.write_text(Path(f'{self.stem}.progress'), json.dumps([n, len(items)]))
                 noted = time.monotonic()
-            location = printable(item.location)
             try:
                 made = record.make_record(item, self.image_options)
             except InvalidExample as error:
-                result.invalid.append((error.cause, f'{location}: {error.detail}'))
+                result.invalid.append((error.cause, f'{item.location}: {error.detail}'))
                 continue
-            result.skipped_masks.add_all(made.skipped_masks, location)
-            result.warnings.add_all(made.warnings, location)
+            result.skipped_masks.add_all(made.skipped_masks, item.location)
+            result.warnings.add_all(made.warnings, item.location)
             result.read_as.update(made.read_as)
             num_scaled += made.is_scaled
             if not any(annotation['area'] for annotation in made.content['annotations']):
-                result.no_masks.append(location)
+                result.no_masks.append(item.location)
                 continue
             # A protobuf has its map in another order in each process, unless serialized deterministically.
             example = tf_example_pb2.Example.FromString(features.serialize_example(made.content))
