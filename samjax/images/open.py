@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from samjax.errors import InvalidExample, SamjaxError, one_line
+from samjax.errors import InvalidExample, SamjaxError, reason
 from samjax.images.encoded_image import SYMMETRY, apply_symmetry
-from samjax.images.file import MAX_PIXELS, num_images, open_file
+from samjax.images.file import MAX_PIXELS, check_png, num_images, open_file
 from samjax.storage import os_errors
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
@@ -77,8 +77,8 @@ def read_image(path: str | Path, options: ImageOptions = DEFAULT) -> np.ndarray:
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and not Path(path).is_symlink():
             raise SamjaxError(f'{path} does not exist: name an image file') from None
-        reason = os_errors.reason(error) if isinstance(error, OSError) else error
-        raise SamjaxError(f'{path} cannot be read ({reason}): name another file') from None
+        why = os_errors.reason(error) if isinstance(error, OSError) else error
+        raise SamjaxError(f'{path} cannot be read ({why}): name another file') from None
     except InvalidExample as error:
         raise SamjaxError(f'{path} cannot be used, {error.cause} ({error.detail}): name another file') from None
 
@@ -107,6 +107,8 @@ def open_image(data: bytes, options: ImageOptions = DEFAULT) -> OpenedImage:
                 detail = f'it holds {count} images: save each as a file of its own'
                 raise InvalidExample('several images in a file', detail)
             deep = more_than_8_bits(image)
+            if image.format == 'PNG':
+                check_png(image)
             image.load()
             orientation = image.getexif().get(ORIENTATION)
     except InvalidExample:
@@ -218,7 +220,7 @@ def _deep_colours(data: bytes, deep: str) -> np.ndarray:
 def why_unreadable(error: Exception, data: bytes) -> str:
     """Why pillow could not read a file, without the addresses of Python objects: two runs report the same."""
     if not isinstance(error, Image.UnidentifiedImageError):
-        return one_line(error)
+        return reason(error)
     if not data:
         return 'it is empty'
     if data[:4] in TIFF_MARKS:

@@ -188,3 +188,17 @@ def test_read_image_names_the_file(tmp_path):
     ):
         with pytest.raises(SamjaxError, match=message):
             read_image(tmp_path / file)
+
+
+def test_every_byte_of_a_png_is_checked():
+    """pillow alone shows other pixels for some of these files."""
+    data = encoded(random_image(1, 9, 7), '.png')
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 4
+        with pytest.raises(InvalidExample) as error:
+            open_image(bytes(changed))
+        assert error.value.cause == 'unreadable image'
+    for size in range(len(data)):
+        with pytest.raises(InvalidExample):
+            open_image(data[:size])
