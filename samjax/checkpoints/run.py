@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from samjax import config as options
 from samjax.checkpoints import orbax_io
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, reason
 from samjax.model import config as model_config
 from samjax.model.params import abstract_state
 from samjax.storage import atomic, local_path
@@ -44,6 +44,7 @@ CHANGEABLE = (
     'data.prefetch',
     'eval.',
 )
+RESTORE = 'restore it, or choose another --workdir'
 
 
 def checkpoints_folder(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -73,7 +74,16 @@ def read_config(workdir: str) -> ConfigDict:
     saved = _read_json(path / 'config.json')
     if saved is None:
         _refuse_other(path, 'config.json of a run: name the --workdir of a training run')
-    return options.from_saved(saved)
+    try:
+        config = options.from_saved(saved)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise SamjaxError(f'{path / "config.json"} is damaged ({reason(error)}): {RESTORE}') from None
+    known = options.flatten(as_json(options.get_config()))
+    if unknown := sorted(options.flatten(as_json(config)).keys() - known.keys()):
+        raise SamjaxError(
+            f'{path / "config.json"} has options that do not exist, such as {unknown[0][:80]!r}: {RESTORE}'
+        )
+    return config
 
 
 def _refuse_other(path: pathlib.Path, lacks: str) -> NoReturn:
@@ -96,8 +106,8 @@ def _read_json(path: pathlib.Path) -> dict | None:
         saved = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise SamjaxError(f'{path} is damaged ({error}): restore it, or choose another --workdir') from None
+    except (ValueError, RecursionError) as error:
+        raise SamjaxError(f'{path} is damaged ({reason(error)}): {RESTORE}') from None
     is_of_run = isinstance(saved, dict) and 'seed' in saved and isinstance(saved.get('model'), dict)
     return saved if is_of_run else None
 

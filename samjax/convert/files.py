@@ -81,7 +81,7 @@ def _read_shards(index: pathlib.Path) -> dict:
     """The arrays of all files that an index of Hugging Face lists."""
     try:
         names = sorted({pathlib.Path(name).name for name in json.loads(index.read_bytes())['weight_map'].values()})
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise SamjaxError(f'{index} is not an index of weights: fetch it again') from None
     if absent := [name for name in names if not (index.parent / name).exists()]:
         raise SamjaxError(

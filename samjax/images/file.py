@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import threading
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,9 +34,25 @@ def open_file(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels:
     if image.width * image.height > max_pixels:
         size = f'{image.height} x {image.width} px'
         image.close()
-        detail = f'it has {size}, more than max_pixels = {max_pixels}: shrink it, or raise that'
+        detail = f'it has {size}, more than {max_pixels}: shrink it, or raise --max-pixels or data.max_pixels'
         raise InvalidExample('too many pixels', detail)
     return image
+
+
+def check_png(image: Image.Image) -> None:
+    """Compares the checksums of a PNG file that is open; pillow does not compare those of the pixels.
+
+    Raises:
+        ValueError: it is damaged or cut off.
+    """
+    file, position, kind = image.fp, image.fp.tell(), b''
+    file.seek(8)
+    while kind != b'IEND':
+        length, kind = struct.unpack('>I4s', file.read(8).ljust(8, b'\0'))
+        content = file.read(length)
+        if file.read(4) != struct.pack('>I', zlib.crc32(content, zlib.crc32(kind))):
+            raise ValueError('it is damaged or cut off: a checksum of the PNG differs')
+    file.seek(position)
 
 
 def num_images(image: Image.Image) -> int:

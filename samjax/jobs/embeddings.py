@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from samjax.errors import SamjaxError
+from samjax.errors import SamjaxError, reason
 from samjax.images.open import DEFAULT, ImageOptions
 from samjax.inference.predictor import Embedding
 from samjax.jobs.image_collection import LoadedImage, find_images
@@ -49,17 +48,28 @@ def read(path: Path) -> Embedding:
     if not data.startswith(b'PK'):
         raise SamjaxError(f'{path} is no .npz: name one of `samjax embed`')
     try:
-        with np.load(io.BytesIO(data)) as file:
-            embed_hwC, model = file['embed_hwC'], str(file['model'])
-            sizes = {name: tuple(map(int, file[name])) for name in SIZES}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise SamjaxError(f'{path} is no complete .npz of `samjax embed` ({error}): embed the image again') from None
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            embed_hwC, model = _array(archive, 'embed_hwC'), str(_array(archive, 'model'))
+            sizes = {name: tuple(map(int, _array(archive, name))) for name in SIZES}
+    except Exception as error:  # zipfile and numpy raise nearly anything on damaged files
+        raise SamjaxError(
+            f'{path} is no complete .npz of `samjax embed` ({reason(error)}): embed the image again'
+        ) from None
     if embed_hwC.dtype not in DTYPES or embed_hwC.ndim != 3 or any(len(s) != 2 or min(s) < 1 for s in sizes.values()):
         raise SamjaxError(
             f'{path} holds {embed_hwC.dtype} {embed_hwC.shape} and sizes {sizes}, not what `samjax embed` writes: '
             'embed the image again'
         )
     return Embedding(embed_hwC, model=model, **sizes)
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz, whose bytes are compared with their checksum before their header is believed."""
+    file = io.BytesIO(archive.read(f'{name}.npy'))
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if file.read(1):
+        raise ValueError(f'{name} has more bytes than its shape')
+    return array
 
 
 def write_embeddings(

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from samjax.data.formats.detect import mask_files
 from samjax.data.formats.tar import ByteRange, list_members
-from samjax.data.records.builder import SPLIT
-from samjax.data.records.prepare import NAMES, PreparationReport
-from samjax.data.records.source import prepared_folder
+from samjax.data.records.prepare import NAMES, PREPARE_AGAIN, PreparationReport
+from samjax.data.records.source import open_split, prepared_folder
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.encoded_image import STORED_FORMATS
 from samjax.images.open import DEFAULT, SUFFIXES, ImageOptions, open_image, upright_rgb
-from samjax.storage import digest
+from samjax.storage import digest, os_errors
 from samjax.storage.walk import has_suffix, list_files
 
 TAR = '.tar'
@@ -143,7 +141,7 @@ class _File(NamedTuple):
         try:
             data = self.content.read()
         except OSError as error:
-            raise InvalidExample('unreadable image', str(error)) from error
+            raise InvalidExample('unreadable image', os_errors.reason(error)) from error
         return _load(name, data, options)
 
 
@@ -161,6 +159,9 @@ class _Record(NamedTuple):
             record = _records(self.folder)[self.index]
         except Exception as error:  # ArrayRecord raises what its C++ says
             raise InvalidExample('unreadable record', str(error)) from error
+        if record['name'] != os.fsencode(self.path):
+            detail = f'record {self.index} is {os.fsdecode(record["name"])!r}: prepare the data set again'
+            raise InvalidExample(f'other name than in {NAMES}', detail)
         return _load(name, record['image'], options, int(record['orientation']))
 
 
@@ -214,7 +215,7 @@ def _of_file(file: str, path: str, prefix: str) -> Iterator[_Item]:
     try:
         stat = os.stat(file)
     except OSError as error:  # a broken link
-        yield _Invalid(path, file, '', 'unreadable image', str(error))
+        yield _Invalid(path, file, '', 'unreadable image', os_errors.reason(error))
         return
     state = f'{stat.st_size}\0{stat.st_mtime_ns}'
     if suffix == TAR:
@@ -234,15 +235,24 @@ def _of_tar(file: str, path: str, prefix: str, state: str) -> Iterator[_Item]:
 
 
 def _of_prepared(folder: Path, location: str) -> Iterator[_Item]:
-    state = PreparationReport.read(folder).fingerprint
-    for index, name in enumerate(os.fsdecode((folder / NAMES).read_bytes()).split('\n')[:-1]):
+    report = PreparationReport.read(folder)
+    try:
+        names = os.fsdecode((folder / NAMES).read_bytes()).split('\n')[:-1]
+    except OSError as error:
+        raise SamjaxError(f'{folder / NAMES} cannot be read ({error.strerror}): {PREPARE_AGAIN}') from None
+    if (count := len(set(names))) != len(names) or count != len(_records(str(folder))):
+        raise SamjaxError(
+            f'{folder / NAMES} has {count} different names in {len(names)} lines, and there are {report.num_kept} '
+            f'records: {PREPARE_AGAIN}'
+        )
+    state = report.fingerprint
+    for index, name in enumerate(names):
         yield _Record(name, f'{location}/{name}', state, str(folder), index)
 
 
 @functools.lru_cache(8)
 def _records(folder: str) -> Sequence[dict]:
-    reader = tfds.builder_from_directory(folder)
-    return reader.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
+    return open_split(folder)
 
 
 def _load(name: str, data: bytes, options: ImageOptions, orientation: int | None = None) -> LoadedImage:

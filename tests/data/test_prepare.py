@@ -10,8 +10,9 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from samples import add, content, encoded, mask, random_image, tree
+from samples import add, content, encoded, mask, random_image, tree, write
 
 from samjax.data.formats import sa1b
 from samjax.data.formats.detect import open_index
@@ -250,7 +251,7 @@ def test_progress_of_a_continued_preparation_begins_with_what_was_done(shards, w
     assert tree(tmp_path) == whole
 
 
-NEW_FIELDS = ('warnings', 'read_as', 'num_scaled', 'options')
+NEW_FIELDS = ('warnings', 'read_as', 'num_scaled', 'options', 'ignored', 'images_by_layout')
 
 
 def test_report_of_version_0_1_is_read(shards, tmp_path):
@@ -260,6 +261,7 @@ def test_report_of_version_0_1_is_read(shards, tmp_path):
     old = {names.get(name, name): value for name, value in written.items() if name not in NEW_FIELDS}
     assert list(old) == ['path', 'layout', 'digest', 'share', 'found', 'kept', 'masks', 'bad', 'no_masks', 'left_out']
     (folder / 'report.json').write_text(json.dumps(old))
+    report = report._replace(images_by_layout={})  # which that version did not count
     assert PreparationReport.read(folder) == report
     assert run(shards, tmp_path / 'out') == (folder, report)
     assert len(open_records(folder, tmp_path / 'cache', 0.05)) == 119
@@ -285,3 +287,88 @@ def test_invalid_images_stop_it_early_only_when_the_rest_cannot_make_up_for_them
     report.check(0.01, scale=2.0)  # 2 of about 200
     with pytest.raises(SamjaxError, match=r'x: 2 of 100 images are invalid \(2 no JSON\), .* the first is a: b'):
         report.check(0.01, scale=1.9)
+
+
+# ---- damaged files of a prepared set -----------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The folder of the records of two images."""
+    for name in ('x', 'yy'):
+        write(tmp_path / 'source', name)
+    index = open_index(str(tmp_path / 'source'))
+    folder, _ = prepare(index, 'source', tmp_path / 'out', max_invalid_fraction=0, num_workers=1)
+    return folder
+
+
+def refusal(folder):
+    with pytest.raises(SamjaxError) as error:
+        open_records(folder, 'cache', 0.0)
+    message = str(error.value)
+    assert message.startswith(str(folder))
+    assert message.endswith(': remove the folder, and prepare the data set again')
+    return message
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'num_kept': 3},
+        {'num_images': '2'},
+        {'num_kept': -2},
+        {'digest': None},
+        {'fraction': []},
+        {'invalid': []},
+        {'invalid': {'wrong size': 'x'}},
+        {'no_masks': [1]},
+        {'skipped_masks': {'crowd': 'x'}},
+        {'skipped_masks': {'crowd': [1, 2]}},
+        {'read_as': {'binary': None}},
+        {'other': 1},
+    ],
+)
+def test_report_with_damaged_fields(small, change):
+    report = json.loads((small / 'report.json').read_text())
+    (small / 'report.json').write_text(json.dumps(report | change))
+    assert 'report.json is not what this version of `samjax data prepare` writes (' in refusal(small)
+
+
+@pytest.mark.parametrize('data', [b'', b'{', b'[]', b'\xff', b'{"path": 1}', b'[' * 100_000])
+def test_report_that_is_none(small, data):
+    (small / 'report.json').write_bytes(data)
+    assert 'report.json is not what this version of `samjax data prepare` writes (' in refusal(small)
+
+
+def test_report_of_other_records(small):
+    report = json.loads((small / 'report.json').read_text())
+    (small / 'report.json').write_text(json.dumps(report | {'num_images': 1, 'num_kept': 1}))
+    assert f'{small} has 2 records, and report.json says 1' in refusal(small)
+
+
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
+@pytest.mark.parametrize('data', [b'', b'{', b'[]', b'{"splits": 1}', b'\xff'])
+def test_damaged_description_of_the_records(small, name, data):
+    (small / name).write_bytes(data)
+    assert f'{small} cannot be read (' in refusal(small)
+
+
+def test_features_that_would_read_other_numbers(small):
+    file = small / 'features.json'
+    text = file.read_text()
+    assert text.count('"int32"') == 4
+    file.write_text(text.replace('"int32"', '"int64"', 1))
+    assert f'{small} has other features than `samjax data prepare` writes' in refusal(small)
+
+
+def test_scores_that_are_no_numbers(tmp_path):
+    wrong = content()
+    for annotation, score in zip(wrong['annotations'], (float('nan'), 1e39, 0.25), strict=True):
+        annotation['predicted_iou'] = score
+    write(tmp_path / 'source', 'x', json_content=wrong)
+    index = open_index(str(tmp_path / 'source'))
+    folder, report = prepare(index, 'source', tmp_path / 'out', max_invalid_fraction=0, num_workers=1)
+    assert report.warnings == {'score that is no number, stored as 1': (2, 'x: predicted_iou of mask 0')}
+    assert report.num_masks == 3
+    annotations = RecordSource(folder)._records[0]['annotations']
+    np.testing.assert_array_equal(annotations['predicted_iou'], np.float32([1, 1, 0.25]))

@@ -1,6 +1,7 @@
 """The boundary benchmark: thinning, exact matching, counts that add up, and its figures by hand."""
 
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -138,3 +139,20 @@ def test_what_does_not_fit_is_said(tmp_path):
     scipy.io.savemat(tmp_path / 'other.mat', {'x': 1})
     with pytest.raises(SamjaxError, match='other.mat holds no boundaries'):
         boundaries.read_ground_truth(tmp_path / 'other.mat')
+
+
+def test_damaged_file_does_not_end_the_process(tmp_path):
+    """An element of type 0, where scipy reads address 0; and a compressed file with a wrong checksum."""
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = {'Boundaries': np.eye(4, 5, dtype=np.uint16)}
+    for is_compressed in (False, True):
+        scipy.io.savemat(tmp_path / 'x.mat', {'groundTruth': cells}, do_compression=is_compressed)
+        [truth_HW] = boundaries.read_ground_truth(tmp_path / 'x.mat')
+        np.testing.assert_array_equal(truth_HW, np.eye(4, 5, dtype=bool))
+        data = (tmp_path / 'x.mat').read_bytes()
+        element = struct.pack('<II', 4, 40)  # uint16, 40 bytes
+        wrong = data[:-1] + bytes([data[-1] ^ 1]) if is_compressed else data.replace(element, bytes(8))
+        assert wrong != data
+        (tmp_path / 'x.mat').write_bytes(wrong)
+        with pytest.raises(SamjaxError, match='x.mat holds no boundaries of annotators'):
+            boundaries.read_ground_truth(tmp_path / 'x.mat')

@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import jax
@@ -152,6 +154,29 @@ def test_damaged_file_is_one_sentence(tmp_path):
         embeddings.read(tmp_path / 'x.npy')
     with pytest.raises(SamjaxError, match=r'nowhere.npz cannot be read \(No such file or directory\): name an .npz'):
         embeddings.read(tmp_path / 'nowhere.npz')
+
+
+def test_header_of_an_array_is_not_believed(tmp_path):
+    """numpy reads as much as the header says, and then not the checksum; or takes the memory that it says."""
+    embedding = Embedding(np.ones((4, 6, 16), np.float32), (24, 40), (29, 48), (32, 48), 'abc')
+    for shape in (b'(4, 2, 16), }', b'(4, 6, 10000000000000), }'):
+        embeddings.write(tmp_path / 'x.npz', embedding)
+        data = (tmp_path / 'x.npz').read_bytes()
+        changed = data.replace(b'(4, 6, 16), }'.ljust(len(shape)), shape)
+        assert changed != data
+        (tmp_path / 'x.npz').write_bytes(changed)
+        with pytest.raises(SamjaxError, match=r'x.npz is no complete .npz of `samjax embed` \(.*Bad CRC-32'):
+            embeddings.read(tmp_path / 'x.npz')
+        (tmp_path / 'x.npz').unlink()
+
+
+def test_array_with_more_bytes_than_its_shape(tmp_path):
+    header = io.BytesIO()
+    np.save(header, np.ones((4, 2, 16), np.float32))
+    with zipfile.ZipFile(tmp_path / 'x.npz', 'w') as archive:
+        archive.writestr('embed_hwC.npy', header.getvalue() + bytes(512))
+    with pytest.raises(SamjaxError, match='embed_hwC has more bytes than its shape'):
+        embeddings.read(tmp_path / 'x.npz')
 
 
 def test_arrays_of_npz_files_keep_their_names(tmp_path):

@@ -109,6 +109,43 @@ def test_prepared_set_gives_its_images(tmp_path):
     assert pickle.loads(pickle.dumps(images))[1].data == images[1].data
 
 
+@pytest.mark.parametrize(
+    ('names', 'message'),
+    [
+        (
+            b'x\n',
+            'images.txt has 1 different names in 1 lines, and there are 2 records: remove the folder, and prepare',
+        ),
+        (b'x\ny\nz\n', 'has 3 different names in 3 lines, and there are 2 records'),
+        (b'xx\nxx\n', 'has 1 different names in 2 lines, and there are 2 records'),
+    ],
+)
+def test_list_of_names_must_fit_the_records(tmp_path, names, message):
+    [file] = prepared_pair(tmp_path).rglob('images.txt')
+    file.write_bytes(names)
+    with pytest.raises(SamjaxError, match=message):
+        collect(tmp_path / 'out')
+
+
+def test_names_must_be_those_of_the_records(tmp_path):
+    [file] = prepared_pair(tmp_path).rglob('images.txt')
+    file.write_text('xx\nz\n')
+    images = collect(tmp_path / 'out')
+    assert images[0].name == 'xx'
+    with pytest.raises(InvalidExample) as error:
+        images[1]
+    assert error.value.args == ('other name than in images.txt', "record 1 is 'y': prepare the data set again")
+
+
+def prepared_pair(tmp_path):
+    """A prepared set of the images xx and y."""
+    for name in ('xx', 'y'):
+        write(tmp_path / 'source', name)
+    index = open_index(str(tmp_path / 'source'))
+    prepare(index, 'source', tmp_path / 'out', max_invalid_fraction=0, num_workers=1)
+    return tmp_path / 'out'
+
+
 def test_image_rotated_by_exif_is_upright_and_not_copied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from samjax.errors import InvalidExample
-from samjax.images.file import MAX_PIXELS, num_images, open_file
+from samjax.images.file import MAX_PIXELS, check_png, num_images, open_file
 from samjax.images.open import EIGHT_BIT, more_than_8_bits, why_unreadable
 from samjax.masks.rle import encode, encode_labels
 
@@ -174,6 +174,8 @@ def _decoded(file: str, max_pixels: int) -> Pixels:
                 detail = f'{file} has {count} images: save one file per object'
                 raise InvalidExample('several images in a file', detail)
             deep = image.mode in EIGHT_BIT and more_than_8_bits(image)
+            if image.format == 'PNG':
+                check_png(image)
             image.load()
     except InvalidExample as error:
         detail = error.detail if error.detail.startswith(file) else f'{file}: {error.detail}'
@@ -477,6 +479,8 @@ def _is_soft(edges: Edges, one_object: bool = False) -> bool:
         return False  # areas of low numbers with outlines of void, resized with interpolation
     if one_object:
         return True
+    if not edges.mid and not edges.noise:  # nothing in between: thin objects whose numbers are near each other
+        return False
     if edges.level > VOID and edges.mid > 0.3 * edges.pixels:  # thousands of cells of a few pixels each
         return False
     if edges.noise and edges.tail >= 10 * edges.mid:

@@ -34,7 +34,8 @@ def list_members(path: str) -> Iterator[tuple[str, ByteRange]]:
     """Name and bytes of each regular file in an uncompressed tar file, in its order; reads only headers.
 
     Raises:
-        tarfile.TarError, EOFError, OSError: the tar file cannot be read, or cannot be read any further.
+        tarfile.TarError, EOFError, OSError: the tar file cannot be read, or cannot be read any further.  Python's
+            module takes a damaged header, and a file cut off between two members, for the end.
     """
     with tarfile.open(path, 'r:') as tar:
         for member in tar:
@@ -42,3 +43,10 @@ def list_members(path: str) -> Iterator[tuple[str, ByteRange]]:
                 name = os.path.normpath(member.name).lstrip('/')
                 yield name, ByteRange(path, member.offset_data, member.size)
             tar.members = []  # a shard has tens of thousands; the module would keep them all
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f'it is damaged or cut off at byte {tar.offset}: what follows is not read')
+        if any(tar.fileobj.read(tarfile.RECORDSIZE)):
+            raise tarfile.ReadError(
+                f'there is more after its end, at byte {tar.offset}: give each tar file by itself, not joined by cat'
+            )

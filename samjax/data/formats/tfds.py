@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tensorflow_datasets.core.constants import get_default_data_dir
 
 from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import SHARD_SIZE, AnnotatedImage, DatasetIndex
-from samjax.errors import InvalidExample, SamjaxError
+from samjax.errors import InvalidExample, SamjaxError, reason
 from samjax.images.open import image_size
 from samjax.masks.rle import encode_labels
 from samjax.storage import digest
@@ -36,7 +38,7 @@ def open_index(path: str) -> DatasetIndex:
 
     Raises:
         SamjaxError: the path is not of this form, DATASETS lacks the name, or the split is not there as ArrayRecord
-            with all its files and the features that DATASETS needs.
+            with all its files and records and the features that DATASETS needs.
     """
     name, version, split = _parse(path)
     folder = _folder(path, name, version)
@@ -46,6 +48,7 @@ def open_index(path: str) -> DatasetIndex:
         raise SamjaxError(f'{path}: {folder} has no split {split!r}: name one of those that it has, {known}')
     prepared = PreparedSplit(path, name, str(folder), split)
     files = info.splits[split].filepaths
+    _check_counts(path, files, info.splits[split].shard_lengths)
     count = info.splits[split].num_examples
     shards = [RecordRange(prepared, first, min(first + SHARD_SIZE, count)) for first in range(0, count, SHARD_SIZE)]
     return DatasetIndex(f'{name} of tensorflow-datasets', shards, _digest(prepared, files))
@@ -102,7 +105,7 @@ class Record(NamedTuple):
         except InvalidExample:
             raise
         except Exception as error:  # ArrayRecord, protobuf and pillow raise nearly anything on damaged data
-            raise InvalidExample('unreadable record', ' '.join(str(error).split())) from error
+            raise InvalidExample('unreadable record', reason(error)) from error
 
 
 class TfdsFormat(NamedTuple):
@@ -287,8 +290,7 @@ def _info(path: str, name: str, folder: Path) -> tfds.core.DatasetInfo:
     try:
         info = tfds.builder_from_directory(folder).info
     except Exception as error:  # nearly anything, if a JSON is damaged
-        reason = ' '.join(str(error).split())
-        raise SamjaxError(f'{path}: {folder} cannot be read ({reason}): prepare the data set again') from error
+        raise SamjaxError(f'{path}: {folder} cannot be read ({reason(error)}): prepare the data set again') from error
     formats = [known.value for known in info.available_file_formats()]
     if FORMAT not in formats:
         raise SamjaxError(
@@ -302,6 +304,20 @@ def _info(path: str, name: str, folder: Path) -> tfds.core.DatasetInfo:
     return info
 
 
+def _check_counts(path: str, files: Sequence[os.PathLike], counts: Sequence[int]) -> None:
+    """Raises SamjaxError if the description of a split counts other records than a file has."""
+    for file, count in zip(files, counts, strict=True):
+        try:
+            with contextlib.closing(ArrayRecordReader(str(file))) as reader:
+                actual = reader.num_records()
+        except Exception:  # what is damaged is reported record by record, what is missing by `_digest`
+            continue
+        if actual != count:
+            raise SamjaxError(
+                f'{path}: {file} has {actual} records, and dataset_info.json says {count}: prepare the data set again'
+            )
+
+
 def _has(features: tfds.features.FeatureConnector, feature: str) -> bool:
     outer, _, inner = feature.partition('/')
     return outer in features and (not inner or _has(features[outer], inner))
@@ -313,9 +329,8 @@ def _digest(prepared: PreparedSplit, files: list[os.PathLike]) -> str:
         try:
             os.stat(file)
         except OSError as error:
-            reason = error.strerror
             raise SamjaxError(
-                f'{prepared.path}: {file} cannot be read ({reason}): prepare the data set again'
+                f'{prepared.path}: {file} cannot be read ({error.strerror}): prepare the data set again'
             ) from error
     folder = Path(prepared.folder)
     named = [(f'{prepared.split}/{Path(file).name}', file) for file in files]

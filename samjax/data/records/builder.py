@@ -13,7 +13,6 @@ from samjax.data.records import record
 from samjax.data.records.shard_writer import ShardResult
 
 SPLIT = 'images'
-DATASET_INFO = 'dataset_info.json'  # that TFDS writes beside the records
 
 
 def dataset_folder(out: Path) -> Path:

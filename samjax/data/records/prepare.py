@@ -22,12 +22,13 @@ from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.records.builder import ObjectMasks, dataset_folder
 from samjax.data.records.shard_writer import ShardResult, ShardTask
 from samjax.distributed.workers import initialize_worker
-from samjax.errors import SamjaxError, one_line
+from samjax.errors import SamjaxError, reason
 from samjax.storage import atomic
 from samjax.storage.lock import wait_for_lock
 from samjax.storage.progress import Progress
 
 REPORT = 'report.json'  # beside the records: counts, and which images were left out and why
+PREPARE_AGAIN = 'remove the folder, and prepare the data set again'
 NAMES = 'images.txt'  # beside the records: names of the images, in their order
 # Names that fields of report.json had before version 0.2
 OLD_FIELDS = {
@@ -85,12 +86,14 @@ class PreparationReport(NamedTuple):
     def read(cls, folder: Path) -> PreparationReport:
         """The report beside the records in `folder`.  Raises SamjaxError if it is missing or damaged."""
         try:
-            return cls._from_json(json.loads((folder / REPORT).read_text()))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            report = cls._from_json(json.loads((folder / REPORT).read_text()))
+            report._check_fields()
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise SamjaxError(
-                f'{folder / REPORT} is not what this version of `samjax data prepare` writes ({one_line(error)}): '
-                'prepare the data set again'
+                f'{folder / REPORT} is not what this version of `samjax data prepare` writes ({reason(error)}): '
+                f'{PREPARE_AGAIN}'
             ) from error
+        return report
 
     @classmethod
     def _from_json(cls, fields: dict) -> PreparationReport:
@@ -101,6 +104,24 @@ class PreparationReport(NamedTuple):
             fields[name] = Causes()
             fields[name].add_all(causes)
         return cls(**fields)
+
+    def _check_fields(self) -> None:
+        """Raises ValueError, TypeError or AttributeError if a field has another type or the numbers do not add up."""
+        causes = [*self.skipped_masks.items(), *self.warnings.items(), *self.ignored.items()]
+        causes = [(cause, *value) for cause, value in causes]
+        texts = [self.path, self.layout, self.digest, *self.invalid]
+        texts += [*self.read_as, *self.images_by_layout, *self.options]
+        texts += [location for locations in self.dropped.values() for location in [*locations]]
+        texts += [text for cause, _, example in causes for text in (cause, example)]
+        counts = [self.num_images, self.num_kept, self.num_masks, self.num_scaled, *self.read_as.values()]
+        counts += [*self.images_by_layout.values(), *(count for _, count, _ in causes)]
+        wrong = [text for text in texts if type(text) is not str]
+        wrong += [count for count in counts if type(count) is not int or count < 0]
+        wrong += [self.fraction] * (type(self.fraction) not in (int, float))
+        if wrong:
+            raise ValueError(f'{str(wrong[0])[:40]!r} in a field of another kind')
+        if self.num_kept + self.num_invalid + len(self.no_masks) != self.num_images:
+            raise ValueError('its numbers of images do not add up')
 
     def check(self, max_invalid_fraction: float, scale: float = 1.0) -> None:
         """Checks the number of invalid images.

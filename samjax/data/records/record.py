@@ -17,6 +17,9 @@ from samjax.data.formats.dataset_index import Item
 from samjax.images.encoded_image import STORED_FORMATS
 from samjax.images.open import ImageOptions, OpenedImage, open_image, orientation_for
 
+SCORES = ('predicted_iou', 'stability_score')
+MAX_SCORE = float(np.finfo(np.float32).max)
+
 
 def features() -> tfds.features.FeaturesDict:
     """The features of a record."""
@@ -64,10 +67,15 @@ def make_record(item: Item, options: ImageOptions) -> MadeRecord:
     opened = open_image(annotated.image, options)
     orientation = orientation_for(annotated.size, opened, annotated.as_stored)
     height, width = annotated.size
-    annotations, skipped_masks = [], Causes(annotated.skipped_masks)
+    annotations, skipped_masks, warnings = [], Causes(annotated.skipped_masks), Causes(annotated.warnings)
     for n, mask in enumerate(annotated.masks):
+        scores = {name: mask.get(name, 1.0) for name in SCORES}
+        if wrong := [name for name, score in scores.items() if not abs(score) <= MAX_SCORE]:
+            warnings.add('score that is no number, stored as 1', f'{wrong[0]} of mask {n}')
+            scores |= dict.fromkeys(wrong, 1.0)
         try:
-            annotations.append(_annotation(mask, height, width))
+            rle = checked_rle(mask['size'], mask['counts'], height, width)
+            annotations.append({**scores, **rle, 'area': int(coco.area(rle))})
         except (ValueError, TypeError, OverflowError) as error:
             skipped_masks.add('damaged RLE', f'mask {n}: {error}')
     record = {
@@ -78,7 +86,7 @@ def make_record(item: Item, options: ImageOptions) -> MadeRecord:
         'orientation': orientation,
         'annotations': annotations,
     }
-    return MadeRecord(record, skipped_masks, annotated.warnings, annotated.read_as, opened.is_scaled)
+    return MadeRecord(record, skipped_masks, warnings, annotated.read_as, opened.is_scaled)
 
 
 def _stored(data: bytes, opened: OpenedImage) -> bytes:
@@ -88,10 +96,3 @@ def _stored(data: bytes, opened: OpenedImage) -> bytes:
     file = io.BytesIO()
     opened.image.convert('RGB').save(file, 'PNG')
     return file.getvalue()
-
-
-def _annotation(mask: dict, height: int, width: int) -> dict:
-    """Raises ValueError, TypeError or OverflowError if it is not a mask of this size."""
-    rle = checked_rle(mask['size'], mask['counts'], height, width)
-    scores = {'predicted_iou': 1.0, 'stability_score': 1.0, **mask}
-    return {**scores, **rle, 'area': int(coco.area(rle))}

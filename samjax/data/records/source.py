@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -13,9 +13,10 @@ import tensorflow_datasets as tfds
 from samjax.data.example import Example
 from samjax.data.formats.detect import open_index
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
-from samjax.data.records.builder import DATASET_INFO, SPLIT, ObjectMasks, dataset_folder
-from samjax.data.records.prepare import REPORT, PreparationReport, prepare
-from samjax.errors import SamjaxError
+from samjax.data.records import record
+from samjax.data.records.builder import SPLIT, ObjectMasks, dataset_folder
+from samjax.data.records.prepare import PREPARE_AGAIN, REPORT, PreparationReport, prepare
+from samjax.errors import SamjaxError, reason
 from samjax.images.encoded_image import EncodedImage
 
 
@@ -70,20 +71,36 @@ def prepared_folder(path: Path) -> Path | None:
 
 
 def _is_prepared(folder: Path) -> bool:
+    return any(folder.glob(f'{ObjectMasks.name}-{SPLIT}.array_record*'))
+
+
+def open_split(folder: str | os.PathLike) -> Sequence[dict]:
+    """The records of a prepared data set, images encoded.
+
+    Raises:
+        SamjaxError: the files that describe the records are damaged, or do not list as many as there are.
+    """
     try:
-        info = json.loads((folder / DATASET_INFO).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(info, dict) and info.get('name') == ObjectMasks.name
+        builder = tfds.builder_from_directory(folder)
+        records = builder.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
+        count, is_ours = len(records), builder.info.features.get_tensor_info() == record.features().get_tensor_info()
+    except Exception as error:  # TFDS, protobuf and ArrayRecord raise nearly anything on damaged files
+        raise SamjaxError(f'{folder} cannot be read ({reason(error)}): {PREPARE_AGAIN}') from error
+    if not is_ours:
+        raise SamjaxError(f'{folder} has other features than `samjax data prepare` writes: {PREPARE_AGAIN}')
+    expected = PreparationReport.read(Path(folder)).num_kept
+    if count != expected:
+        raise SamjaxError(f'{folder} has {count} records, and {REPORT} says {expected}: {PREPARE_AGAIN}')
+    return records
 
 
 class RecordSource:
     """The examples of a prepared data set; images are decoded when their pixels are needed."""
 
     def __init__(self, folder: str | os.PathLike):
+        """Raises SamjaxError if the files that describe the records are damaged."""
         self.folder = folder
-        builder = tfds.builder_from_directory(folder)
-        self._records = builder.as_data_source(SPLIT, decoders={'image': tfds.decode.SkipDecoding()})
+        self._records = open_split(folder)
 
     def __reduce__(self):
         return RecordSource, (self.folder,)  # a worker process opens the files itself
@@ -101,16 +118,15 @@ class RecordSource:
         if not 0 <= index < len(self):
             raise IndexError(f'{self.folder} has {len(self)} images, none has the index {index}')
         try:
-            record = self._records[index]
+            content = self._records[index]
         except Exception as error:  # ArrayRecord raises what its C++ reports
             raise SamjaxError(
-                f'record {index} of {self.folder} cannot be read ({error}): remove the folder, and the same command '
-                'prepares it again'
+                f'record {index} of {self.folder} cannot be read ({reason(error)}): {PREPARE_AGAIN}'
             ) from error
-        annotations = record['annotations']
+        annotations = content['annotations']
         rles = [
             {'size': size.tolist(), 'counts': counts}
             for size, counts in zip(annotations['size'], annotations['counts'], strict=True)
         ]
-        image = EncodedImage.from_bytes(record['image'], int(record['orientation']))
-        return Example(os.fsdecode(record['name']), image, rles)
+        image = EncodedImage.from_bytes(content['image'], int(content['orientation']))
+        return Example(os.fsdecode(content['name']), image, rles)

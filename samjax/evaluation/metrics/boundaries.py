@@ -19,6 +19,8 @@ import concurrent.futures
 import io
 import math
 import multiprocessing
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -344,6 +346,7 @@ def read_ground_truth(path: str | Path) -> list[np.ndarray]:
     except OSError as error:
         raise SamjaxError(f'{path} cannot be read ({error.strerror}): give a .mat file of BSDS500') from None
     try:
+        _check_mat(content)
         cells = scipy.io.loadmat(io.BytesIO(content))['groundTruth']
         truths = [np.asarray(cell['Boundaries'][0, 0]) != 0 for cell in cells.ravel()]
         is_valid = len(truths) > 0 and all(truth_HW.ndim == 2 and truth_HW.size for truth_HW in truths)
@@ -352,3 +355,33 @@ def read_ground_truth(path: str | Path) -> list[np.ndarray]:
     if not is_valid:
         raise SamjaxError(f'{path} holds no boundaries of annotators: give a .mat file of BSDS500, as downloaded')
     return truths
+
+
+MAT_HEADER = 128  # bytes
+MAT_MATRIX, MAT_COMPRESSED = 14, 15
+MAT_TYPES = (*range(1, 8), 9, 12, 13, 16, 17, 18)  # of numbers and text
+
+
+def _check_mat(content: bytes) -> None:
+    """Raises ValueError, struct.error or zlib.error for a damaged .mat file, on which scipy would end the process."""
+    byte_order = '<' if content[126:MAT_HEADER] == b'IM' else '>'
+    _check_elements(memoryview(content)[MAT_HEADER:], byte_order)
+
+
+def _check_elements(content: memoryview, byte_order: str) -> None:
+    position = 0
+    while position < len(content):
+        kind, size = struct.unpack_from(f'{byte_order}II', content, position)
+        is_small = kind >> 16 > 0  # both numbers in the first four bytes, and up to four bytes of content
+        size = 4 if is_small else size
+        start = position + (4 if is_small else 8)
+        kind &= 0xFFFF
+        if start + size > len(content):
+            raise ValueError('an element ends beyond the one that it is in')
+        if kind == MAT_COMPRESSED:
+            _check_elements(memoryview(zlib.decompress(content[start : start + size])), byte_order)
+        elif kind == MAT_MATRIX:
+            _check_elements(content[start : start + size], byte_order)
+        elif kind not in MAT_TYPES:
+            raise ValueError(f'an element has the type {kind}')
+        position = start + size if kind == MAT_COMPRESSED else -(-(start + size) // 8) * 8  # padded to 8 bytes
