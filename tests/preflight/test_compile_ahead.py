@@ -100,6 +100,7 @@ class Compiled:
         assert batch.image_BHW3.shape == (24, 32, 48, 3)
         assert batch.packed_masks_BNVW.shape == (24, 6, 4, 48)
         assert (batch.valid_BN.shape, batch.size_B2.shape) == ((24, 6), (24, 2))
+        assert [str(x.dtype) for x in batch] == ['uint8', 'uint8', 'bool', 'int32']
         return self
 
     def compile(self):

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
@@ -234,6 +235,20 @@ def test_curves_are_drawn(tmp_path):
     assert path == tmp_path / 'pictures' / 'curves.png'
     with Image.open(path) as picture:
         assert picture.size == (1440, 540)
+
+
+def test_curves_show_losses_left_and_scores_right(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', lambda figure, path, dpi: drawn.append(figure))
+    run(tmp_path, 0, 6)
+    logs.draw_curves(str(tmp_path))
+    left, right = drawn[0].axes
+    assert (left.get_yscale(), right.get_ylim()) == ('log', (0, 1))
+    labels = [[line.get_label() for line in axes.lines] for axes in (left, right)]
+    assert labels[0] == ['train/loss', 'train/focal', 'train/dice', 'train/iou']
+    assert labels[1] == ['train/mask_iou_first', 'train/mask_iou_last', 'eval/miou@1']
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [(2, 1.5), (4, 3.5), (6, 5.5)])
+    np.testing.assert_allclose(right.lines[2].get_xydata(), [(4, 0.5)])
 
 
 def test_curves_of_a_run_without_lines(tmp_path):
