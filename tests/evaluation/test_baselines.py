@@ -196,3 +196,15 @@ def test_border_strength_leaves_out_the_border_of_the_image():
     mask_HW[:, :2] = True  # only column 1 (values 1, 5, 9) lies on an edge inside the image
     assert baselines._border_strength(mask_HW, edge_HW) == 5.0
     assert baselines._border_strength(np.ones((3, 4), bool), edge_HW) == 0.0
+
+
+def test_ellipse_in_a_box_touches_its_sides():
+    segmenter = FloodFill()
+    segmenter.set_image(np.zeros((12, 20, 3), np.uint8))
+    box_HW, ellipse_HW = segmenter._box_and_ellipse(3, 2, 16, 7, 1.0)
+    assert np.argwhere(box_HW).min(0).tolist() == np.argwhere(ellipse_HW).min(0).tolist() == [2, 3]
+    assert np.argwhere(box_HW).max(0).tolist() == np.argwhere(ellipse_HW).max(0).tolist() == [7, 16]
+    assert not ellipse_HW[2, 3]
+    _, half_HW = segmenter._box_and_ellipse(3, 2, 16, 7, 0.5)
+    rows, columns = np.argwhere(half_HW).T
+    assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (6, 2)
