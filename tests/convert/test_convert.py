@@ -523,6 +523,20 @@ def test_hugging_face_loads_the_folder_and_answers_alike(sam, pth, tmp_path):
     np.testing.assert_allclose(answer.iou_scores[0], iou, atol=1e-5)
 
 
+@pytest.mark.parametrize('size', ['vit_b', 'vit_h'])
+def test_config_of_the_published_sizes_is_that_of_hugging_face(size):
+    config = SIZES[size]
+    ours = vit_checkpoints.hugging_face_config(config.encoder, 1024, config.embed_dim)
+    theirs = transformers.SamVisionConfig()  # ViT-B
+    if size == 'vit_h':
+        theirs = transformers.SamVisionConfig(
+            hidden_size=1280, num_hidden_layers=32, num_attention_heads=16, global_attn_indexes=[7, 15, 23, 31]
+        )
+    theirs = theirs.to_dict()
+    assert {key: theirs[key] for key in ours if key != 'mlp_dim'} == {k: v for k, v in ours.items() if k != 'mlp_dim'}
+    assert ours['mlp_dim'] == 4 * theirs['hidden_size']
+
+
 # ---- the command -----------------------------------------------------------------------------------
 
 

@@ -168,3 +168,17 @@ def test_camera_fades_colours_of_most_scenes_in_part_and_of_some_completely():
     assert 1 <= grey <= 15
     assert sum(fraction > 0.3 for fraction in left) >= 40
     assert max(left) < 1.2
+
+
+def test_objects_of_a_scene_differ_in_size(monkeypatch):
+    """Their sides are 0.3 to 0.75 of the image's short one, roughly from large to small."""
+    radii = []
+    monkeypatch.setattr(synthetic, 'draw_piece', lambda canvas, piece, frame, *_: radii[-1].append(frame.rx / 32))
+    for seed in range(30):
+        radii.append([])
+        synthetic.draw_objects(Canvas(np.random.default_rng(seed), (64, 96)))
+    assert {len(of_scene) for of_scene in radii} == {2, 3, 4}
+    sides = np.concatenate(radii)
+    assert 0.3 <= sides.min() < 0.35
+    assert 0.7 < sides.max() <= 0.75
+    assert np.mean([of_scene[0] for of_scene in radii]) > np.mean([of_scene[-1] for of_scene in radii]) + 0.1

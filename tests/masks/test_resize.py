@@ -44,3 +44,22 @@ def test_taps_by_hand():
     assert taps.first_n.tolist() == [0, 0, 0, 1]
     np.testing.assert_allclose(taps.weight_nt, [[1, 0], [0.75, 0.25], [0.25, 0.75], [1, 0]])
     np.testing.assert_allclose(resize.linear_taps(1, 3).weight_nt, [[1, 0]] * 3)
+
+
+def matrix(taps, n_in):
+    """Dense, from taps; what lies beyond the last input has no weight."""
+    dense = np.zeros((len(taps.first_n), n_in + 4))
+    for n, (first, weights) in enumerate(zip(taps.first_n, taps.weight_nt, strict=True)):
+        dense[n, first : first + len(weights)] += weights
+    assert not dense[:, n_in:].any()
+    return dense[:, :n_in]
+
+
+@pytest.mark.parametrize('sizes', [(4, 16, 9), (5, 20, 31), (3, 12, 2), (1, 4, 3)])
+def test_composed_taps_are_one_resize_after_the_other(sizes):
+    low, middle, high = sizes
+    first, second = resize.linear_taps(low, middle), resize.linear_taps(middle, high)
+    composed = resize.compose_taps(first, second)
+    np.testing.assert_allclose(composed.weight_nt.sum(1), 1, rtol=1e-6)
+    expected = resize.linear_matrix(middle, high) @ resize.linear_matrix(low, middle)
+    np.testing.assert_allclose(matrix(composed, low), expected, atol=1e-6)

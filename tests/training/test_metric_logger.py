@@ -231,7 +231,8 @@ def test_numbers_that_are_not_finite_leave_valid_json(tmp_path, spoiled):
 
 def test_curves_are_drawn(tmp_path):
     run(tmp_path, 0, 6)
-    path = logs.draw_curves(str(tmp_path))
+    for _ in range(2):  # over those of an earlier part of the run
+        path = logs.draw_curves(str(tmp_path))
     assert path == tmp_path / 'pictures' / 'curves.png'
     with Image.open(path) as picture:
         assert picture.size == (1440, 540)
