@@ -13,7 +13,7 @@ from samjax.data.formats.read_options import ReadOptions
 from samjax.data.records.prepare import NAMES, REPORT, PreparationReport
 from samjax.data.records.source import RecordSource, open_records
 from samjax.data.sampling_check import SamplingCheck, evenly_spread
-from samjax.training.loop import sampling_options
+from samjax.training.batches import sampling_options
 from samjax.visualization.overlays import contact_sheet
 
 SHEET_IMAGES = 24  # images of the contact sheet
