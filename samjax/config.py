@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     # image of data.path (paper, 7.6: manually annotated masks are oversampled this way)
     c.data.eval_path = 'scenes'  # like data.path, for evaluation
     c.data.cache = '~/.cache/samjax'  # folder where data sets are prepared as ArrayRecord
-    c.data.layout = ''  # 'sa1b', 'coco', 'folder', 'labelme'; '' is decided by what most files are
+    c.data.layout = ''  # 'sa1b', 'coco', 'labelme' or 'folder'; '' is the one by which most images have masks
     c.data.images = ''  # folder of the images relative to each path, if it is not recognized by its name
     c.data.masks = ''  # folder of the mask files, likewise
     c.data.mask_kind = 'auto'  # what a mask file is: 'binary', 'labels' or 'soft'; 'auto' decides by what it holds

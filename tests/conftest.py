@@ -36,8 +36,10 @@ from samjax.structs import Batch
 LONGEST_FIRST = ('test_verify', 'test_faults', 'test_step', 'test_sharding')
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """The files that take longest come first, so that no process of several is left alone with them at the end."""
+    if not hasattr(config, 'workerinput'):  # a single process
+        return
     rank = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank[item.path.stem] if item.path.stem in rank else len(rank))
 

@@ -11,6 +11,7 @@ import pathlib
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -106,7 +107,11 @@ def one_error(what: str, remedy: str, kind: type[SamjaxError] = SamjaxError) -> 
     this context lasts, which after an error waits for the late complaints.
     """
     complaints = [time.monotonic()]
-    with _muted('absl', 'asyncio'), _unraisable_filtered('Event loop is closed', complaints):
+    with (
+        _muted('absl', 'asyncio'),
+        _unraisable_filtered('Event loop is closed', complaints),
+        warnings.catch_warnings(action='ignore', category=RuntimeWarning),  # of coroutines that nobody awaits
+    ):
         try:
             yield
             return

@@ -34,7 +34,7 @@ def open_file(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels:
     if image.width * image.height > max_pixels:
         size = f'{image.height} x {image.width} px'
         image.close()
-        detail = f'it has {size}, more than max_pixels = {max_pixels}: shrink it, or raise that'
+        detail = f'it has {size}, more than {max_pixels}: shrink it, or raise --max-pixels or data.max_pixels'
         raise InvalidExample('too many pixels', detail)
     return image
 

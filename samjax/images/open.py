@@ -14,6 +14,7 @@ from PIL import Image
 from samjax.errors import InvalidExample, SamjaxError, reason
 from samjax.images.encoded_image import SYMMETRY, apply_symmetry
 from samjax.images.file import MAX_PIXELS, check_png, num_images, open_file
+from samjax.storage import os_errors
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
 SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif')  # of their files
@@ -27,7 +28,8 @@ SAMPLE_FORMAT = 339
 TIFF_MARKS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 EIGHT_BITS_REMEDY = (
-    'save it with 8 bits per channel, scaled as it should look, or give the range of its values (bit_depth_range)'
+    'save it with 8 bits per channel, scaled as it should look, or give the values that are black and white '
+    '(--bit-depth-range LOW,HIGH or data.bit_depth_range)'
 )
 
 
@@ -72,10 +74,10 @@ def read_image(path: str | Path, options: ImageOptions = DEFAULT) -> np.ndarray:
     """
     try:
         return decode_image(Path(path).read_bytes(), options)
-    except FileNotFoundError:
-        raise SamjaxError(f'{path} does not exist: name an image file') from None
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, FileNotFoundError) and not Path(path).is_symlink():
+            raise SamjaxError(f'{path} does not exist: name an image file') from None
+        why = os_errors.reason(error) if isinstance(error, OSError) else error
         raise SamjaxError(f'{path} cannot be read ({why}): name another file') from None
     except InvalidExample as error:
         raise SamjaxError(f'{path} cannot be used, {error.cause} ({error.detail}): name another file') from None

@@ -20,7 +20,7 @@ from samjax.data.records.source import open_split, prepared_folder
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.encoded_image import STORED_FORMATS
 from samjax.images.open import DEFAULT, SUFFIXES, ImageOptions, open_image, upright_rgb
-from samjax.storage import digest
+from samjax.storage import digest, os_errors
 from samjax.storage.walk import has_suffix, list_files
 
 TAR = '.tar'
@@ -141,7 +141,7 @@ class _File(NamedTuple):
         try:
             data = self.content.read()
         except OSError as error:
-            raise InvalidExample('unreadable image', str(error)) from error
+            raise InvalidExample('unreadable image', os_errors.reason(error)) from error
         return _load(name, data, options)
 
 
@@ -215,7 +215,7 @@ def _of_file(file: str, path: str, prefix: str) -> Iterator[_Item]:
     try:
         stat = os.stat(file)
     except OSError as error:  # a broken link
-        yield _Invalid(path, file, '', 'unreadable image', str(error))
+        yield _Invalid(path, file, '', 'unreadable image', os_errors.reason(error))
         return
     state = f'{stat.st_size}\0{stat.st_mtime_ns}'
     if suffix == TAR:

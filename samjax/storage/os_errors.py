@@ -1,10 +1,12 @@
-"""What a user can do about an error of the operating system."""
+"""Errors of the operating system in words, and what a user can do about them."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Mapping
+
+from samjax.errors import one_line
 
 REMEDIES: Mapping[int, str] = {
     errno.ENOSPC: 'free some space',
@@ -43,3 +45,12 @@ def number(error: BaseException) -> int | None:
 def remedy(error: BaseException) -> str:
     """A clause such as 'free some space'."""
     return REMEDIES.get(number(error), 'check the disk')
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be read, without its path, which messages name in their own way."""
+    path = error.filename
+    if isinstance(path, (str, bytes, os.PathLike)) and os.path.islink(path) and not os.path.exists(path):
+        target = os.fsdecode(os.readlink(path)).encode('utf-8', 'backslashreplace').decode()
+        return f'it is a link to {target}, which is not there'
+    return error.strerror or one_line(error)

@@ -329,6 +329,7 @@ def check_options(config: ConfigDict) -> None:
     """Raises SamjaxError if an option of the loop or of its input is not possible, before anything is read."""
     LoopConfig(**config.train)
     sampling_options(config)
+    ReadOptions.of(config.data)
     mix = config.data.mix
     if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in mix):
         raise SamjaxError(f"data.mix {mix} is not like (('/data/more', 10.0),): pairs of path and weight")

@@ -87,12 +87,13 @@ class MetricLogger:
             self._log_means(step)
 
     def values(self, step: int, values: dict[str, float]) -> None:
-        """Writes values measured after `step` updates to the files."""
+        """Writes values measured after `step` updates to the files, without those that are not finite."""
         if not self._is_first_process:
             return
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
         with self._path.open('a') as file:
-            file.write(json.dumps({'step': step} | values) + '\n')
-        for name, value in values.items():
+            file.write(json.dumps({'step': step} | finite) + '\n')
+        for name, value in finite.items():
             self._events.add_scalar(name.replace('@', '_'), value, step)  # TensorBoard allows no @
         self._events.flush()
 

@@ -174,6 +174,17 @@ def test_mae_gives_the_encoder_and_resizes_positions_as_torch_does(tmp_path):
     assert arrays.keys() == weights.our_shapes(found).keys()
 
 
+def test_mae_encoder_of_other_patches_is_resized(tmp_path):
+    """As MAE's ViT-H, whose patches have 14 px; here 6 px become 8."""
+    state = mae_state(SIZES['vit_xxs'], 14)
+    kernel = torch.randn(SIZES['vit_xxs'].encoder.width, 3, 6, 6)
+    torch.save({'model': state | {'patch_embed.proj.weight': kernel}}, tmp_path / 'mae.pth')
+    arrays, _, _ = read_torch(tmp_path / 'mae.pth', force=False)
+    expected = torch.nn.functional.interpolate(kernel, (8, 8), mode='bicubic', align_corners=False)
+    ours = arrays['image_encoder/patch_embed/kernel']
+    np.testing.assert_allclose(ours, expected.permute(2, 3, 1, 0), atol=2e-6)
+
+
 def test_mae_patches_of_14_px_become_16_as_torch_does_it():
     kernel = torch.randn(5, 3, 14, 14)
     expected = torch.nn.functional.interpolate(kernel, (16, 16), mode='bicubic', align_corners=False)

@@ -453,7 +453,7 @@ def test_file_names_whose_bytes_are_not_utf8(tmp_path):
     annotation = {'id': 1, 'image_id': 1, 'segmentation': [RECTANGLE]}
     first, missing, decoded_name = items(write(tmp_path / 'set/x.json', images, [annotation]))
     record = make_record(first, ImageOptions()).content
-    assert (record['name'], first.location) == (r'caf\udce9', r'caf\udce9.png')
+    assert (record['name'], first.location) == (rb'caf\udce9', r'caf\udce9.png')
     assert missing.cause == 'no image'
     assert decoded_name.load().image == data
     assert coco.open_index(tmp_path / 'set/x.json').digest

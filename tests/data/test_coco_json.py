@@ -9,6 +9,7 @@ from pycocotools import mask as coco
 
 from samjax.data.formats import coco_json
 from samjax.errors import InvalidExample, SamjaxError
+from samjax.masks.rle import run_lengths
 
 MASK_HW = np.array([[0, 1, 1], [0, 1, 0]], np.uint8)
 COUNTS = [2, 3, 1]  # down the columns
@@ -107,6 +108,29 @@ def test_rle_of_every_kind_becomes_compressed_bytes():
 def test_damaged_rle(size, counts, message):
     with pytest.raises(ValueError, match=message):
         coco_json.checked_rle(size, counts, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'runs'),
+    [
+        (5000, 4000, [1, 19_999_999]),  # 2^24 and more px in one run
+        (5000, 4000, [16_777_217, 2_000_000, 1_222_783]),
+        (46_340, 46_340, [1, 46_340**2 - 2, 1]),  # just below 2^31 px
+        (1, 2**31 - 1, [0, 2**31 - 1]),
+        (2**31 - 1, 1, [2**30, 2**30 - 1]),
+        (32_768, 65_535, [2**24 + 1, 2**24 + 2, 2**24 + 3, 2**24 + 5, 32_768 * 65_535 - 2**26 - 11]),
+    ],
+)
+def test_rle_of_large_images(height, width, runs):
+    area = sum(runs[1::2])
+    from_list = coco_json.checked_rle([height, width], runs, height, width)
+    from_text = coco_json.checked_rle([height, width], from_list['counts'].decode(), height, width)
+    assert from_list == from_text
+    assert run_lengths(from_list['counts']).tolist() == runs
+    assert int(coco.area(from_list)) == area
+    for wrong in ([runs[0] + 1, *runs[1:]], [*runs[:-1], runs[-1] - 1], [*runs, 2**32]):
+        with pytest.raises(ValueError, match='its runs do not add up to the image'):
+            coco_json.checked_rle([height, width], wrong, height, width)
 
 
 def test_polygons_become_one_mask():

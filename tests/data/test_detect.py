@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from samples import HEIGHT, WIDTH, content, encoded, mask, random_image, write
 
-from samjax.data.formats.detect import LAYOUTS, mask_files, open_index
-from samjax.data.formats.read_options import ReadOptions
+from samjax.data.formats.detect import OPEN, mask_files, open_index
+from samjax.data.formats.read_options import LAYOUTS, ReadOptions
 from samjax.data.records import source
 from samjax.errors import InvalidExample, SamjaxError
 
@@ -99,7 +99,7 @@ def read(root, tmp_path, max_invalid_fraction=0.0):
 
 
 def test_layouts_have_tests():
-    assert set(MAKE) == set(LAYOUTS)
+    assert set(MAKE) == set(OPEN) == set(LAYOUTS)
 
 
 @pytest.mark.parametrize('layout', MAKE)

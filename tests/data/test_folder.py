@@ -560,7 +560,7 @@ def test_broken_link(tmp_path):
     with pytest.raises(InvalidExample) as error:
         first.load()
     assert error.value.cause == 'unreadable image'
-    assert 'images/x.png' in error.value.detail
+    assert 'it is a link to' in error.value.detail
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -923,7 +923,7 @@ def test_huge_mask(tmp_path, monkeypatch):
         if size is None:
             assert decoded(item.load()) == [BINARY]
             continue
-        with pytest.raises(InvalidExample, match=f'x_0.png: it has {size} px, more than max_pixels = 5') as error:
+        with pytest.raises(InvalidExample, match=f'x_0.png: it has {size} px, more than 5') as error:
             item.load()
         assert error.value.cause == 'too many pixels'
 

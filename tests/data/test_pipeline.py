@@ -318,6 +318,13 @@ def test_mixed_sources_depend_on_the_seed_and_not_on_workers_or_processes():
     assert numbers(take(loader(sources, seed=1), 4)) != numbers(expected)
 
 
+def test_mixed_sources_of_one_size_have_orders_of_their_own():
+    seen = numbers(take(loader([(Numbered(12), 1.0), (Twin(12), 1.0)]), 6))
+    first, second = [n for n in seen if n < 100], [n - 100 for n in seen if n >= 100]
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+
+
 @pytest.mark.parametrize(('num_workers', 'later'), [(1, 3), (3, 2)])
 def test_two_processes_resume_in_the_middle_of_an_epoch_with_other_workers(num_workers, later):
     """Together they have read each image once at the end of the epoch."""

@@ -222,7 +222,36 @@ def test_progress_has_images_and_fraction_of_the_work(shards, tmp_path):
     assert state.measure() == (45, (weights[0] + weights[1] / 2) / sum(weights))
 
 
-NEW_FIELDS = ('warnings', 'ignored', 'images_by_layout', 'read_as', 'num_scaled', 'options')
+def test_progress_of_a_continued_preparation_begins_with_what_was_done(shards, whole, tmp_path, monkeypatch):
+    """Two of four shards are finished and a third was being written: that one begins again."""
+    index = open_index(str(shards))
+    prepare_module._open_work_folder(tmp_path / 'unfinished', index, 1.0)
+    for n in (1, 2):
+        ShardTask(index.shards[n], str(tmp_path / 'unfinished' / f'{n:05d}'), 1.0, ImageOptions()).write()
+    (tmp_path / 'unfinished' / '00003.progress').write_text('[15, 30]')
+    begun, shown = [], []
+
+    class Spy(prepare_module.Progress):
+        def __init__(self, title, total=None, **options):
+            begun.append((title, total, options))
+            super().__init__(title, total, **options)
+            self.interval = 0.01
+
+        def update(self, count, fraction=None):
+            shown.append((count, fraction))
+
+    monkeypatch.setattr(prepare_module, 'Progress', Spy)
+    run(shards, tmp_path, num_workers=1)
+    weights = [shard.weight for shard in index.shards]
+    [(title, total, options)] = begun
+    assert (title, total, options['count']) == (f'preparing {shards}', None, 60)
+    assert options['fraction'] == pytest.approx((weights[1] + weights[2]) / sum(weights))
+    assert shown == sorted(shown)
+    assert all(60 <= count <= 120 and options['fraction'] <= fraction <= 1 for count, fraction in shown)
+    assert tree(tmp_path) == whole
+
+
+NEW_FIELDS = ('warnings', 'read_as', 'num_scaled', 'options', 'ignored', 'images_by_layout')
 
 
 def test_report_of_version_0_1_is_read(shards, tmp_path):
@@ -232,7 +261,7 @@ def test_report_of_version_0_1_is_read(shards, tmp_path):
     old = {names.get(name, name): value for name, value in written.items() if name not in NEW_FIELDS}
     assert list(old) == ['path', 'layout', 'digest', 'share', 'found', 'kept', 'masks', 'bad', 'no_masks', 'left_out']
     (folder / 'report.json').write_text(json.dumps(old))
-    report = report._replace(images_by_layout={})  # which it did not have
+    report = report._replace(images_by_layout={})  # which that version did not count
     assert PreparationReport.read(folder) == report
     assert run(shards, tmp_path / 'out') == (folder, report)
     assert len(open_records(folder, tmp_path / 'cache', 0.05)) == 119

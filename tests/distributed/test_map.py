@@ -132,3 +132,38 @@ def test_progress(capsys):
     line = capsys.readouterr().err.strip().split('\n')[-1]
     assert line.startswith('evaluate sam: 3/3 images, ')
     assert line.endswith('images/s, 0 s left')
+
+
+@pytest.mark.parametrize('before', [0, 4, 9])
+def test_progress_of_a_continued_run_counts_what_is_left(tmp_path, capsys, monkeypatch, before):
+    """Every image at its time: the totals, the rate and the time left are of the images that this call computes."""
+    now = [100.0]
+    monkeypatch.setattr(map.Progress, 'update', lambda self, count: lines.append(self.line(count)))
+    monkeypatch.setattr('samjax.storage.progress.time.monotonic', lambda: now[0])
+    lines = []
+
+    def two_seconds(index):
+        now[0] += 2
+        return index
+
+    distributed_map(before, [two_seconds], 'x', ResultJournal(tmp_path / 'l', {}))
+    lines.clear()
+    distributed_map(10, [two_seconds], 'x', ResultJournal(tmp_path / 'l', {}))
+    left = 10 - before
+    assert lines[0] == f'x: 1/{left} images, 0.50 images/s, {2 * (left - 1)} s left'
+    assert lines[-1] == f'x: {left}/{left} images, 0.50 images/s, 0 s left'
+    assert len(lines) == left
+
+
+def test_progress_of_processes_counts_the_images_of_each(tmp_path, capsys, monkeypatch):
+    distributed_map(4, [compute], 'x', ResultJournal(tmp_path / 'l', {}))
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    for process, images in ((0, 4), (1, 3)):  # of the seven that are left
+        monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+        monkeypatch.setattr(map.processes, 'all_gather_objects', lambda mine: [mine])
+        journal = ResultJournal(tmp_path / 'l', {})
+        journal.results = {index: result for index, result in journal.results.items() if index < 4}
+        monkeypatch.setattr(map.processes, 'all_gather_objects', lambda mine: [[(index, 0) for index in range(11)]])
+        capsys.readouterr()
+        distributed_map(11, [compute], 'x', journal)
+        assert capsys.readouterr().err.startswith(f'x: {images}/{images} images, ')

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from samjax.config import get_config
@@ -16,7 +18,7 @@ from samjax.distributed.sharding import MeshConfig
 from samjax.errors import SamjaxError
 from samjax.masks.packing import pack_rows
 from samjax.model.config import SIZES
-from samjax.model.params import ParamRules, abstract_state
+from samjax.model.params import ParamRules, abstract_state, path_names
 from samjax.model.runtime import Regularization
 from samjax.structs import Batch
 from samjax.training import step
@@ -198,6 +200,51 @@ def test_step_on_eight_devices_equals_the_step_on_one(single, shape):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
     for whole, shared in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(shared, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=lambda s: 'x'.join(map(str, s)))
+def test_gradients_of_devices_are_summed_in_float32(tiny_config, shape):
+    """Of 256 on a device and 1 on each other, in the model's bfloat16, the sum in bfloat16 would be 256."""
+    params = abstract_state(tiny_config)[1]
+    blocks, heads = params['image_encoder']['global_blocks'], params['mask_decoder']['mask_heads']
+    params = nnx.State({'image_encoder': {'global_blocks': blocks}, 'mask_decoder': {'mask_heads': heads}})
+    mesh, rules, on_device = make_mesh(*shape), ParamRules(tiny_config), {}
+
+    def sums(params, buffers, batch, index_B, key):
+        on_device.update(names(params))
+        value = jnp.where(index_B == 0, 256, 1).sum()
+        return jax.tree.map(lambda p: jnp.full_like(p, value), params), {'loss': (index_B + 0.5).sum()}
+
+    shared = sharding.data_parallel(sums, params, mesh, rules, 'bfloat16')
+    shardings = sharding.state_shardings(params, mesh, rules)
+    whole = jax.tree.map(lambda x, s: jax.device_put(np.ones(x.shape, x.dtype), s), params, shardings)
+    count = sharding.num_image_groups(mesh)
+    index_B = jax.device_put(np.arange(count), sharding.batch_sharding(mesh))
+    traced = jax.jit(shared).trace(whole, {}, index_B, index_B, jnp.zeros(()))
+    summed = [e for e in equations(traced.jaxpr.jaxpr) if e.primitive.name.startswith(('psum', 'reduce_scatter'))]
+    assert len(summed) > 1
+    assert {str(variable.aval.dtype) for equation in summed for variable in equation.invars} == {'float32'}
+    grads, total = jax.jit(shared)(whole, {}, index_B, index_B, jnp.zeros(()))
+    assert float(total['loss']) == count**2 / 2
+    for name, gradient in names(grads).items():
+        rule, parameter = rules.of(tuple(name.split('/'))), names(whole)[name]
+        assert gradient.dtype == jnp.float32, name
+        np.testing.assert_array_equal(gradient, np.full(parameter.shape, 256 + count - 1), err_msg=name)
+        assert ('fsdp' in gradient.sharding.spec) == ('fsdp' in parameter.sharding.spec), name
+        assert on_device[name].shape == parameter.shape
+        assert on_device[name].dtype == ('bfloat16' if rule.fsdp else 'float32'), name
+
+
+def equations(jaxpr):
+    """All, also those inside others."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jex.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def names(tree):
+    return {'/'.join(path_names(path)): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def test_highest_number_of_all_devices():

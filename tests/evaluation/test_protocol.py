@@ -117,6 +117,7 @@ def test_scores_by_hand():
     assert (scores.image, scores.index, scores.area) == ('a', 0, 32)
     assert scores.iou_K == (0.5, 0.75, 1)
     assert scores.predicted_iou_M == (0.2, 0.9, 0.5)
+    assert scores.predicted_iou_K == (0.9, 0.2, 0.2)  # of the selected mask
     predicted_N, actual_N = result.predicted_and_actual_iou()  # three masks; two and three clicks; the box
     assert predicted_N.tolist() == [0.2, 0.9, 0.5, 0.2, 0.2, 0.9]
     assert actual_N.tolist() == [0.25, 0.5, 1, 0.75, 1, 0.5]
@@ -200,6 +201,14 @@ def test_random_first_clicks_repeat_and_lie_inside(source):
     truths = [*protocol.decode_masks(source[0].rles), *protocol.decode_masks(source[2].rles)]
     for (x, y), truth_HW in zip(points(1).astype(int), truths, strict=True):
         assert truth_HW[y, x]
+
+
+def test_random_first_clicks_of_equal_objects_differ():
+    same = [rectangle(20, 30, 2, 3, 18, 28)] * 4
+    fake = Fake([example('a', 20, 30, same)], lambda truth, click, slot: truth)
+    interactive(fake.source, clicks=(1,), first_click='random').run([fake])
+    points_N2 = np.concatenate([p[:, 0] for p, labels, _ in fake.calls if labels.shape[1] == 1])
+    assert len(np.unique(points_N2, axis=0)) == 4
 
 
 def test_limits_take_a_fixed_subset(source):

@@ -117,6 +117,23 @@ def test_masks_return_to_the_original_pixels(predictor, monkeypatch, part):
         assert (masks_NMHW == expected_HW).all(), (height, width)
 
 
+@pytest.mark.parametrize(
+    ('labels', 'tokens'), [([[1], [1]], (1, 2, 3)), ([[1, 0], [1, 1]], (0,)), ([[2, 3], [2, 3]], (1, 2, 3))]
+)
+def test_masks_and_their_predicted_iou_are_of_the_same_slots(predictor, monkeypatch, labels, tokens):
+    """The logits of object n and token m are all 10 n + m + 1, or minus that of odd tokens; their IoU is a tenth."""
+    number_NM = 10 * np.arange(3)[:, None] + np.arange(4) + 1
+    signed_NM = np.where(np.arange(4) % 2, -number_NM, number_NM).astype(np.float32)
+    logits = np.tile(signed_NM[None, :, :, None, None], (1, 1, 1, *predictor.config.low_res_size))
+    prediction = Prediction(logits, (signed_NM / 10)[None])
+    monkeypatch.setattr('samjax.inference.predictor._decode', lambda *inputs: prediction)
+    points = [[[3, 4], [20, 9]][: len(labels[0])]] * 2
+    masks_NMHW, iou_NM, low_NMyx = predict(predictor, 3, 3, IMAGE, points, labels)
+    np.testing.assert_array_equal(low_NMyx[:, :, 2, 3], signed_NM[:2, tokens])
+    np.testing.assert_array_equal(iou_NM, signed_NM[:2, tokens] / np.float32(10))
+    np.testing.assert_array_equal(masks_NMHW[:, :, 5, 6], signed_NM[:2, tokens] > 0)
+
+
 def test_encoder_and_decoder_are_compiled_once(source, predictor):
     for max_images in (0, 1):
         segmenter = SamSegmenter('model', predictor, prompt_batch_size=3, max_clicks=3)

@@ -13,8 +13,11 @@ from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.tasks.instances import box_masks, instances
 from samjax.evaluation.tasks.proposals import BOX_NMS_THRESH, best_proposals, proposal_generator, proposals
 from samjax.inference.automatic.crops import point_grid
+from samjax.inference.frame import Frame
 from samjax.inference.prompts import Prompt
 from samjax.masks import boxes
+from samjax.model.config import SIZES
+from samjax.structs import MULTIMASK, Prediction
 
 
 @pytest.fixture
@@ -51,6 +54,45 @@ def test_masks_of_boxes_are_those_of_two_predictions(params):
         _, iou_M, low_Myx = predictor.predict(box=box_4)
         masks_MHW, iou_M, _ = predictor.predict(box=box_4, mask_input=low_Myx[[iou_M.argmax()]])
         np.testing.assert_array_equal(coco.decode(rle), masks_MHW[iou_M.argmax()])
+
+
+class SlotPredictor:
+    """Stands in for a predictor: of box n slot (n + round) % 3 has the highest IoU, and each slot its own mask.
+
+    The mask of a slot is a row of the low-resolution grid of 16 x 24: row 3 n + slot in the first round, and in the
+    second, if the mask that is fed back is that of the best slot, row 3 n + slot + 1.
+    """
+
+    def encode(self, images):
+        return [Frame(SIZES['test'], *images[0].shape[:2])], None
+
+    def decode(self, embed_BhwC, prompts, mask_tokens):
+        assert mask_tokens == MULTIMASK
+        count = prompts.labels_BNP.shape[1]
+        logits_BNMyx, iou_BNM = np.full((1, count, 3, 16, 24), -1.0, np.float32), np.zeros((1, count, 3), np.float32)
+        for n in range(count):
+            number = int(prompts.points_BNP2[0, n, 0, 0])  # of the box
+            again = prompts.mask_BNyx is not None and bool(prompts.has_mask_BN[0, n])
+            if again:
+                best_yx = np.full((16, 24), -1.0)
+                best_yx[3 * number + number % 3] = 1
+                np.testing.assert_array_equal(prompts.mask_BNyx[0, n], best_yx)
+            for slot in range(3):
+                logits_BNMyx[0, n, slot, 3 * number + slot + again] = 1
+            best = (number + again) % 3
+            iou_BNM[0, n] = np.roll([0.9, 0.2, 0.5] if number % 2 else [0.3, 0.1, 0.2], best)
+        return Prediction(logits_BNMyx, iou_BNM)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 3, 8])
+def test_masks_of_boxes_come_from_the_slot_of_the_highest_predicted_iou(batch_size):
+    boxes_N4 = np.array([[n, 1, n + 9, 20] for n in range(4)], np.float32)
+    rles = box_masks(SlotPredictor(), np.zeros((32, 48, 3), np.uint8), boxes_N4, batch_size)
+    for n, rle in enumerate(rles):
+        row = 3 * n + (n + 1) % 3 + 1
+        [rows] = np.nonzero(coco.decode(rle).any(1))
+        np.testing.assert_allclose(rows.mean(), 2 * row + 0.5)  # of the image, which has twice the rows
+    assert len(rles) == 4
 
 
 def test_proposals_of_an_image_by_hand(params):

@@ -171,7 +171,7 @@ def test_previews_and_smaller_versions_do_not_count():
 def test_limit_of_pixels_is_an_option_and_pillow_keeps_its_own():
     data, limit = encoded(random_image(1)), Image.MAX_IMAGE_PIXELS
     options = ImageOptions(max_pixels=24 * 40 - 1)
-    expected = 'it has 24 x 40 px, more than max_pixels = 959: shrink it, or raise that'
+    expected = 'it has 24 x 40 px, more than 959: shrink it, or raise --max-pixels or data.max_pixels'
     assert refused(data, options) == ('too many pixels', expected)
     assert decode_image(data, ImageOptions(max_pixels=24 * 40)).shape == (24, 40, 3)
     assert limit == Image.MAX_IMAGE_PIXELS

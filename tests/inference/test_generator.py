@@ -60,7 +60,7 @@ def independent_nms():
 @pytest.fixture(scope='module')
 def predictor(torch_sam):
     state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
-    arrays = weights.from_torch(weights.META, state, CONFIG, 'the oracle', force=False)
+    arrays, _ = weights.from_torch(weights.META, state, CONFIG, 'the oracle', force=False)
     return Predictor(CONFIG, *jax.device_put(to_states(arrays, CONFIG)))
 
 

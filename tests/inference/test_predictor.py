@@ -35,7 +35,7 @@ def reference(torch_sam):
 @pytest.fixture(scope='module')
 def ours(torch_sam):
     state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
-    arrays = weights.from_torch(weights.META, state, CONFIG, 'the oracle', force=False)
+    arrays, _ = weights.from_torch(weights.META, state, CONFIG, 'the oracle', force=False)
     return Predictor(CONFIG, *jax.device_put(to_states(arrays, CONFIG)))
 
 

@@ -22,6 +22,46 @@ def test_run_lengths_of_random_masks_are_those_of_pycocotools():
         np.testing.assert_array_equal(decoded, mask_HW)
 
 
+@pytest.mark.parametrize(
+    'runs',
+    [
+        [2**24 + 1, 2**24 - 1, 2**24 + 3],  # float32 has no such integers
+        [0, 2**31 - 1],
+        [1, 2**31 - 3, 1],
+        [2**30 - 1, 2**30, 1, 2**24 + 1, 3],  # from the fourth run on, differences of either sign
+        [5, 2**24 + 1, 7, 2**25 + 3, 2**25 + 1, 1],
+    ],
+)
+def test_run_lengths_of_images_up_to_2_to_the_31_px(runs):
+    counts = coco.frPyObjects({'size': [1, sum(runs)], 'counts': runs}, 1, sum(runs))['counts']
+    found = run_lengths(counts)
+    assert found.tolist() == runs
+    assert np.issubdtype(found.dtype, np.integer)
+
+
+def test_large_image_is_resized_exactly():
+    """Of 5000 x 4000 px everything but the first row: in a grid of 5 x 4 each cell has 10^6 px, the upper 999,000."""
+    height, width, grid = 5000, 4000, (5, 4)
+    runs = np.array([1, height - 1] * width)
+    mask = segments(runs, height)
+    assert covered_window(mask, (height, width), grid) == (0, 0, 5, 4)
+    covered_hw = pixel_coverage(mask, (height, width), grid, GridWindow(0, 0, 5, 4)).T
+    whole = height * width
+    expected_hw = np.full(grid, whole)
+    expected_hw[0] = whole // 1000 * 999
+    np.testing.assert_array_equal(covered_hw, expected_hw)
+
+
+def test_largest_image_is_resized_exactly():
+    """46,340 x 46,340 px, just below 2^31: the left half, and a single pixel in the last corner."""
+    side = 46_340
+    runs = np.array([0, side * side // 2, side * side // 2 - 1, 1])
+    mask = segments(runs, side)
+    assert covered_window(mask, (side, side), (2, 4)) == (0, 0, 2, 4)
+    covered_hw = pixel_coverage(mask, (side, side), (2, 4), GridWindow(0, 0, 2, 4)).T
+    np.testing.assert_array_equal(covered_hw, [[side**2, side**2, 0, 0], [side**2, side**2, 0, 8]])
+
+
 def test_run_lengths_finds_most_damage():
     rng = np.random.default_rng(0)
     mask_HW = np.asfortranarray((rng.random((60, 50)) < 0.1).astype(np.uint8))

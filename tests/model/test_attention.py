@@ -48,6 +48,40 @@ FUNCTIONS = {
 }
 
 
+def cell_by_cell(q, k, v, table_h, table_w):
+    """Attention over a grid in loops; the tables hold distances of query minus key, the most negative first."""
+    g, a, h, w, e = q.shape
+    out = np.zeros_like(q)
+    for group, head, y, x in np.ndindex(g, a, h, w):
+        query, logits_ij = q[group, head, y, x], np.zeros((h, w))
+        for i, j in np.ndindex(h, w):
+            logits_ij[i, j] = query @ k[group, head, i, j] / e**0.5
+            logits_ij[i, j] += query @ table_h[y - i + h - 1] + query @ table_w[x - j + w - 1]
+        weights_ij = np.exp(logits_ij) / np.exp(logits_ij).sum()
+        out[group, head, y, x] = (weights_ij[..., None] * v[group, head]).sum((0, 1))
+    return out
+
+
+@functools.cache
+def grid_that_is_not_square(*grid):
+    """Queries, keys, values and relative positions, float32, and the attention."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, 2, *grid, 4)) for _ in range(3))
+    tables = [rng.normal(size=(2 * side - 1, 4)) for side in grid]
+    rel = (dense.relative_positions(jnp.asarray(t, jnp.float32), side) for t, side in zip(tables, grid, strict=True))
+    return (*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), *rel), cell_by_cell(q, k, v, *tables)
+
+
+@pytest.mark.parametrize('grid', [(2, 5), (4, 3), (18, 16)], ids=lambda grid: '{}x{}'.format(*grid))
+@pytest.mark.parametrize('name', ['dense', *FUNCTIONS])
+def test_rows_and_columns_have_their_own_distances(name, grid):
+    """The largest grid takes the flash kernel on TPUs."""
+    arrays, expected = grid_that_is_not_square(*grid)
+    attend = DENSE if name == 'dense' else FUNCTIONS[name]
+    with jax.default_matmul_precision('highest'):
+        np.testing.assert_allclose(jax.jit(attend)(*arrays), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('shape', [WINDOWED, GLOBAL], ids=['windowed', 'global'])
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_forward_and_backward_equal_the_definition(name, shape):

@@ -65,6 +65,12 @@ def test_rules_match_whole_paths():
     assert not ParamRule('neck/norm[12]/(scale|bias)').matches('neck/norm1/bias_2')
 
 
+def test_names_of_a_path_with_and_without_its_closing_value():
+    key, value = jax.tree_util.DictKey, jax.tree_util.GetAttrKey('value')
+    assert params.path_names((key('neck'), key(1), key('scale'), value)) == ('neck', '1', 'scale')
+    assert params.path_names((key('neck'), key('scale'))) == ('neck', 'scale')
+
+
 def test_digest_depends_on_names_shapes_and_values():
     def digest(name, values):
         return params.digest(nnx.State({name: nnx.Param(np.array(values, np.float32))}))

@@ -64,6 +64,13 @@ def test_unknown_topology_is_named():
         compile_ahead.describe('v9:2x2', 1)
 
 
+@pytest.mark.parametrize('slices', [1, 2])
+def test_described_devices_of_slices(slices):
+    devices = compile_ahead.describe('v5e:2x4', slices)
+    assert len(devices) == 8 * slices
+    assert {getattr(device, 'slice_index', 0) for device in devices} == set(range(slices))
+
+
 def test_small_model_fits_eight_chips(tmp_path, capsys):
     """The command, from options to the saved program."""
     saved = tmp_path / 'step.xla'

@@ -47,6 +47,15 @@ def test_rate_and_time_left_leave_out_what_was_done_before(clock):
     assert line.line(350, 0.4) == 'preparing x: 350 images, 25.0 images/s, 40%, 30 s left'
 
 
+def test_total_rate_and_time_left_after_a_resume(clock):
+    line = Progress('x', 40, count=10, fraction=0.25)
+    assert line.line(10) == 'x: 10/40 images, 0.00 images/s'
+    clock[0] += 5
+    assert line.line(20) == 'x: 20/40 images, 2.00 images/s, 10 s left'
+    clock[0] += 10
+    assert line.line(40) == 'x: 40/40 images, 2.00 images/s, 0 s left'
+
+
 @pytest.mark.parametrize(
     ('seconds', 'text'), [(0.4, '0 s'), (59.6, '1 min 00 s'), (62, '1 min 02 s'), (3723, '1 h 02 min')]
 )

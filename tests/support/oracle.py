@@ -44,7 +44,7 @@ def randomize(sam: torch.nn.Module, seed: int, gain: float = 1.5) -> torch.nn.Mo
 def port(torch_sam: torch.nn.Module, config: SamConfig) -> Sam:
     """Our Sam with the weights of `torch_sam`."""
     state = {key: value.numpy() for key, value in torch_sam.state_dict().items()}
-    arrays = weights.from_torch(weights.META, state, config, 'the oracle', force=False)
+    arrays, _ = weights.from_torch(weights.META, state, config, 'the oracle', force=False)
     return nnx.merge(abstract_state(config)[0], *jax.device_put(to_states(arrays, config)))
 
 

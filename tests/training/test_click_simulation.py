@@ -98,6 +98,37 @@ def test_error_click_without_errors_is_negative_on_the_background():
     np.testing.assert_array_equal(label_BN, [[NEGATIVE]])
 
 
+def test_every_click_falls_on_the_image_and_not_on_its_padding():
+    """A frame with a narrow, a low and a tiny image, and one that fills it; 40 keys, with and without errors."""
+    height, width = 32, 48
+    size_B2 = np.array([[32, 5], [3, 48], [2, 2], [32, 48]], np.int32)
+    y, x = np.mgrid[:height, :width]
+    content_BHW = (y < size_B2[:, :1, None]) & (x < size_B2[:, 1:, None])
+    masks_BNHW = np.zeros((4, 3, height, width), bool)
+    masks_BNHW[:, 0, 0, 1] = True  # a pixel
+    masks_BNHW[:, 1] = content_BHW & (x >= 1)  # all but the first column
+    masks_BNHW[:, 2] = content_BHW & (y % 2 == 1)
+    masks_BNHW, invented_BNHW = jnp.asarray(masks_BNHW), jnp.ones_like(masks_BNHW)  # on the padding, too
+    b_B1, n_1N = np.ogrid[:4, :3]
+
+    @jax.jit
+    def draw(key, predicted_BNHW):
+        keys_B = jax.random.split(key, 4)
+        click_BN2, label_BN = click_simulation.error_click(predicted_BNHW, masks_BNHW, content_BHW, keys_B)
+        return click_BN2, label_BN, click_simulation.first_prompts(PAPER, masks_BNHW, (16, 24), size_B2, keys_B)
+
+    for seed in range(40):
+        for predicted_BNHW in (masks_BNHW, invented_BNHW, ~masks_BNHW):
+            click_BN2, label_BN, first = draw(jax.random.key(seed), predicted_BNHW)
+            x_BN, y_BN = np.moveaxis(np.asarray(click_BN2), -1, 0).astype(int)
+            assert ((click_BN2 >= 0) & (click_BN2 < size_B2[:, None, ::-1])).all()
+            np.testing.assert_array_equal(label_BN == POSITIVE, masks_BNHW[b_B1, n_1N, y_BN, x_BN])
+            if predicted_BNHW is masks_BNHW:
+                assert (label_BN == NEGATIVE).all()
+            points_BN22 = np.asarray(first.points_BNP2[:, :, :2])
+            assert ((points_BN22 >= 0) & (points_BN22 <= size_B2[:, None, None, ::-1] - 1)).all()
+
+
 def test_schedule_has_eight_clicks_one_pause_and_nothing_new_in_the_last_round():
     schedules = [click_simulation.click_schedule(PAPER, jax.random.key(seed)) for seed in range(60)]
     pauses = set()

@@ -17,7 +17,10 @@ from samples import mask, random_image
 from stand_in import Evaluation, build, quick, summed_gradients
 
 from samjax.checkpoints import run
+from samjax.config import get_config
 from samjax.convert.convert import convert
+from samjax.data.formats.read_options import ReadOptions
+from samjax.data.transforms import Sampling
 from samjax.distributed import sharding
 from samjax.errors import SamjaxError
 from samjax.evaluation.during_training import TrainingEvaluation
@@ -253,6 +256,85 @@ def test_sam_trains_ten_and_ten_as_twenty(tmp_path):
     for name in ('step_000020.png', 'curves.png'):
         with Image.open(tmp_path / 'whole' / 'pictures' / name) as picture:
             assert picture.size > (300, 100)
+
+
+DATA = {
+    'seed': 17,
+    'model.image_size': (48, 32),
+    'data.path': '/data/a',
+    'data.mix': (('/data/b', 10.0),),
+    'data.cache': '/cache',
+    'data.max_invalid_fraction': 0.2,
+    'data.synthetic_train_images': 123,
+    'data.max_objects': 5,
+    'data.max_area_fraction': 0.7,
+    'data.flip': 'any',
+    'data.scale_jitter': (0.1, 2.0),
+    'data.num_workers': 3,
+    'data.prefetch': 6,
+    'train.batch_size': 24,
+}
+
+
+def test_options_of_the_data_arrive(monkeypatch):
+    opened, given, checked = [], {}, []
+    monkeypatch.setattr(loop.pipeline, 'open_dataset', lambda path, **options: opened.append((path, options)) or path)
+    monkeypatch.setattr(loop.pipeline, 'train_loader', lambda sources, **options: given.update(options) or sources)
+    monkeypatch.setattr(loop, 'refuse_never_sampled', lambda *args: checked.append(args))
+    config = get_config()
+    config.update_from_flattened_dict(DATA)
+    assert loop.open_batches(config) == [('/data/a', 1.0), ('/data/b', 10.0)]
+    options = {
+        'seed': 17, 'image_size': (48, 32), 'length': 123, 'cache': '/cache', 'max_invalid_fraction': 0.2,
+        'options': ReadOptions.of(config.data),
+    }  # fmt: skip
+    assert opened == [('/data/a', options), ('/data/b', options)]
+    sampling = Sampling((48, 32), 5, 0.7, 'any', (0.1, 2.0))
+    assert given == {'seed': 17, 'sampling': sampling, 'batch_size': 24, 'num_workers': 3, 'prefetch': 6}
+    assert checked == [('/data/a', '/data/a', sampling), ('/data/b', '/data/b', sampling)]
+
+
+def test_options_of_training_arrive(stand_in, tmp_path):
+    given = {}
+
+    def spy(name):
+        original = getattr(loop, name)
+        stand_in.setattr(loop, name, lambda *args: given.update({name: args}) or original(*args))
+
+    for name in ('MetricLogger', 'Checkpoints', 'PendingStep', 'ProfilerTrace', 'initial_state', 'utilization'):
+        spy(name)
+    config = quick(
+        1,
+        **{
+            'train.log_every': 4,
+            'train.max_to_keep': 7,
+            'train.max_skipped': 8,
+            'train.profile_steps': (90, 91),
+            'train.batch_size': 16,
+        },
+    )
+    loop.train(config, str(tmp_path), Evaluation)
+    workdir, start, num_steps, every, batch_size, rate, begun, _ = given['MetricLogger']
+    assert (workdir, start, num_steps, every, batch_size) == (str(tmp_path), 0, 1, 4, 16)
+    assert rate(0) == given['initial_state'][1].rate(0)
+    assert given['Checkpoints'] == (str(tmp_path), 7, config)
+    assert given['PendingStep'][1] == 8
+    assert given['ProfilerTrace'] == ((90, 91), str(tmp_path))
+    assert given['utilization'] == given['initial_state']
+
+
+def test_utilization_is_the_fraction_of_the_peak_of_all_devices(stand_in, monkeypatch):
+    config = quick(1, **{'data.max_objects': 3})
+    compiled = build(config)
+    monkeypatch.setattr(loop.hardware, 'peak', lambda kind: 1e12)
+    monkeypatch.setattr(
+        loop.flops,
+        'train_flops',
+        lambda model, objects, rounds: 1e9 * objects * rounds if model is compiled.model else 0,
+    )
+    assert loop.utilization(config, compiled)(20.0) == pytest.approx(20 * 12e9 / 8e12)
+    monkeypatch.setattr(loop.hardware, 'peak', lambda kind: None)
+    assert np.isnan(loop.utilization(config, compiled)(20.0))
 
 
 def masks_folder(folder, *masks):

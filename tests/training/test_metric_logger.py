@@ -188,6 +188,32 @@ def test_values_are_json_of_the_standard(tmp_path):
     assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 3, 'eval/iou_spearman': 0.5}
 
 
+def refuse_constant(name):
+    raise ValueError(f'{name} is no JSON')
+
+
+@pytest.mark.parametrize('spoiled', [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_leave_valid_json(tmp_path, spoiled):
+    """The loss of a step that is skipped, and a score of nothing."""
+    log = logs.MetricLogger(str(tmp_path), 0, 6, every=2, batch_size=8, rate=rate, begun=0.0, utilization=utilization)
+    for step in range(1, 5):
+        log.step(step, METRICS | ({'loss': spoiled, 'grad_norm': spoiled} if step == 2 else {'grad_norm': 1.0}))
+    log.values(4, {'eval/a': spoiled, 'eval/b': 0.5})
+    log.close()
+    text = (tmp_path / 'metrics.jsonl').read_text()
+    first, second, scores = (json.loads(line, parse_constant=refuse_constant) for line in text.splitlines())
+    assert 'train/loss' not in first
+    assert first['train/dice'] == 0.5
+    assert (second['train/loss'], second['train/grad_norm']) == (3.0, 1.0)
+    assert scores == {'step': 4, 'eval/b': 0.5}
+    tags = {
+        value.tag for path in (tmp_path / 'tensorboard').iterdir() for e in events(path) for value in e.summary.value
+    }
+    assert 'eval/b' in tags
+    assert 'eval/a' not in tags
+    assert logs.draw_curves(str(tmp_path)).exists()
+
+
 def test_curves_are_drawn(tmp_path):
     run(tmp_path, 0, 6)
     path = logs.draw_curves(str(tmp_path))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from samjax.errors import SamjaxError
 from samjax.model.config import SIZES
@@ -208,6 +209,22 @@ def test_muon_moves_all_directions_of_a_matrix_alike_and_the_rest_as_adam_does()
     )[1]
     assert 0.65 < singular.min() <= singular.max() < 1.25  # five Newton-Schulz steps come that near to 1
     np.testing.assert_allclose(updates['mask_decoder']['iou_head']['layers'][0]['bias'], [-1e-2, 1e-2], rtol=1e-4)
+
+
+def test_muon_remembers_earlier_gradients_as_published():
+    """Momentum 0.95: two updates of a matrix of linear layers are those of optax, in the scale of Adam."""
+    rng = np.random.default_rng(0)
+    params = head(kernel=jnp.zeros((3, 3)))
+    grads = [jnp.asarray(rng.normal(size=(3, 3)), jnp.float32) for _ in range(2)]
+    options = with_options(name='muon', weight_decay=0.0, warmup_steps=0, milestones=())
+    ours = optimizer.make_optimizer(options, params, RULES)
+    theirs = scale_by_muon(beta=0.95, weight_dimension_numbers={'w': MuonDimensionNumbers((0,), (1,))})
+    our_state, their_state = ours.init(params), theirs.init({'w': jnp.zeros((3, 3))})
+    for grad in grads:
+        updates, our_state = ours.update(jax.tree.map(lambda p, g=grad: g, params), our_state, params)
+        expected, their_state = theirs.update({'w': grad}, their_state, {'w': grad})
+        found = updates['mask_decoder']['iou_head']['layers'][0]['kernel'][...]
+        np.testing.assert_allclose(found, -1e-2 * 0.2 * 3**0.5 * expected['w'], rtol=1e-4, atol=1e-6)
 
 
 def test_muon_sees_each_product_of_the_model_as_one_matrix(tiny_config):

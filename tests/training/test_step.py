@@ -1,21 +1,26 @@
 """The training step: what counts, what does not, and that it learns."""
 
+import collections
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from tiny import LOSS, SIMULATION, TX, make_step
 
 from samjax.errors import SamjaxError
-from samjax.masks.packing import pack_rows
+from samjax.masks import resize
+from samjax.masks.packing import pack_rows, unpack_rows
+from samjax.model.layers import split_keys
 from samjax.model.params import abstract_state, init_params
 from samjax.model.runtime import Regularization, Runtime
-from samjax.structs import MULTIMASK
-from samjax.training import step
+from samjax.model.sam import content_mask
+from samjax.structs import MULTIMASK, SINGLE_MASK
+from samjax.training import click_simulation, losses, step
 
 SEED = 1  # with it points and boxes are drawn
 ONE_ROUND = dataclasses.replace(SIMULATION, rounds=1, box_probability=0.0)
@@ -58,6 +63,146 @@ def loss_and_grads(
 def assert_trees_close(a, b, rtol=1e-4, atol=1e-6):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def counted_sums(params, buffers, batch, index_B, key):
+    """Gradients of 6 and terms that hold what the function was given."""
+    terms = {'focal': batch.valid_BN.sum() * 1.0, 'dice': index_B.sum() * 1.0, 'iou': jax.random.uniform(key)}
+    return jax.tree.map(lambda p: jnp.full_like(p, 6.0), params), terms
+
+
+def test_update_by_hand(tiny_batch):
+    """Sums over three objects become means; the key is of seed and step; gradient descent with a rate of 0.5."""
+    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
+    tx = optax.sgd(0.5)
+    state = step.TrainState(jnp.int32(7), params, nnx.State({}), tx.init(params), jnp.int32(2))
+    options = {'summed_gradients': counted_sums, 'tx': tx, 'seed': 3}
+    loss = dataclasses.replace(LOSS, focal=10.0, dice=100.0, iou=1000.0)
+    after, metrics = step.train_step(state, tiny_batch, loss=loss, **options)
+    np.testing.assert_allclose(after.params['layer']['kernel'], 0.0)  # 1 - 0.5 * 6 / 3
+    np.testing.assert_allclose(after.params['layer']['bias'], -1.0)
+    assert (int(after.step), int(after.skipped), int(metrics['objects'])) == (8, 0, 3)
+    draw = float(jax.random.uniform(jax.random.fold_in(jax.random.key(3), 7)))
+    terms = {'focal': 1.0, 'dice': 1 / 3, 'iou': draw / 3}
+    for name, value in terms.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6)
+    np.testing.assert_allclose(metrics['loss'], 10 + 100 / 3 + 1000 * draw / 3, rtol=1e-6)
+    np.testing.assert_allclose(metrics['grad_norm'], 2 * 6**0.5, rtol=1e-6)  # six gradients of 2
+
+
+def test_accumulated_gradients_are_summed_in_float32_each_image_once(tiny_batch):
+    """256 and then 1 in bfloat16, of the images with these indices."""
+
+    def sums(params, buffers, batch, index_B, key):
+        assert index_B.shape == (2,)
+        value = jnp.where(index_B[0] == 0, 256, 1).astype(jnp.bfloat16)
+        return {'w': value * params['w']}, {'images': batch.size_B2.sum() + 0.0 * key, 'indices': index_B.sum()}
+
+    batch, ones = jax.tree.map(lambda x_B: np.concatenate([x_B, x_B]), tiny_batch), {'w': jnp.ones(3, jnp.bfloat16)}
+    grads, terms = step.accumulate_gradients(sums, 2)(ones, {}, batch, jnp.arange(4), jnp.zeros(()))
+    assert grads['w'].dtype == jnp.float32
+    np.testing.assert_array_equal(grads['w'], [257, 257, 257])
+    assert float(terms['images']) == 2 * tiny_batch.size_B2.sum()
+    assert float(terms['indices']) == 6
+
+
+def test_masks_shrink_to_where_more_than_half_of_the_pixels_are():
+    masks_HW = np.zeros((4, 6), bool)
+    masks_HW[:2, :2] = [[1, 1], [1, 0]]  # three of four
+    masks_HW[:2, 2:4] = [[1, 1], [0, 0]]  # half
+    masks_HW[2:, 4:] = True
+    assert step.shrink(masks_HW, 2).tolist() == [[True, False, False], [False, False, True]]
+    wide_HW = np.zeros((3, 3), bool)
+    wide_HW[:2] = True
+    assert step.shrink(wide_HW[None, :, :], 3).tolist() == [[[True]]]
+
+
+def spoiled_sums(params, buffers, batch, index_B, key):
+    """Losses and gradients of one; the number in the first pixel makes them not finite, 1 the loss, 2 the gradients."""
+    what = batch.image_BHW3[0, 0, 0, 0]
+    grads = jax.tree.map(lambda p: jnp.ones_like(p) / (what != 2), params)
+    return grads, {'focal': jnp.ones(()), 'dice': jnp.ones(()), 'iou': jnp.where(what == 1, jnp.nan, 0.0)}
+
+
+def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted(tiny_batch):
+    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
+    zero = jnp.zeros((), jnp.int32)
+    state = step.TrainState(zero, params, nnx.State({}), TX.init(params), zero)
+    train = jax.jit(functools.partial(step.train_step, summed_gradients=spoiled_sums, tx=TX, loss=LOSS, seed=0))
+
+    def go(state, what):
+        image_BHW3 = tiny_batch.image_BHW3.copy()
+        image_BHW3[0, 0, 0, 0] = what
+        return train(state, tiny_batch._replace(image_BHW3=image_BHW3))
+
+    good, metrics = go(state, 0)
+    assert int(metrics['skipped']) == 0
+    bad, metrics = go(good, 1)
+    assert not np.isfinite(metrics['loss'])
+    assert int(metrics['skipped']) == 1
+    worse, metrics = go(bad, 2)
+    assert np.isfinite(metrics['loss'])
+    assert not np.isfinite(metrics['grad_norm'])
+    assert (int(metrics['skipped']), int(worse.skipped), int(worse.step)) == (2, 2, 3)
+    assert_trees_close((good.params, good.opt_state), (worse.params, worse.opt_state), rtol=0, atol=0)
+    assert int(go(worse, 0)[1]['skipped']) == 0
+
+
+def one_by_one(config, simulation, loss, params, buffers, batch):
+    """The terms of a first step, summed over valid objects: each chunk of one object per image, each round of it."""
+    sam = nnx.merge(abstract_state(config)[0], *jax.tree.map(jnp.asarray, (params, buffers)))
+    factor = config.image_size[0] // config.low_res_size[0]
+    content_BHW = content_mask(batch.size_B2, config.image_size)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run_round(slots, embed_BhwC, masks_B1HW, prompts, adds, slot, keys_B):
+        decoder_keys_B, click_keys_B = split_keys(keys_B, 2)
+        tokens, image = sam.run_transformer(embed_BhwC, prompts, decoder_keys_B)
+        prediction = sam.mask_decoder.predict_masks(tokens, sam.mask_decoder.upscale(image), slots)
+        terms = losses.sam_loss(
+            loss,
+            prediction.logits_BNMyx,
+            prediction.iou_BNM,
+            masks_B1HW,
+            content_BHW,
+            lambda x: resize.upsample(x, factor),
+        )
+        best_B1 = jnp.argmax(prediction.iou_BNM, -1)
+        low_res_B1yx = prediction.logits_BNMyx[*jnp.ogrid[: len(best_B1), :1], best_B1]
+        predicted_B1HW = resize.upsample(low_res_B1yx, factor) > 0
+        return terms, click_simulation.next_prompts(
+            prompts, low_res_B1yx, predicted_B1HW, masks_B1HW, content_BHW, adds, slot, click_keys_B
+        )
+
+    key_schedule, key_images = jax.random.split(jax.random.key(SEED))
+    adds_K, slot_K = click_simulation.click_schedule(simulation, key_schedule)
+    keys_B = jnp.stack([jax.random.fold_in(key_images, b) for b in range(len(batch.size_B2))])
+    encoder_keys_B, chunk_keys_B = split_keys(keys_B, 2)
+    embed_BhwC = jax.jit(sam.encode)(batch.image_BHW3, batch.size_B2, encoder_keys_B)
+    count, sums = batch.valid_BN.shape[1], collections.defaultdict(float)
+    for n, keys_B in enumerate(split_keys(chunk_keys_B, count)):
+        first_keys_B, *rounds_keys_B = split_keys(keys_B, 1 + simulation.rounds)
+        masks_B1HW = unpack_rows(batch.packed_masks_BNVW, config.image_size[0])[:, n : n + 1]
+        first = functools.partial(click_simulation.first_prompts, simulation, low_res_size=config.low_res_size)
+        prompts = jax.jit(first)(masks_B1HW, size_B2=batch.size_B2, keys_B=first_keys_B)
+        for k, keys_B in enumerate(rounds_keys_B):
+            slots = SINGLE_MASK if k else MULTIMASK
+            terms, prompts = run_round(slots, embed_BhwC, masks_B1HW, prompts, adds_K[k], slot_K[k], keys_B)
+            of_round = {
+                name: float(jnp.where(batch.valid_BN[:, n : n + 1], x_B1, 0).sum()) for name, x_B1 in terms.items()
+            }
+            for name in ('focal', 'dice', 'iou'):
+                sums[name] += of_round[name]
+            if k in (0, simulation.rounds - 1):
+                sums['mask_iou_last' if k else 'mask_iou_first'] += of_round['mask_iou']
+    return dict(sums)
+
+
+def test_losses_are_those_of_one_round_after_another(tiny_config, tiny_batch):
+    """Three masks in the first of five rounds and one in the others, of which two add a click."""
+    expected = one_by_one(tiny_config, SIMULATION, LOSS, *initial(tiny_config, noise=0.02), tiny_batch)
+    terms, _ = loss_and_grads(tiny_config, tiny_batch)
+    assert_trees_close(terms, jax.tree.map(lambda s: s / 3, expected), rtol=1e-4, atol=1e-5)
 
 
 def test_padded_objects_change_nothing(tiny_config, tiny_batch):
@@ -181,34 +326,3 @@ def test_loss_falls_and_nothing_is_compiled_twice(tiny_config, tiny_batch):
         history.append(float(metrics['loss']))
     assert np.mean(history[-5:]) < 0.8 * np.mean(history[:5])
     assert train._cache_size() == 1
-
-
-def spoiled_sums(params, buffers, batch, index_B, key):
-    """Losses and gradients of one; the number in the first pixel makes them not finite, 1 the loss, 2 the gradients."""
-    what = batch.image_BHW3[0, 0, 0, 0]
-    grads = jax.tree.map(lambda p: jnp.ones_like(p) / (what != 2), params)
-    return grads, {'focal': jnp.ones(()), 'dice': jnp.ones(()), 'iou': jnp.where(what == 1, jnp.nan, 0.0)}
-
-
-def test_steps_without_a_finite_loss_and_gradient_change_nothing_and_are_counted(tiny_batch):
-    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2))), 'bias': nnx.Param(jnp.zeros(2))}})
-    zero = jnp.zeros((), jnp.int32)
-    state = step.TrainState(zero, params, nnx.State({}), TX.init(params), zero)
-    train = jax.jit(functools.partial(step.train_step, summed_gradients=spoiled_sums, tx=TX, loss=LOSS, seed=0))
-
-    def go(state, what):
-        image_BHW3 = tiny_batch.image_BHW3.copy()
-        image_BHW3[0, 0, 0, 0] = what
-        return train(state, tiny_batch._replace(image_BHW3=image_BHW3))
-
-    good, metrics = go(state, 0)
-    assert int(metrics['skipped']) == 0
-    bad, metrics = go(good, 1)
-    assert not np.isfinite(metrics['loss'])
-    assert int(metrics['skipped']) == 1
-    worse, metrics = go(bad, 2)
-    assert np.isfinite(metrics['loss'])
-    assert not np.isfinite(metrics['grad_norm'])
-    assert (int(metrics['skipped']), int(worse.skipped), int(worse.step)) == (2, 2, 3)
-    assert_trees_close((good.params, good.opt_state), (worse.params, worse.opt_state), rtol=0, atol=0)
-    assert int(go(worse, 0)[1]['skipped']) == 0

@@ -20,7 +20,7 @@ from samjax.data.formats.file_names import Located, as_path, locate, search, sto
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.open import ImageOptions, image_size, open_image, upright_size
 from samjax.masks import rle
-from samjax.storage import digest
+from samjax.storage import digest, os_errors
 
 LISTS = ('images', 'annotations')
 REMEDY = "data.path must name a complete file in COCO's format, with images and annotations"
@@ -342,9 +342,7 @@ def _read_bytes(path: str, cause: str) -> bytes:
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:
-        broken = os.path.islink(path) and not os.path.exists(path)
-        reason = f'it is a link to {os.readlink(path)}, which is not there' if broken else error.strerror
-        raise InvalidExample(cause, storable(reason)) from error
+        raise InvalidExample(cause, os_errors.reason(error)) from error
 
 
 def _size_warnings(size: tuple[int, int] | None) -> Causes:

@@ -39,12 +39,6 @@ def open_index(path: str, options: ReadOptions = DEFAULT) -> DatasetIndex:
         SamjaxError: there is nothing at the path, it has none of the layouts or not that of the options, or it holds
             several COCO files.
     """
-    if options.layout and options.layout not in LAYOUTS:
-        raise SamjaxError(f'the layout {options.layout!r} is not known: set it to one of {", ".join(LAYOUTS)}')
-    if options.images and options.layout not in ('', 'folder'):
-        raise SamjaxError(
-            f"folders of images and masks are those of the layout 'folder', not {options.layout!r}: leave one out"
-        )
     index = tfds.open_index(path) if path.startswith(tfds.PREFIX) else _open_index(path, options)
     strings = [index.digest, READER_VERSION, index.layout, repr(options.changes)]
     return index._replace(digest=digest.of_strings(strings))
@@ -56,9 +50,9 @@ def _open_index(path: str, options: ReadOptions) -> DatasetIndex:
         raise SamjaxError(f"{path} does not exist: data.path and data.eval_path must name a folder, or be 'scenes'")
     files, unreadable = _files_below(root)
     indices, several = {}, None
-    for name in [options.layout or 'folder'] if options.layout or options.images else LAYOUTS:
+    for name in [options.layout or 'folder'] if options.layout or options.images else OPEN:
         try:
-            index = LAYOUTS[name](root, options)
+            index = OPEN[name](root, options)
         except _SeveralFilesError as error:
             several = error
         else:
@@ -109,7 +103,7 @@ def _unused(root: pathlib.Path, files: Iterable[str], unreadable: Causes) -> Cau
 def _why_nothing(path: str, root: pathlib.Path, options: ReadOptions, unused: Causes) -> str:
     causes = f' (it has {"; ".join(unused.lines())})' if unused else ''
     if options.layout:
-        return f"{path} holds nothing of the layout '{options.layout}'{causes}: name another of {', '.join(LAYOUTS)}"
+        return f"{path} holds nothing of the layout '{options.layout}'{causes}: name another of {', '.join(OPEN)}"
     if root.is_file() and root.suffix.lower() in ARCHIVES:
         return f'{path} is an archive: unpack it and name the folder'
     return f'{path} holds no images with masks{causes}: it must be {FORMATS}'
@@ -195,7 +189,7 @@ def _contains(file: pathlib.Path, word: bytes) -> bool:
 
 
 # Of several that fit the same images, the first is chosen.
-LAYOUTS: dict[str, Callable[[pathlib.Path, ReadOptions], DatasetIndex | None]] = {
+OPEN: dict[str, Callable[[pathlib.Path, ReadOptions], DatasetIndex | None]] = {
     'sa1b': sa1b.open_index,
     'coco': _open_coco,
     'labelme': labelme.open_index,

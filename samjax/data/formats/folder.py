@@ -31,10 +31,10 @@ from samjax.data.formats.json_content import evenly
 from samjax.data.formats.label_image import read_mask
 from samjax.data.formats.matching_names import caseless, unicode_form, unique_keys
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
-from samjax.errors import InvalidExample, SamjaxError, one_line
+from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.file import MAX_PIXELS, open_file
 from samjax.images.open import FORMATS, JPEG_SUFFIXES, SUFFIXES, image_size
-from samjax.storage import digest
+from samjax.storage import digest, os_errors
 from samjax.storage.walk import has_suffix, ignore_error, list_files
 
 TABLES = ('metadata.csv', 'metadata.jsonl')
@@ -84,7 +84,7 @@ class ImageWithMasks(NamedTuple):
         try:
             image = Path(self.folder, self.location).read_bytes()
         except OSError as error:
-            raise InvalidExample('unreadable image', one_line(error)) from error
+            raise InvalidExample('unreadable image', os_errors.reason(error)) from error
         if not self.masks:
             return AnnotatedImage(image, image_size(image), [])
         size, masks, skipped_masks, warnings, read_as = None, [], Causes(), Causes(), Counter()

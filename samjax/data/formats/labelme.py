@@ -29,7 +29,7 @@ from samjax.images.encoded_image import SYMMETRY
 from samjax.images.file import open_file
 from samjax.images.open import FORMATS, ORIENTATION, SUFFIXES, image_size
 from samjax.masks import rle
-from samjax.storage import digest
+from samjax.storage import digest, os_errors
 from samjax.storage.walk import has_suffix, ignore_error, list_files
 
 JSON = ('.json',)
@@ -144,7 +144,7 @@ def _read(file: str, cause: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise InvalidExample(cause, str(error)) from error
+        raise InvalidExample(cause, os_errors.reason(error)) from error
 
 
 def _embedded_image(content: Mapping) -> bytes:

@@ -7,6 +7,7 @@ import dataclasses
 from samjax.errors import SamjaxError
 from samjax.images.open import ImageOptions
 
+LAYOUTS = ('sa1b', 'coco', 'labelme', 'folder')
 MASK_KINDS = ('auto', 'binary', 'labels', 'soft')
 
 
@@ -18,15 +19,21 @@ class ReadOptions:
         SamjaxError: a value is unknown.
     """
 
-    layout: str = ''  # a key of `samjax.data.formats.detect.LAYOUTS`; '': by what most files are
+    layout: str = ''  # one of LAYOUTS; '': the one by which most images have masks
     images: str = ''  # folder of the images of the layout 'folder', relative to the path; '': recognized by its name
     masks: str = ''  # folder of the mask files, as `images`
     mask_kind: str = 'auto'  # what a mask file is, one of MASK_KINDS: see samjax/data/formats/label_image.py
     image: ImageOptions = ImageOptions()
 
     def __post_init__(self):
-        if self.mask_kind not in MASK_KINDS:
-            raise SamjaxError(f'mask_kind {self.mask_kind!r} is not known: set it to one of {", ".join(MASK_KINDS)}')
+        for name, known in (('layout', LAYOUTS), ('mask_kind', MASK_KINDS)):
+            value = vars(self)[name]
+            if value not in known and (name, value) != ('layout', ''):
+                raise SamjaxError(f'{name} {value!r} is not known: set it to one of {", ".join(known)}')
+        if self.images and self.layout not in ('', 'folder'):
+            raise SamjaxError(
+                f"folders of images and masks are those of the layout 'folder', not {self.layout!r}: leave one out"
+            )
         if bool(self.images) != bool(self.masks):
             raise SamjaxError('folders of images and masks go together: name both, or neither')
 

@@ -21,7 +21,7 @@ from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.formats.tar import ByteRange, list_members, whole_file
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.open import SUFFIXES
-from samjax.storage import digest
+from samjax.storage import digest, os_errors
 from samjax.storage.walk import has_suffix, ignore_error, list_files
 
 JSON = ('.json',)
@@ -310,7 +310,7 @@ def _read(source: ByteRange, cause: str) -> bytes:
     try:
         data = source.read()
     except OSError as error:
-        raise InvalidExample(cause, str(error)) from error
+        raise InvalidExample(cause, os_errors.reason(error)) from error
     if len(data) < source.size:
         raise InvalidExample(cause, f'only {len(data)} of {source.size} bytes are there')
     return data

@@ -6,6 +6,7 @@ and thinning keeps a pixel that is a maximum across the edge, as Canny's does.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -48,11 +49,10 @@ def edges(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResu
     pairs = [pairs[n] for n in choose_subset(len(pairs), options.max_images, np.random.default_rng(eval_model.seed))]
     data_digest = digest.of_contents(file for pair in pairs for file in pair)
     generators = [edge_generator(predictor, config.prompt_batch_size) for predictor in eval_model.predictors]
-    workers = [
-        functools.partial(_count_matches, pairs, folder, generator, eval_model.data.read_options.image)
-        for generator in generators
-    ]
-    journal = ResultJournal(folder / UNFINISHED, {**eval_model.fingerprint, 'data': data_digest})
+    image_options = eval_model.data.read_options.image
+    workers = [functools.partial(_count_matches, pairs, folder, generator, image_options) for generator in generators]
+    fingerprint = {**eval_model.fingerprint, 'data': data_digest, 'options': dataclasses.asdict(image_options)}
+    journal = ResultJournal(folder / UNFINISHED, fingerprint)
     counts = distributed_map(len(pairs), workers, 'edges', journal)
     result = boundaries.scores([boundaries.Counts(*(np.array(row) for row in rows)) for rows in counts])
     scores = {'ODS': result.ods.f, 'OIS': result.ois.f, 'AP': result.ap, 'R50': result.r50}
