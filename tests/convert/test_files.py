@@ -152,7 +152,7 @@ def tar_of(name):
         (b'<!DOCTYPE html>\n<html lang="en">', 'is a web page, not a checkpoint: fetch the file itself'),
         (b'\n  <html><body>404', 'is a web page'),
         (b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>AccessDenied', 'is a web page'),
-        (gzip.compress(b'x'), 'is an archive: unpack it, and name the checkpoint in it'),
+        (gzip.compress(b'x', mtime=0), 'is an archive: unpack it, and name the checkpoint in it'),
         (tar_of('x.pth'), 'is an archive: unpack it'),
         (b'7z\xbc\xaf\x27\x1c' + bytes(30), 'is an archive: unpack it'),
         (zip_of('sam/x.pth'), 'is a zip file but not one that torch.save wrote'),
