@@ -470,7 +470,7 @@ READERS = {
     'ArrayRecord of TFDS': Reader(write_tfds('*array_record*'), read_tfds),
     'dataset_info.json of TFDS': Reader(write_tfds('dataset_info.json'), read_tfds),
     'features.json of TFDS': Reader(write_tfds('features.json'), read_tfds),
-    'images.txt': Reader(write_prepared('images.txt'), read_collection),
+    'images.txt': Reader(write_prepared('images.txt'), read_collection, has_checksum=True),
     'JPEG': Reader(write_image('.jpg', exif=ORIENTED), read_single),
     'JPEG, progressive CMYK': Reader(write_image('.jpg', 'CMYK', progressive=True), read_single),
     'PNG': Reader(write_image('.png', exif=ORIENTED), read_single, has_checksum=True),
