@@ -481,3 +481,18 @@ def test_damaged(tmp_path, content):
     path.write_bytes(content)
     assert refused(str(path)).cause == 'unreadable mask'
     assert refused(str(tmp_path / 'missing.png')).cause == 'unreadable mask'
+
+
+def test_every_byte_of_a_png_is_checked(tmp_path):
+    """pillow alone shows other numbers for some of these files."""
+    labels_HW = np.random.default_rng(0).integers(0, 4, (9, 7), np.uint8)
+    file = tmp_path / 'x.png'
+    Image.fromarray(labels_HW).save(file)
+    data = file.read_bytes()
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 4
+        file.write_bytes(changed)
+        with pytest.raises(InvalidExample) as error:
+            read_mask(str(file))
+        assert error.value.cause == 'unreadable mask'

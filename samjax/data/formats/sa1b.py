@@ -320,7 +320,7 @@ def _mask(annotation, description: str) -> dict:
     size = _field(annotation, 'segmentation', 'size', kind=list, description=description)
     counts = _field(annotation, 'segmentation', 'counts', kind=(str, list), description=description)
     scores = {
-        key: float(_field(annotation, key, kind=(int, float), description=description))
+        key: _field(annotation, key, kind=(int, float), description=description)
         for key in ('predicted_iou', 'stability_score')
         if key in annotation
     }
