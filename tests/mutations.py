@@ -342,7 +342,7 @@ def run_tests(tree: Path, mutation: Mutation, wide: bool, limit: float) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         out.seek(0)
-        failed = re.search(r'^(?:FAILED|ERROR) (\S+)', out.read(), re.M)
+        failed = re.search(r'^(?:FAILED|ERROR) (.+?)(?: - |$)', out.read(), re.M)
     if process.returncode == 0:
         return 'survived'
     return failed[1] if failed else 'no test could run'

@@ -158,3 +158,13 @@ def test_bad_arguments_are_named():
         Scenes(0, 5, (64, 64))[5]
     with pytest.raises(IndexError, match='none has the index -1'):
         Scenes(0, 5, (64, 64))[-1]
+
+
+def test_camera_fades_colours_of_most_scenes_in_part_and_of_some_completely():
+    red_HW3 = np.tile(np.float32([200, 40, 40]), (24, 36, 1))
+    images = [synthetic.simulate_camera(np.random.default_rng(seed), red_HW3.copy()) for seed in range(60)]
+    left = [float(image[..., 0].mean() - image[..., 1].mean()) / 160 for image in images]
+    grey = sum(fraction < 0.02 for fraction in left)
+    assert 1 <= grey <= 15
+    assert sum(fraction > 0.3 for fraction in left) >= 40
+    assert max(left) < 1.2

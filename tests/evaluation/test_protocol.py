@@ -124,6 +124,14 @@ def test_scores_by_hand():
     assert math.isnan(values['iou_spearman@1'])  # of one object
 
 
+def test_clicks_in_any_order_are_the_same():
+    source = [example('a', 16, 10, [rectangle(16, 10, 3, 2, 11, 6)])]
+    results = [interactive(source, clicks=clicks).run([Fake(source, upper_part)]) for clicks in ((1, 3), (3, 1))]
+    first, second = (dict(result.values()) for result in results)
+    assert (first['miou@1'], first['miou@3']) == (0.5, 1)
+    np.testing.assert_equal(second, first)
+
+
 def test_prompts_of_the_protocol():
     source = [example('a', 16, 10, [rectangle(16, 10, 3, 2, 11, 6)])]
     fake = Fake(source, upper_part)

@@ -327,7 +327,8 @@ def test_only_one_command_writes_to_a_folder(images, tmp_path, model, rectangles
 def test_only_invalid_images_are_an_error_that_can_be_fixed(tmp_path, model, rectangles):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images/a.png').write_bytes(b'no image')
-    with pytest.raises(SamjaxError, match=r'none of the 1 images can be used \(1 unreadable image\), the first is .*a'):
+    reason = r'\(1 unreadable image\), the first is .*/images/a.png.* \(unreadable image\): name others'
+    with pytest.raises(SamjaxError, match=f'none of the 1 images can be used {reason}'):
         generate_masks([str(tmp_path / 'images')], model, tmp_path / 'out', 'coco', SETTINGS)
     image(1, 2).save(tmp_path / 'images/a.png')
     assert generate_masks([str(tmp_path / 'images')], model, tmp_path / 'out', 'coco', SETTINGS).num_masks == 2

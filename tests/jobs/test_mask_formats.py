@@ -36,7 +36,7 @@ def output(tmp_path):
 def assert_read(folder, layout, tmp_path, capsys, caplog):
     """`samjax data check` finds both images and all of their masks, without a warning."""
     lines, _ = check(folder, tmp_path, capsys)
-    assert lines[0].endswith(f': {layout}')
+    assert lines[0].startswith(f'{folder}: {layout} (')
     assert lines[1:3] == [
         'images: 2; 2 can be used, 0 have no mask, 0 are invalid',
         'masks: 4; least, median and most per image: 1, 2, 3',
@@ -87,7 +87,7 @@ def test_coco_is_read_by_pycocotools(output, tmp_path, capsys):
     assert read.cats == {1: {'id': 1, 'name': 'object'}}
     capsys.readouterr()  # of pycocotools
     lines, _ = check(output.folder, tmp_path, capsys)
-    assert lines[0].endswith(': COCO instances')
+    assert lines[0].startswith(f'{output.folder}: COCO instances (')
     assert lines[1] == 'images: 3; 2 can be used, 1 have no mask, 0 are invalid'
 
 

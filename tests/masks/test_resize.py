@@ -36,3 +36,11 @@ def test_linear_matrix_equals_interpolation_both_ways(size):
     expected = jax.image.resize(x, size, 'bilinear', antialias=False)
     actual = resize.linear_matrix(5, size[0]) @ x @ resize.linear_matrix(7, size[1]).T
     np.testing.assert_allclose(actual, expected, atol=2e-6)
+
+
+def test_taps_by_hand():
+    """Two inputs become four outputs; nothing is taken from before the first or beyond the last input."""
+    taps = resize.linear_taps(2, 4)
+    assert taps.first_n.tolist() == [0, 0, 0, 1]
+    np.testing.assert_allclose(taps.weight_nt, [[1, 0], [0.75, 0.25], [0.25, 0.75], [1, 0]])
+    np.testing.assert_allclose(resize.linear_taps(1, 3).weight_nt, [[1, 0]] * 3)

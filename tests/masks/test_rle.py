@@ -4,7 +4,34 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from samjax.masks.rle import GridWindow, covered_window, encode_labels, pixel_coverage, run_lengths, segments
+from samjax.masks.rle import (
+    GridWindow,
+    as_text,
+    covered_window,
+    encode,
+    encode_labels,
+    pixel_coverage,
+    run_lengths,
+    runs_of_crop,
+    segments,
+)
+
+
+def test_encoded_mask_is_read_by_pycocotools():
+    mask_HW = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 0, 1]], bool)
+    encoded = encode(mask_HW)
+    np.testing.assert_array_equal(coco.decode(encoded), mask_HW)
+    assert as_text(encoded) == {'size': [3, 4], 'counts': encoded['counts'].decode()}
+
+
+@pytest.mark.parametrize(('top', 'left'), [(0, 0), (2, 1), (4, 0), (1, 3)])
+def test_runs_of_a_crop_are_those_of_the_whole_mask(top, left):
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.4, 1.0):
+        mask_HW = np.zeros((7, 6), bool)
+        mask_HW[top : top + 3, left : left + 3] = rng.random((3, 3)) < density
+        runs = runs_of_crop(mask_HW[top : top + 3, left : left + 3], top, left, (7, 6))
+        assert runs == run_lengths(encode(mask_HW)['counts']).tolist()
 
 
 def test_run_lengths_worked_example():

@@ -7,11 +7,14 @@ import re
 import jax
 import pytest
 from jax.experimental import serialize_executable
-from stand_in import QUICK
+from stand_in import QUICK, quick
 
 from samjax.cli.common import read_config
 from samjax.cli.main import main
 from samjax.errors import SamjaxError
+from samjax.model import flops
+from samjax.model.config import SIZES
+from samjax.model.params import abstract_state
 from samjax.preflight import compile_ahead
 from samjax.preflight.compile_ahead import PreflightReport
 from samjax.training.compiled_step import build
@@ -86,6 +89,48 @@ def test_small_model_fits_eight_chips(tmp_path, capsys):
     assert len(payload) > 10_000
     assert inputs.num_leaves > 20
     assert callable(serialize_executable.deserialize_and_load)
+
+
+class Compiled:
+    """Stands in for a step, its lowered form and its program."""
+
+    argument_size_in_bytes, peak_memory_in_bytes = 2**20, 3 * 2**20
+
+    def lower(self, state, batch):
+        assert batch.image_BHW3.shape == (24, 32, 48, 3)
+        assert batch.packed_masks_BNVW.shape == (24, 6, 4, 48)
+        assert (batch.valid_BN.shape, batch.size_B2.shape) == ((24, 6), (24, 2))
+        assert [str(x.dtype) for x in batch] == ['uint8', 'uint8', 'bool', 'int32']
+        return self
+
+    def compile(self):
+        return self
+
+    def memory_analysis(self):
+        return self
+
+    def as_text(self):
+        return 'ENTRY %main (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}\n'
+
+
+def test_report_is_about_the_config(monkeypatch):
+    config = quick(
+        90,
+        **{
+            'train.batch_size': 24, 'train.grad_accum_steps': 3, 'data.max_objects': 6, 'model.remat': 'attention',
+            'mesh.tensor': 2,
+        },
+    )  # fmt: skip
+    monkeypatch.setattr(compile_ahead, 'build', lambda *args: dataclasses.replace(build(*args), step=Compiled()))
+    report = compile_ahead.preflight(config, 'v5e:2x4', 1, None)
+    per_image = flops.train_flops(SIZES['test'], 6, config.prompts.rounds)
+    params = abstract_state(SIZES['test'])[1]
+    assert report == PreflightReport(
+        chip=report.chip, chips=8, mesh={'data': 2, 'fsdp': 2, 'tensor': 2}, images=6,
+        parameters=sum(x.size for x in jax.tree.leaves(params)), compile_seconds=report.compile_seconds,
+        arguments=2**20, peak=3 * 2**20, refusal=None, step_flops=24 * per_image, sent=[], steps=90,
+        remat='attention', grad_accum_steps=3, objects_per_chunk=config.prompts.objects_per_chunk,
+    )  # fmt: skip
 
 
 def test_unknown_option_is_one_line(tmp_path):

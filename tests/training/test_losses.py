@@ -69,18 +69,19 @@ def transcribed(logits_MHW, iou_M, truth_HW, area_HW, supervision):
     return best
 
 
+@pytest.mark.parametrize('masks', [3, 1])
 @pytest.mark.parametrize('supervision', ['selected', 'all'])
-def test_sam_loss_equals_a_plain_transcription(supervision):
+def test_sam_loss_equals_a_plain_transcription(supervision, masks):
     rng = np.random.default_rng(0)
-    logits_BNMHW = rng.normal(0, 3, (2, 2, 3, 5, 7)).astype(np.float32)
-    iou_BNM = rng.uniform(0, 1, (2, 2, 3)).astype(np.float32)
-    masks_BNHW = rng.random((2, 2, 5, 7)) < 0.4
+    logits_BNMHW = rng.normal(0, 3, (2, 3, masks, 5, 7)).astype(np.float32)
+    iou_BNM = rng.uniform(0, 1, (2, 3, masks)).astype(np.float32)
+    masks_BNHW = rng.random((2, 3, 5, 7)) < 0.4
     area_BHW = np.ones((2, 5, 7), bool)
     area_BHW[1, 3:] = False
     options = dataclasses.replace(PAPER, iou_supervision=supervision)
     parts = losses.sam_loss(options, logits_BNMHW, iou_BNM, masks_BNHW, area_BHW, same)
     for b in range(2):
-        for n in range(2):
+        for n in range(3):
             expected = transcribed(logits_BNMHW[b, n], iou_BNM[b, n], masks_BNHW[b, n], area_BHW[b], supervision)
             for name, value in expected.items():
                 np.testing.assert_allclose(parts[name][b, n], value, rtol=2e-5, atol=1e-6, err_msg=name)

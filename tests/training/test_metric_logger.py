@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
@@ -155,6 +156,20 @@ def test_waiting_for_data_counts_only_if_the_devices_are_idle(tmp_path, monkeypa
     assert 'goodput 60.0% of 30 s (else: start 10 s, data 2 s)' in out
 
 
+def test_waits_of_all_intervals_are_summed(tmp_path, monkeypatch, capsys):
+    """Steps end at 10, 20 and 30 s; before the second and the third the devices wait 2 s each; the run ends at 40 s."""
+    clock = itertools.chain([10.0, 10.5, 11.0, 13.0, 20.0, 21.0, 23.0, 30.0], itertools.repeat(40.0))
+    monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(clock))
+    log = logs.MetricLogger(str(tmp_path), 0, 3, every=1, batch_size=8, rate=rate, begun=0.0, utilization=utilization)
+    log.step(1, METRICS)
+    for step in (2, 3):
+        with log.waiting(lambda: True):
+            pass
+        log.step(step, METRICS)
+    log.finish()
+    assert 'data 4 s' in capsys.readouterr().out
+
+
 def test_parameter_table_counts_modules():
     params = nnx.State(
         {
@@ -220,6 +235,20 @@ def test_curves_are_drawn(tmp_path):
     assert path == tmp_path / 'pictures' / 'curves.png'
     with Image.open(path) as picture:
         assert picture.size == (1440, 540)
+
+
+def test_curves_show_losses_left_and_scores_right(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', lambda figure, path, dpi: drawn.append(figure))
+    run(tmp_path, 0, 6)
+    logs.draw_curves(str(tmp_path))
+    left, right = drawn[0].axes
+    assert (left.get_yscale(), right.get_ylim()) == ('log', (0, 1))
+    labels = [[line.get_label() for line in axes.lines] for axes in (left, right)]
+    assert labels[0] == ['train/loss', 'train/focal', 'train/dice', 'train/iou']
+    assert labels[1] == ['train/mask_iou_first', 'train/mask_iou_last', 'eval/miou@1']
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [(2, 1.5), (4, 3.5), (6, 5.5)])
+    np.testing.assert_allclose(right.lines[2].get_xydata(), [(4, 0.5)])
 
 
 def test_curves_of_a_run_without_lines(tmp_path):

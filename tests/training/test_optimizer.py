@@ -72,6 +72,12 @@ def test_schedule_warms_up_then_drops_to_a_tenth():
     np.testing.assert_allclose(rates(range(10), lr=1.0, warmup_steps=4, milestones=(6, 8)), expected, rtol=1e-6)
 
 
+def test_schedule_of_the_paper():
+    """Steps and milestones beyond 16 bits."""
+    got = rates((249, 119_999, 120_000, 173_332, 173_333), lr=8e-4, warmup_steps=250, milestones=(120_000, 173_333))
+    np.testing.assert_allclose(got, [8e-4, 8e-4, 8e-5, 8e-5, 8e-6], rtol=1e-5)
+
+
 def test_schedule_cools_down_to_zero():
     expected = [0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
     np.testing.assert_allclose(

@@ -90,6 +90,20 @@ def test_update_by_hand(tiny_batch):
     np.testing.assert_allclose(metrics['grad_norm'], 2 * 6**0.5, rtol=1e-6)  # six gradients of 2
 
 
+def test_step_without_objects_changes_nothing_but_its_number(tiny_batch):
+    """Neither weight decay nor momentum moves parameters; steps that were skipped before end with it."""
+    params = nnx.State({'layer': {'kernel': nnx.Param(jnp.ones((2, 2)))}})
+    tx = optax.chain(optax.trace(0.9), optax.add_decayed_weights(0.1), optax.scale(-0.5))
+    state = step.TrainState(jnp.int32(7), params, nnx.State({}), tx.init(params), jnp.int32(2))
+    options = {'summed_gradients': counted_sums, 'tx': tx, 'seed': 3, 'loss': LOSS}
+    empty = tiny_batch._replace(valid_BN=np.zeros_like(tiny_batch.valid_BN))
+    after, metrics = step.train_step(state, empty, **options)
+    assert_trees_close((after.params, after.opt_state), (state.params, state.opt_state), rtol=0, atol=0)
+    assert (int(after.step), int(after.skipped), int(metrics['objects'])) == (8, 0, 0)
+    moved, _ = step.train_step(state, tiny_batch, **options)
+    assert float(moved.params['layer']['kernel'][0, 0]) != 1
+
+
 def test_accumulated_gradients_are_summed_in_float32_each_image_once(tiny_batch):
     """256 and then 1 in bfloat16, of the images with these indices."""
 
