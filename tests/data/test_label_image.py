@@ -244,7 +244,7 @@ def test_thin_lines(tmp_path, numbers, width):
     check_exact(tmp_path, values_HW)
 
 
-@pytest.mark.parametrize('numbers', [(1, 2, 3), (15,), (1, 20), (7, 11, 26)])
+@pytest.mark.parametrize('numbers', [(1, 2, 3), (1,), (15,), (1, 20), (7, 11, 26)])
 def test_void_lines(tmp_path, numbers):
     """As in VOC: 255 along outlines."""
     values_HW = np.zeros((80, 100), np.uint8)
@@ -262,6 +262,9 @@ def test_void_lines(tmp_path, numbers):
     [
         ((3, 7, 255), True),
         ((15, 255), True),
+        ((1, 255), True),
+        ((2, 255), True),
+        ((1, 2, 255), True),
         (range(1, 20), False),
         ((*range(1, 20), 255), True),
         (range(1, 256), False),
