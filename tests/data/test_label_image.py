@@ -475,7 +475,7 @@ def test_too_many_pixels(tmp_path):
     assert len(read_mask(file, max_pixels=3).rles) == 1
     error = refused(file, max_pixels=2)
     assert error.cause == 'too many pixels'
-    assert '1 x 3 px, more than max_pixels = 2' in error.detail
+    assert '1 x 3 px, more than 2' in error.detail
 
 
 @pytest.mark.parametrize('content', [b'', b'text', b'II*\0damaged', b'\x89PNG\r\n\x1a\n' + b'x' * 40])
