@@ -55,7 +55,7 @@ AREAS = {
         'training/test_checkpoints training/test_loop',
     ),
     'loop': (
-        'training/loop training/metric_logger',
+        'training/loop training/batches training/metric_logger',
         'training/test_metric_logger training/test_loop training/test_options',
     ),
     'model': (

@@ -13,7 +13,7 @@ from samjax.data.formats.read_options import ReadOptions
 from samjax.data.records.prepare import NAMES, REPORT, PreparationReport
 from samjax.data.records.source import RecordSource, open_records
 from samjax.data.sampling_check import SamplingCheck, evenly_spread
-from samjax.training.loop import sampling_options
+from samjax.training.batches import sampling_options
 from samjax.visualization.overlays import contact_sheet
 
 SHEET_IMAGES = 24  # images of the contact sheet
@@ -51,7 +51,8 @@ def notes(report: PreparationReport) -> Iterator[str]:
     for option, value in report.options.items():
         yield f'option: {option} = {value}'
     for interpretation, count in report.read_as.items():
-        yield f'mask files read as {interpretation}: {count}'
+        folder, _, kind = interpretation.rpartition(': ')
+        yield f'mask files of {folder}: {count} read as {kind}'
     if report.num_scaled:
         yield f'images of more than 8 bits per channel, scaled by bit_depth_range: {report.num_scaled}'
     yield from (f'not used: {line}' for line in report.ignored.lines())

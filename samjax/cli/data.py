@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -107,5 +108,11 @@ def _check(options: argparse.Namespace) -> None:
     from samjax.cli.check_dataset import check
     from samjax.data.formats.read_options import ReadOptions
 
-    for line in check(options.path, options.cache, options.sheet, ReadOptions.of(options)):
-        print(line, flush=True)
+    logger = logging.getLogger('samjax')
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what it warns of is among the lines
+    try:
+        for line in check(options.path, options.cache, options.sheet, ReadOptions.of(options)):
+            print(line, flush=True)
+    finally:
+        logger.setLevel(level)

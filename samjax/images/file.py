@@ -49,9 +49,11 @@ def check_png(image: Image.Image) -> None:
     file.seek(8)
     while kind != b'IEND':
         length, kind = struct.unpack('>I4s', file.read(8).ljust(8, b'\0'))
-        content = file.read(length)
-        if file.read(4) != struct.pack('>I', zlib.crc32(content, zlib.crc32(kind))):
-            raise ValueError('it is damaged or cut off: a checksum of the PNG differs')
+        content, checksum = file.read(length), file.read(4)
+        if len(checksum) < 4:
+            raise ValueError('it is truncated')
+        if checksum != struct.pack('>I', zlib.crc32(content, zlib.crc32(kind))):
+            raise ValueError('a checksum of the PNG differs')
     file.seek(position)
 
 

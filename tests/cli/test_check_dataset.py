@@ -116,7 +116,7 @@ def test_layout_and_why(tmp_path, capsys):
     assert lines[0] == f'{path}: images and masks (folder: 1 images)'
     assert 'option: layout = folder' in lines
     for flags, sentence in (
-        (('--layout', 'voc'), "error: the layout 'voc' is not known: set it to one of sa1b, coco, labelme, folder"),
+        (('--layout', 'voc'), "error: layout 'voc' is not known: set it to one of sa1b, coco, labelme, folder"),
         (('--layout', 'coco'), f"error: {path} holds nothing of the layout 'coco'"),
     ):
         with pytest.raises(SystemExit) as error:

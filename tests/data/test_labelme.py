@@ -152,6 +152,7 @@ def test_shapes_of_one_group_are_one_object(tmp_path):
         (shape([[3, 3], [3, 3]], 'circle'), 'no pixels'),
         (shape([[3, 3]], 'circle'), 'shape_type circle, which is not known'),
         (shape(SQUARE, 'cuboid'), 'shape_type cuboid, which is not known'),
+        (shape(SQUARE, 'a\nb\0'), r'shape_type a b\x00, which is not known'),
         (shape(SQUARE, ['polygon']), "shape_type ['polygon'], which is not known"),
         (shape([[1, 1], [2, 2]], 'mask'), 'no mask'),
         (shape([[1, 1], [2, 2]], 'mask', mask='no base64!'), 'unreadable mask'),

@@ -363,7 +363,7 @@ def test_features_that_would_read_other_numbers(small):
 
 def test_scores_that_are_no_numbers(tmp_path):
     wrong = content()
-    for annotation, score in zip(wrong['annotations'], (float('nan'), 1e39, 0.25), strict=True):
+    for annotation, score in zip(wrong['annotations'], (float('nan'), 10**400, 0.25), strict=True):
         annotation['predicted_iou'] = score
     write(tmp_path / 'source', 'x', json_content=wrong)
     index = open_index(str(tmp_path / 'source'))

@@ -1,6 +1,7 @@
 """Sets as tensorflow-datasets prepares them: each is written with its builder's own features, then read."""
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -418,6 +419,31 @@ def test_description_that_counts_other_records(five):
         info.write_text(text.replace('"3"', f'"{count}"'))
         message = refusal('tfds:oxford_iiit_pet')
         assert f'-00000-of-00002 has 3 records, and dataset_info.json says {count}: prepare the data' in message
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('{SHARD_X_OF_Y}"', '{SHARD_{X_OF_Y}"', 'cannot be read ('),
+        ('{SHARD_X_OF_Y}"', '{X}"', 'cannot be read ('),
+        ('"3",', '', '-00001 cannot be read (No such file or directory)'),
+        ('"shardLengths"', '"numBytes"', 'cannot be read ('),
+    ],
+)
+def test_description_of_other_files(five, old, new, message):
+    info = five / 'dataset_info.json'
+    text = info.read_text()
+    assert old in text
+    info.write_text(text.replace(old, new))
+    assert message in refusal('tfds:oxford_iiit_pet')
+
+
+def test_split_without_files(five):
+    info = five / 'dataset_info.json'
+    content = json.loads(info.read_text())
+    del content['splits'][0]['shardLengths']
+    info.write_text(json.dumps(content))
+    assert f"{five} says that the split 'train' is empty: " in refusal('tfds:oxford_iiit_pet')
 
 
 def test_unreadable_record():

@@ -167,7 +167,12 @@ def read_truth(folder: Path) -> Reading:
     keys = 'image_id', 'category_id', 'area', 'iscrowd', 'ignore'
     facts = tuple(tuple(item[key] for key in keys) for item in truth.objects)
     masks = tuple(coco.decode(item['segmentation']).tobytes() for item in truth.objects)
-    return Reading((tuple(truth.images), tuple(truth.categories), facts, masks))
+    counted = (*truth.skipped.lines(), *truth.warnings.lines())
+    num_annotations = len(json.loads((folder / 'instances.json').read_bytes())['annotations'])
+    assert len(masks) + sum(truth.skipped.counts.values()) == num_annotations, (
+        'an annotation is neither read nor counted'
+    )
+    return Reading((tuple(truth.images), tuple(truth.categories), facts, masks), counted)
 
 
 def write_boxes(folder: Path) -> Path:
@@ -205,7 +210,7 @@ def write_panoptic_png(folder: Path) -> Path:
 
 
 def read_panoptic(folder: Path) -> Reading:
-    return read_json(folder / 'panoptic.json', lambda annotation: len(annotation['segments_info']))
+    return read_json(folder / 'panoptic.json', lambda annotation: len(annotation.get('segments_info', [None])))
 
 
 def write_labelme(folder: Path) -> Path:
@@ -465,7 +470,7 @@ READERS = {
     'ArrayRecord of TFDS': Reader(write_tfds('*array_record*'), read_tfds),
     'dataset_info.json of TFDS': Reader(write_tfds('dataset_info.json'), read_tfds),
     'features.json of TFDS': Reader(write_tfds('features.json'), read_tfds),
-    'images.txt': Reader(write_prepared('images.txt'), read_collection),
+    'images.txt': Reader(write_prepared('images.txt'), read_collection, has_checksum=True),
     'JPEG': Reader(write_image('.jpg', exif=ORIENTED), read_single),
     'JPEG, progressive CMYK': Reader(write_image('.jpg', 'CMYK', progressive=True), read_single),
     'PNG': Reader(write_image('.png', exif=ORIENTED), read_single, has_checksum=True),

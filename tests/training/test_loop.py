@@ -19,6 +19,7 @@ from stand_in import Evaluation, build, quick, summed_gradients
 from samjax.checkpoints import run
 from samjax.config import get_config
 from samjax.convert.convert import convert
+from samjax.data import pipeline
 from samjax.data.formats.read_options import ReadOptions
 from samjax.data.transforms import Sampling
 from samjax.distributed import sharding
@@ -26,7 +27,7 @@ from samjax.errors import SamjaxError
 from samjax.evaluation.during_training import TrainingEvaluation
 from samjax.model.config import from_options
 from samjax.model.params import init_params
-from samjax.training import loop, metric_logger
+from samjax.training import batches, loop, metric_logger
 from samjax.training.checkpoints import Checkpoints
 from samjax.training.compiled_step import build as build_real
 
@@ -82,7 +83,7 @@ def test_order_is_evaluate_save_batch_step_log(stand_in, tmp_path):
 
     spy(Evaluation, '__call__', lambda self, state: f'evaluate {int(state.step)}')
     spy(Checkpoints, 'save', lambda self, state, data: f'save {int(state.step)}')
-    spy(loop.pipeline.Batches, '__next__', lambda self: 'batch')
+    spy(pipeline.Batches, '__next__', lambda self: 'batch')
     spy(metric_logger.MetricLogger, 'step', lambda self, step, metrics: f'log {step}')
     loop.train(quick(5, **{'train.save_every': 3}), str(tmp_path), Evaluation)
     assert events == [
@@ -180,7 +181,7 @@ def test_signal_saves_and_the_same_command_continues(stand_in, tmp_path, capsys,
 
 def test_signal_that_is_noticed_before_an_evaluation_saves_at_once(stand_in, tmp_path):
     """The signal comes while batch 4 is taken; it is known when step 4 is settled, before the evaluation at 4."""
-    take, taken, evaluated = loop.pipeline.Batches.__next__, [], []
+    take, taken, evaluated = pipeline.Batches.__next__, [], []
 
     def take_and_signal(self):
         taken.append(1)
@@ -188,7 +189,7 @@ def test_signal_that_is_noticed_before_an_evaluation_saves_at_once(stand_in, tmp
             os.kill(os.getpid(), signal.SIGTERM)
         return take(self)
 
-    stand_in.setattr(loop.pipeline.Batches, '__next__', take_and_signal)
+    stand_in.setattr(pipeline.Batches, '__next__', take_and_signal)
     stand_in.setattr(Evaluation, '__call__', lambda self, state: evaluated.append(int(state.step)) or {})
     with pytest.raises(loop.Stopped, match='stopped and saved at step 4'):
         loop.train(quick(6, **{'train.save_every': 100, 'train.eval_every': 4}), str(tmp_path), Evaluation)
@@ -278,12 +279,14 @@ DATA = {
 
 def test_options_of_the_data_arrive(monkeypatch):
     opened, given, checked = [], {}, []
-    monkeypatch.setattr(loop.pipeline, 'open_dataset', lambda path, **options: opened.append((path, options)) or path)
-    monkeypatch.setattr(loop.pipeline, 'train_loader', lambda sources, **options: given.update(options) or sources)
-    monkeypatch.setattr(loop, 'refuse_never_sampled', lambda *args: checked.append(args))
+    monkeypatch.setattr(
+        batches.pipeline, 'open_dataset', lambda path, **options: opened.append((path, options)) or path
+    )
+    monkeypatch.setattr(batches.pipeline, 'train_loader', lambda sources, **given_: given.update(given_) or sources)
+    monkeypatch.setattr(batches, 'refuse_never_sampled', lambda *args: checked.append(args))
     config = get_config()
     config.update_from_flattened_dict(DATA)
-    assert loop.open_batches(config) == [('/data/a', 1.0), ('/data/b', 10.0)]
+    assert batches.open_batches(config) == [('/data/a', 1.0), ('/data/b', 10.0)]
     options = {
         'seed': 17, 'image_size': (48, 32), 'length': 123, 'cache': '/cache', 'max_invalid_fraction': 0.2,
         'options': ReadOptions.of(config.data),
@@ -385,7 +388,7 @@ def test_images_without_masks_that_can_be_sampled_are_counted(stand_in, tmp_path
 
 def without_objects(stand_in, at):
     """Takes the objects from the batches with these numbers, counted from 1."""
-    take, taken = loop.pipeline.Batches.__next__, []
+    take, taken = pipeline.Batches.__next__, []
 
     def take_without(self):
         taken.append(take(self))
@@ -396,7 +399,7 @@ def without_objects(stand_in, at):
             packed_masks_BNVW=np.zeros_like(batch.packed_masks_BNVW), valid_BN=np.zeros_like(batch.valid_BN)
         )
 
-    stand_in.setattr(loop.pipeline.Batches, '__next__', take_without)
+    stand_in.setattr(pipeline.Batches, '__next__', take_without)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which file a name in a JSON or a table means: other systems and programs spell names in other ways.
+"""Names of files that mean the same: other systems and programs spell them in other ways.
 
 A name is tried as it is written, percent-decoded (`a%20b.png`), and in the Unicode forms NFC and NFD, in which macOS
 and other systems write accents.  Another letter case or suffix is never assumed, only pointed out.
@@ -6,17 +6,18 @@ and other systems write accents.  Another letter case or suffix is never assumed
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from samjax.images.open import SUFFIXES
 from samjax.storage.walk import list_files
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif')
 MAX_LENGTH = 4096  # characters of a path, as in Linux; an image embedded in JSON has more
 URL = re.compile(r'\w[\w+.-]+://[^/]*/')
 
@@ -50,6 +51,24 @@ def as_path(name) -> str | None:
     return None if path.name in ('', '..') else str(path)
 
 
+def unicode_form(name: str) -> str:
+    """The same for names that look the same: é is two characters where macOS wrote the name, else one."""
+    return name if name.isascii() else unicodedata.normalize('NFC', name)
+
+
+def caseless(name: str) -> str:
+    """The same for names that differ in letter case or Unicode form."""
+    return unicode_form(unicode_form(name).casefold())
+
+
+def unique_keys(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
+    """The name with each key, for keys that a single name has."""
+    names_with = collections.defaultdict(list)
+    for name in names:
+        names_with[key(name)].append(name)
+    return {key: names[0] for key, names in names_with.items() if len(names) == 1}
+
+
 def storable(name: str) -> str:
     """A name for records and reports: bytes that are not UTF-8 become \\udc80 .. \\udcff in ASCII."""
     return name.encode('utf-8', 'backslashreplace').decode()
@@ -66,7 +85,7 @@ def spellings(name: str) -> list[str]:
         return [name]
     decoded = urllib.parse.unquote(name, errors='surrogateescape').replace('\\', '/')
     texts = [name, decoded, name.lstrip('/'), decoded.lstrip('/')]
-    return list(dict.fromkeys(form for text in texts for form in (text, _nfc(text), _nfd(text))))
+    return list(dict.fromkeys(form for text in texts for form in (text, unicode_form(text), _nfd(text))))
 
 
 def first_file(name: str, folders: Sequence[str | Path], taken: Collection[str] = ()) -> str | None:
@@ -112,7 +131,7 @@ def search(located: Mapping[str, Located], root: Path, taken: Collection[str] = 
     for file in list_files(root, lambda name: _stem(name) in stems, on_error=lambda error: None):
         if file in taken:
             continue
-        parts = _nfc(file).rsplit('/', depth)[1:]
+        parts = unicode_form(file).rsplit('/', depth)[1:]
         for start in range(len(parts)):
             if (end := '/'.join(parts[start:])) in ends:
                 ends[end].append(file)
@@ -150,7 +169,7 @@ _Stems = dict[str, dict[str, str]]  # `_stem` of names -> image files with it, t
 
 def _add_image(file: str, stems: _Stems) -> None:
     last_part = os.path.basename(file)
-    if last_part.lower().endswith(IMAGE_SUFFIXES) and (stem := _stem(last_part)) in stems:
+    if last_part.lower().endswith(SUFFIXES) and (stem := _stem(last_part)) in stems:
         stems[stem].setdefault(last_part, file)
 
 
@@ -176,26 +195,22 @@ def _difference(name: str, file: str) -> str:
     return 'with another suffix' if os.path.splitext(last)[0] in stems else 'with other letter case and another suffix'
 
 
-def _nfc(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize('NFC', text)
-
-
 def _nfd(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize('NFD', text)
 
 
 def _end(path: str) -> str:
     """What the path of a file must end in, in NFC."""
-    return _nfc('/'.join(part for part in path.split('/') if part not in ('', '.', '..')))
+    return unicode_form('/'.join(part for part in path.split('/') if part not in ('', '.', '..')))
 
 
 def _last(path: str) -> str:
-    return _nfc(os.path.basename(path))
+    return unicode_form(os.path.basename(path))
 
 
 def _stem(name: str) -> str:
     """A file name without what may differ between similar ones."""
-    return _nfc(os.path.splitext(name)[0]).casefold()
+    return caseless(os.path.splitext(name)[0])
 
 
 def _stems(path: str) -> list[str]:

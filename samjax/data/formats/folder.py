@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
+from samjax.data.formats.file_names import caseless, unicode_form, unique_keys
 from samjax.data.formats.json_content import evenly
 from samjax.data.formats.label_image import read_mask
-from samjax.data.formats.matching_names import caseless, unicode_form, unique_keys
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.images.file import MAX_PIXELS, open_file

@@ -148,7 +148,7 @@ def _has_void(pixels: Pixels, values: np.ndarray) -> bool:
         return True
     steps = np.diff(numbers, prepend=0)
     return steps.max() > 2 * steps.min() and not any(
-        (np.abs(numbers - VOID / n * np.rint(numbers * n / VOID)) <= 1).all()
+        (np.abs(numbers - VOID / n * np.maximum(np.rint(numbers * n / VOID), 1)) <= 1).all()
         for n in range(count, min(2 * count, MANY_VALUES) + 1)
     )
 

@@ -24,7 +24,7 @@ from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, Inva
 from samjax.data.formats.json_content import evenly, labelme_content
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.formats.tar import whole_file
-from samjax.errors import InvalidExample, one_line
+from samjax.errors import InvalidExample, one_line, printable
 from samjax.images.encoded_image import SYMMETRY
 from samjax.images.file import open_file
 from samjax.images.open import FORMATS, ORIENTATION, SUFFIXES, image_size
@@ -238,7 +238,7 @@ def _polygon(kind: str, points_N2: np.ndarray, height: int, width: int) -> np.nd
         (x0, y0), (x1, y1) = points_N2
         points_N2 = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
     elif kind not in ('polygon', 'rectangle', 'rotation', 'oriented_rectangle'):
-        raise _SkippedShape(f'shape_type {str(kind)[:30]}, which is not known')
+        raise _SkippedShape(f'shape_type {printable(str(kind)[:30])}, which is not known')
     try:
         return coco_json.polygon(points_N2.ravel().tolist(), height, width)[0]
     except ValueError:

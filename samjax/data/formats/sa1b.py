@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from samjax.data.formats.causes import Causes
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, Shard, in_shards
+from samjax.data.formats.file_names import caseless, unicode_form, unique_keys
 from samjax.data.formats.json_content import evenly, sa1b_content
-from samjax.data.formats.matching_names import caseless, unicode_form, unique_keys
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.formats.tar import ByteRange, list_members, whole_file
 from samjax.errors import InvalidExample, SamjaxError
@@ -320,7 +320,7 @@ def _mask(annotation, description: str) -> dict:
     size = _field(annotation, 'segmentation', 'size', kind=list, description=description)
     counts = _field(annotation, 'segmentation', 'counts', kind=(str, list), description=description)
     scores = {
-        key: float(_field(annotation, key, kind=(int, float), description=description))
+        key: _field(annotation, key, kind=(int, float), description=description)
         for key in ('predicted_iou', 'stability_score')
         if key in annotation
     }

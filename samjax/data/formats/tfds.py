@@ -47,7 +47,12 @@ def open_index(path: str) -> DatasetIndex:
         known = ', '.join(info.splits)
         raise SamjaxError(f'{path}: {folder} has no split {split!r}: name one of those that it has, {known}')
     prepared = PreparedSplit(path, name, str(folder), split)
-    files = info.splits[split].filepaths
+    try:
+        files = info.splits[split].filepaths
+    except Exception as error:  # a damaged pattern of their names
+        raise SamjaxError(f'{path}: {folder} cannot be read ({reason(error)}): prepare the data set again') from error
+    if not files:
+        raise SamjaxError(f'{path}: {folder} says that the split {split!r} is empty: prepare the data set again')
     _check_counts(path, files, info.splits[split].shard_lengths)
     count = info.splits[split].num_examples
     shards = [RecordRange(prepared, first, min(first + SHARD_SIZE, count)) for first in range(0, count, SHARD_SIZE)]
