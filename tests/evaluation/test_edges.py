@@ -11,8 +11,10 @@ from samjax.errors import SamjaxError
 from samjax.evaluation.eval_result import EvalOptions
 from samjax.evaluation.tasks import edges
 from samjax.inference.automatic.crops import point_grid
+from samjax.inference.frame import Frame
 from samjax.inference.prompts import Prompt
 from samjax.masks.boxes import mask_box, nms
+from samjax.model.config import SIZES
 
 
 def test_edges_of_a_mask_lie_just_outside_it():
@@ -70,6 +72,31 @@ def test_masks_are_those_of_a_point_grid_after_nms(params, monkeypatch):
     np.testing.assert_allclose([candidate.predicted_iou for candidate, _, _ in generated], iou_N[kept], rtol=1e-5)
     np.testing.assert_allclose([low_res_yx for _, _, low_res_yx in generated], low_res_Nyx[kept], atol=1e-4)
     assert 1 < len(kept) < 48
+
+
+class Generated:
+    """Stands in for a generator: rectangles of 2 px cells (top, left, bottom, right) in an image of 32 x 48 px."""
+
+    def __init__(self, *rectangles):
+        self.rectangles = rectangles
+
+    def low_res_masks(self, image_HW3):
+        for strength, (top, left, bottom, right) in self.rectangles:
+            low_res_yx = np.full((16, 24), -strength, np.float32)
+            low_res_yx[top:bottom, left:right] = strength
+            yield None, Frame(SIZES['test'], 32, 48), low_res_yx
+
+
+def test_edge_map_is_the_strongest_edge_of_any_mask_and_nothing_elsewhere():
+    image_HW3 = np.zeros((32, 48, 3), np.uint8)
+    assert not edges.edge_map(Generated(), image_HW3).any()
+    edges_HW = edges.edge_map(Generated((8.0, (4, 3, 12, 9)), (1.0, (2, 14, 8, 21))), image_HW3)
+    assert edges_HW.shape == (32, 48)
+    assert edges_HW.max() == 1
+    assert edges_HW[16, 1:8].max() == 1  # the left side of the sure mask, at 6 px
+    assert 0 < edges_HW[10, 24:31].max() < 0.7  # of the other, at 28 px
+    assert not edges_HW[16, 10:16].any()  # inside
+    assert not edges_HW[28:].any()
 
 
 @pytest.fixture
