@@ -56,8 +56,8 @@ def _add_prepare(commands, name: str, text: str) -> None:
     parser.add_argument('--num-workers', type=int, metavar='N', help='processes; default: one for each core')
     parser.add_argument('--beam', metavar='RUNNER', help='of Apache Beam: DirectRunner, DataflowRunner, ..')
     parser.add_argument('--beam-option', action='append', default=[], metavar='X=Y', help='of the runner; repeat')
-    _add_read_options(parser)
-    parser.set_defaults(run=_prepare, shards='', parser=parser)
+    parser.set_defaults(run=_prepare, shards='', layout='', images='', masks='', mask_kind='auto', parser=parser)
+    common.add_image_options(parser) if name == 'sa1b' else _add_read_options(parser)
 
 
 def _add_read_options(parser) -> None:
@@ -72,8 +72,7 @@ def _add_read_options(parser) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from samjax.cli.check_dataset import notes
-    from samjax.data.formats import sa1b
-    from samjax.data.formats.detect import open_index
+    from samjax.data.formats.detect import open_index, open_shards
     from samjax.data.formats.read_options import ReadOptions
     from samjax.data.records.prepare import Beam, prepare
 
@@ -81,7 +80,9 @@ def _prepare(options: argparse.Namespace) -> None:
         raise SamjaxError(f'--fraction is {options.fraction}: give more than 0 and at most 1')
     read_options = ReadOptions.of(options)
     index = (
-        sa1b.open_shards(options.source, options.shards) if options.shards else open_index(options.source, read_options)
+        open_shards(options.source, options.shards, read_options)
+        if options.shards
+        else open_index(options.source, read_options)
     )
     beam = Beam(options.beam, [f'--{option}' for option in options.beam_option]) if options.beam else None
     folder, report = prepare(

@@ -10,7 +10,7 @@ import pytest
 from samjax.cli import check_dataset, common
 from samjax.cli.main import main
 from samjax.convert import convert
-from samjax.data.formats import detect, sa1b
+from samjax.data.formats import detect
 from samjax.data.formats.read_options import ReadOptions
 from samjax.data.records import prepare
 from samjax.distributed import processes
@@ -39,7 +39,7 @@ def calls(monkeypatch):
     note(convert, 'read', ('arrays', 'config', 'origin'))
     note(verify, 'verify', SimpleNamespace(lines=lambda: ['verified']))
     note(compile_ahead, 'preflight', SimpleNamespace(lines=lambda: ['line'], refusal=None))
-    note(sa1b, 'open_shards', 'some shards')
+    note(detect, 'open_shards', 'some shards')
     note(detect, 'open_index', 'an index')
     report = SimpleNamespace(num_kept=3, num_masks=5, num_images=4, summary=lambda: '1 no masks')
     note(prepare, 'prepare', (pathlib.Path('/nowhere'), report))
@@ -136,8 +136,8 @@ def test_data_fraction_is_more_than_nothing_and_at_most_all(calls, fraction):
 
 
 def test_data_sa1b_takes_some_shards(calls):
-    main(['data', 'sa1b', '--source=s', '--out=o', '--shards=0-2,7'])
-    assert calls[0] == ('open_shards', ('s', '0-2,7'), {})
+    main(['data', 'sa1b', '--source=s', '--out=o', '--shards=0-2,7', *IMAGE_FLAGS])
+    assert calls[0] == ('open_shards', ('s', '0-2,7', ReadOptions(image=READ.image)), {})
     assert calls[1][1][0] == 'some shards'
 
 

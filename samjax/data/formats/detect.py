@@ -39,7 +39,16 @@ def open_index(path: str, options: ReadOptions = DEFAULT) -> DatasetIndex:
         SamjaxError: there is nothing at the path, it has none of the layouts or not that of the options, or it holds
             several COCO files.
     """
-    index = tfds.open_index(path) if path.startswith(tfds.PREFIX) else _open_index(path, options)
+    return _identified(tfds.open_index(path) if path.startswith(tfds.PREFIX) else _open_index(path, options), options)
+
+
+def open_shards(path: str, numbers: str, options: ReadOptions) -> DatasetIndex:
+    """As `open_index`, of the tar shards of SA-1B that have these numbers, see `samjax.data.formats.sa1b`."""
+    return _identified(sa1b.open_shards(path, numbers), options)
+
+
+def _identified(index: DatasetIndex, options: ReadOptions) -> DatasetIndex:
+    """With a digest that changes with how the files are read, too."""
     strings = [index.digest, READER_VERSION, index.layout, repr(options.changes)]
     return index._replace(digest=digest.of_strings(strings))
 
