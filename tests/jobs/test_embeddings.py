@@ -360,7 +360,9 @@ def test_commands_give_the_same_masks_with_and_without(images, tmp_path, model, 
 
     assert refusal() == 'error: there is no image: name one, or the --embedding of one'
     assert refusal(*encoded, '--out', 'o.png').startswith('error: o.png would show the image: name that too')
-    assert refusal(*encoded, '--point', '70,5') == 'error: 70,5 is outside the image of 40 x 24 px'
+    assert refusal(*encoded, '--point', '70,5') == (
+        'error: the point 70,5 is outside the image of 40 x 24 px: give x from 0 to 40 and y from 0 to 24'
+    )
     message = (
         'error: TMP/out/a.npz is of an image of 40 x 24 px, and TMP/images/b.png has 40 x 25 px: name its own image'
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from samjax.data.formats.read_options import ReadOptions
 from samjax.data.formats.tfds import PREFIX
 from samjax.data.records.source import open_records
 from samjax.errors import SamjaxError
@@ -33,10 +34,11 @@ def suite(eval_model: EvalModel, options: EvalOptions, folder: Path) -> EvalResu
             'give --suite.root=DIR or --suite.sets.NAME.path=PATH'
         )
     segmenters = open_segmenters(eval_model, options.baselines)
+    eval_data = eval_model.data
+    read_options = ReadOptions(image=eval_data.read_options.image)  # the layouts of the sets differ
     scores, data = {}, {}
     for name, path in present.items():
-        data = eval_model.data
-        source = open_records(path, data.cache, data.max_invalid_fraction, data.read_options)
+        source = open_records(path, eval_data.cache, eval_data.max_invalid_fraction, read_options)
         data[name] = {'path': path, 'digest': source.digest}
         results = evaluate_all(eval_model, segmenters, source, path, folder / name, options, config.max_masks)
         scores[name] = {key: dict(result.values()) for key, result in results.items()}
