@@ -175,7 +175,10 @@ def write_hugging_face(path: pathlib.Path, arrays: Mapping[str, np.ndarray], con
 
 def _save_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     contiguous = {key: np.ascontiguousarray(value, np.float32) for key, value in arrays.items()}
+    path.touch()
+    mode = path.stat().st_mode  # of any new file; the library makes one that only its owner may read
     try:
         safetensors.numpy.save_file(contiguous, path, metadata={'format': 'pt'})
+        path.chmod(mode)
     except safetensors.SafetensorError as error:  # among others what the system says about the disk
         raise OSError(f'{path} cannot be written ({error})') from None

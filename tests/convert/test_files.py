@@ -216,3 +216,11 @@ def test_damaged_files_are_one_sentence_or_read(tmp_path, save):
         (tmp_path / 'y').write_bytes(data)
         with contextlib.suppress(SamjaxError):
             files.read(tmp_path / 'y')
+
+
+@pytest.mark.parametrize('name', ['x.safetensors', 'x.pth'])
+def test_files_have_the_permissions_of_any_new_file(tmp_path, name):
+    write = files.write_safetensors if name.endswith('.safetensors') else files.write_pth
+    write(tmp_path / name, {'a': np.zeros(2, np.float32)})
+    (tmp_path / 'other').touch()
+    assert (tmp_path / name).stat().st_mode == (tmp_path / 'other').stat().st_mode
