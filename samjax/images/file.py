@@ -1,4 +1,4 @@
-"""Opening an image file by pillow: with a limit that is an argument, and the number of images that it holds."""
+"""Reading an image file, and opening it by pillow: with a limit that is an argument, and how many images it holds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from typing import BinaryIO
 from PIL import Image
 
 from samjax.errors import InvalidExample
+from samjax.storage import os_errors
 
 MAX_PIXELS = 178_956_970  # height x width; the limit of pillow, which is for the whole process
 SUBFILE_TYPE = 254  # tag of TIFF
 REDUCED_OR_MASK = 1 | 4  # bits of that: the page is a smaller version or the transparency mask of another
 
 _lock = threading.Lock()
+
+
+def read_bytes(path: str | Path, cause: str) -> bytes:
+    """The content of a file.  Raises InvalidExample, with this cause, if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidExample(cause, os_errors.reason(error)) from error
 
 
 def open_file(file: str | Path | BinaryIO, formats: tuple[str, ...], max_pixels: int = MAX_PIXELS) -> Image.Image:

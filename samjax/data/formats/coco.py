@@ -18,9 +18,10 @@ from samjax.data.formats.coco_json import flag, identifier, integer
 from samjax.data.formats.dataset_index import AnnotatedImage, DatasetIndex, InvalidItem, Item, in_shards
 from samjax.data.formats.file_names import Located, as_path, locate, search, storable
 from samjax.errors import InvalidExample, SamjaxError
+from samjax.images.file import read_bytes
 from samjax.images.open import ImageOptions, image_size, open_image, upright_size
 from samjax.masks import rle
-from samjax.storage import digest, os_errors
+from samjax.storage import digest
 
 LISTS = ('images', 'annotations')
 REMEDY = "data.path must name a complete file in COCO's format, with images and annotations"
@@ -334,15 +335,8 @@ def _location(file: str, folder: pathlib.Path) -> str:
 
 def _read_image(path: str, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
     """Bytes of the file, and height and width in px: as stated, else from the image.  Raises InvalidExample."""
-    data = _read_bytes(path, 'unreadable image')
+    data = read_bytes(path, 'unreadable image')
     return data, upright_size(data) if size is None else size
-
-
-def _read_bytes(path: str, cause: str) -> bytes:
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidExample(cause, os_errors.reason(error)) from error
 
 
 def _size_warnings(size: tuple[int, int] | None) -> Causes:
@@ -353,7 +347,7 @@ def _size_warnings(size: tuple[int, int] | None) -> Causes:
 
 def _read_segments(path: str, size: tuple[int, int]) -> np.ndarray:
     """Segment of each pixel, int32 [H, W], 0 for none.  Raises InvalidExample."""
-    data = _read_bytes(path, 'unreadable PNG')
+    data = read_bytes(path, 'unreadable PNG')
     try:
         png_size = image_size(data)
         if png_size != size:

@@ -32,9 +32,9 @@ from samjax.data.formats.json_content import evenly
 from samjax.data.formats.label_image import read_mask
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.errors import InvalidExample, SamjaxError
-from samjax.images.file import MAX_PIXELS, open_file
+from samjax.images.file import MAX_PIXELS, open_file, read_bytes
 from samjax.images.open import FORMATS, JPEG_SUFFIXES, SUFFIXES, image_size
-from samjax.storage import digest, os_errors
+from samjax.storage import digest
 from samjax.storage.walk import has_suffix, ignore_error, list_files
 
 TABLES = ('metadata.csv', 'metadata.jsonl')
@@ -81,10 +81,7 @@ class ImageWithMasks(NamedTuple):
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
-        try:
-            image = Path(self.folder, self.location).read_bytes()
-        except OSError as error:
-            raise InvalidExample('unreadable image', os_errors.reason(error)) from error
+        image = read_bytes(Path(self.folder, self.location), 'unreadable image')
         if not self.masks:
             return AnnotatedImage(image, image_size(image), [])
         size, masks, skipped_masks, warnings, read_as = None, [], Causes(), Causes(), Counter()

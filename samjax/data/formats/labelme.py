@@ -25,11 +25,10 @@ from samjax.data.formats.json_content import evenly, labelme_content
 from samjax.data.formats.read_options import DEFAULT, ReadOptions
 from samjax.data.formats.tar import whole_file
 from samjax.errors import InvalidExample, one_line, printable
-from samjax.images.encoded_image import SYMMETRY
-from samjax.images.file import open_file
-from samjax.images.open import FORMATS, ORIENTATION, SUFFIXES, image_size
+from samjax.images.file import open_file, read_bytes
+from samjax.images.open import SUFFIXES, upright_size
 from samjax.masks import rle
-from samjax.storage import digest, os_errors
+from samjax.storage import digest
 from samjax.storage.walk import has_suffix, ignore_error, list_files
 
 JSON = ('.json',)
@@ -85,11 +84,11 @@ class LabelmeImage(NamedTuple):
 
     def load(self) -> AnnotatedImage:
         """Raises InvalidExample."""
-        image = _read(self.image, 'unreadable image') if self.image else None
+        image = read_bytes(self.image, 'unreadable image') if self.image else None
         if self.json is None:
-            return AnnotatedImage(image, _upright_size(image), [])
+            return AnnotatedImage(image, upright_size(image), [])
         try:
-            content = json.loads(_read(self.json, 'invalid JSON'))
+            content = json.loads(read_bytes(self.json, 'invalid JSON'))
         except (ValueError, RecursionError) as error:
             raise InvalidExample('invalid JSON', one_line(error)) from error
         if not isinstance(content, Mapping) or not isinstance(content.get('shapes'), list):
@@ -97,7 +96,7 @@ class LabelmeImage(NamedTuple):
         if image is None:
             image = _embedded_image(content)
         size = coco_json.image_size({'height': content.get('imageHeight'), 'width': content.get('imageWidth')})
-        size = size or _upright_size(image)
+        size = size or upright_size(image)
         masks, skipped = _masks(content['shapes'], *size)
         return AnnotatedImage(image, size, masks, skipped)
 
@@ -140,13 +139,6 @@ def _image_file(content: Mapping, file: str) -> str | None:
     return next((os.path.normpath(candidate) for candidate in candidates if os.path.isfile(candidate)), None)
 
 
-def _read(file: str, cause: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise InvalidExample(cause, os_errors.reason(error)) from error
-
-
 def _embedded_image(content: Mapping) -> bytes:
     data = content.get('imageData')
     if not isinstance(data, str) or not data:
@@ -161,14 +153,6 @@ def _from_base64(text: str, cause: str, key: str) -> bytes:
         return base64.b64decode(text.split(',', 1)[-1] if text.startswith('data:') else text, validate=True)
     except ValueError as error:
         raise InvalidExample(cause, f'{key} is no base64: {error}') from error
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    """Height and width in px of an image rotated as EXIF says, as labelme shows it.  Raises InvalidExample."""
-    height, width = image_size(data)
-    with open_file(io.BytesIO(data), FORMATS, max_pixels=2**62) as image:
-        orientation = image.getexif().get(ORIENTATION)
-    return (width, height) if SYMMETRY.get(orientation, 0) & 4 else (height, width)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------
