@@ -104,6 +104,18 @@ def test_readers_agree_about_jpeg(orientation, tmp_path):
         np.testing.assert_array_equal(pixels_HW3, first_HW3)
 
 
+@pytest.mark.parametrize('orientation', STORED)
+def test_image_without_a_stated_size_is_upright_for_training_and_evaluation(orientation, tmp_path):
+    folder = data_set(tmp_path / 'set', rotated(orientation, 'PNG'), '.png')
+    content = json.loads((folder / 'i.json').read_text())
+    del content['images'][0]['height'], content['images'][0]['width']
+    (folder / 'i.json').write_text(json.dumps(content))
+    for reader in (training, instances):
+        np.testing.assert_array_equal(reader(folder, '.png', ImageOptions()), SCENE_HW3)
+    [annotation] = read_ground_truth(str(folder / 'i.json')).objects
+    assert annotation['segmentation']['size'] == [24, 40]
+
+
 REFUSED = {
     'RGB of 16 bits': (png_of_16_bits(DEEP_HW3), '.png', 'not 8 bits'),
     'grey of 16 bits': (png_of_16_bits(DEEP_HW3[..., 0]), '.png', 'not 8 bits'),

@@ -13,6 +13,7 @@ from samjax.distributed.map import choose_subset
 from samjax.errors import InvalidExample, SamjaxError
 from samjax.evaluation.eval_model import EvalModel
 from samjax.evaluation.metrics.average_precision import GroundTruth
+from samjax.images.file import read_bytes
 from samjax.images.open import ImageOptions, open_image, orientation_for, upright_rgb
 
 
@@ -60,11 +61,11 @@ class CocoImages:
         """
         item = self._items[index]
         try:
-            opened = open_image(Path(item.path).read_bytes(), self._options)
-            orientation = orientation_for(item.size or opened.image.size[::-1], opened)
-        except (InvalidExample, OSError) as error:
-            reason = f'{error.cause}: {error.detail}' if isinstance(error, InvalidExample) else error.strerror
+            opened = open_image(read_bytes(item.path, 'unreadable image'), self._options)
+            orientation = orientation_for(item.size, opened) if item.size else opened.orientation
+        except InvalidExample as error:
             raise SamjaxError(
-                f'{item.path} cannot be used ({reason}): give the images that belong to {self.data["path"]}'
+                f'{item.path} cannot be used ({error.cause}: {error.detail}): give the images that belong to '
+                f'{self.data["path"]}'
             ) from None
         return upright_rgb(opened.image, orientation)
