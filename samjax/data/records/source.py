@@ -31,7 +31,7 @@ def open_records(
     path: anything that `samjax.data.formats.detect` reads (a file added, changed or removed there means a new
     preparation), or a folder that `samjax data prepare` wrote.  cache: folder; `~` is expanded.
     max_invalid_fraction: see `prepare`; options: how a data set that is not prepared is read.
-    Warns in one line if images were left out; the report beside the records names them.
+    Warns, a line each, of what was left out, not used or looks wrong; the report beside the records names the images.
 
     Raises:
         SamjaxError: there is nothing at the path, it holds no usable image, or too many are invalid.
